@@ -1,0 +1,43 @@
+# make reproduce   the whole investigation, headless, into runs/
+# make test        the tests
+# make lab         the notebooks in JupyterLab
+# make lock        new pins in requirements.lock
+#
+# Each sets itself up: .venv with the pins of requirements.lock.  ARGS is passed on, for example
+#   make reproduce ARGS="--profile full -p storage_dir=/mnt/nvme"
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: reproduce test lab lock clean
+
+reproduce: $(INSTALLED)
+	$(VENV)/bin/hicache-nixl reproduce $(ARGS)
+
+test: $(INSTALLED)
+	$(VENV)/bin/pytest $(ARGS)
+
+lab: $(INSTALLED)
+	$(VENV)/bin/jupyter lab $(ARGS) notebooks
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else \
+	  "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# torch stays pinned by hand: a range would bring the newest build for CUDA, several GB of it.
+TORCH := torch==2.13.0
+lock:
+	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(PYTHON) -m venv "$$dir/venv"; \
+	"$$dir/venv/bin/pip" install --quiet --disable-pip-version-check "$(TORCH)" ".[lab,dev]"; \
+	{ echo "# Made by 'make lock' on Python 3.11, Linux x86_64.  The pins of .venv, environment.yml and CI."; \
+	  "$$dir/venv/bin/pip" freeze --exclude hicache-nixl | sed 's/+cpu$$//'; } > "$$dir/lock"; \
+	mv "$$dir/lock" requirements.lock
+
+clean:
+	rm -rf $(VENV) runs

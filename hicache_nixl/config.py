@@ -1,0 +1,194 @@
+"""What the server hands over: the storage configuration and the NIXL part of its ``extra_config``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
+
+from .errors import ConfigError
+
+FILE_PLUGINS = ("3FS", "POSIX", "GDS_MT", "GDS")  # in the order of auto mode
+OBJ_PLUGINS = ("OBJ",)
+LIFETIMES = ("leaky", "try_finally")
+DEFAULT_LIFETIME = "try_finally"
+
+PLUGIN_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_PLUGIN"
+STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
+
+# The POSIX plugin's three I/O queues, by the name people use and by NIXL's flag for it.
+QUEUES = {"libaio": "use_aio", "io_uring": "use_uring", "posix_aio": "use_posix_aio"}
+
+# What the server puts into the flat form for itself, above all when it loads a backend dynamically.
+_NOT_FOR_NIXL = frozenset({"lifetime", "backend_name", "module_path", "class_name", "interface_v1", "active"})
+
+Checked = TypeVar("Checked")
+
+
+@dataclass(frozen=True)
+class HiCacheStorageConfig:
+    """SGLang's ``HiCacheStorageConfig``, field for field.
+
+    The connector takes any object with these attributes, so a server passes its own.  ``extra_config`` is
+    what stands behind ``--hicache-storage-backend-extra-config``.
+    """
+
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    attn_cp_rank: int
+    attn_cp_size: int
+    is_mla_model: bool
+    enable_storage_metrics: bool
+    is_page_first_layout: bool
+    model_name: str | None
+    tp_lcm_size: int | None = None
+    should_split_heads: bool = False
+    extra_config: dict[str, Any] | None = None
+
+    @classmethod
+    def checked(cls, config: Any) -> HiCacheStorageConfig:
+        """Read a configuration object of our own or of SGLang's.
+
+        Raises
+        ------
+        ConfigError
+            Naming the field that is missing or of a wrong type.
+        """
+        given = {name: getattr(config, name) for name in cls.__annotations__ if hasattr(config, name)}
+        return _checked(TypeAdapter(cls), given, "storage_config")
+
+
+class PosixParams(BaseModel):
+    """What NIXL's POSIX plugin takes (``get_plugin_params("POSIX")``, NIXL 1.5.1), and ``queue``.
+
+    ``queue`` is ours: one name instead of three flags that exclude each other.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    queue: Literal["libaio", "io_uring", "posix_aio"] | None = None
+    use_aio: bool = False
+    use_uring: bool = False
+    use_posix_aio: bool = False
+    kernel_queue_size: PositiveInt | None = None
+    ios_pool_size: PositiveInt | None = None
+
+    def init_params(self) -> dict[str, str]:
+        """Return the strings that NIXL takes; what was left at its default is left out."""
+        flags = {flag for flag in QUEUES.values() if getattr(self, flag)}
+        if self.queue:
+            flags.add(QUEUES[self.queue])
+        if len(flags) > 1:
+            raise ConfigError(
+                f"posix: {', '.join(sorted(flags))} exclude each other; "
+                f"choose one queue of {', '.join(QUEUES)}"
+            )
+        params = dict.fromkeys(flags, "true")
+        for name in ("kernel_queue_size", "ios_pool_size"):
+            if (value := getattr(self, name)) is not None:
+                params[name] = str(value)
+        return params
+
+
+class NixlBackendConfig:
+    """The two forms of ``extra_config`` that SGLang's backend reads.
+
+    Full form: ``{"plugin": {"posix": {"active": True, ...}, ...}}``; the first active plugin wins.
+    Flat form: ``{"use_uring": "true"}``; the parameters are those of the plugin that
+    ``SGLANG_HICACHE_NIXL_BACKEND_PLUGIN`` names, else of the one that auto mode finds.
+    Either may hold ``"lifetime"``, which is ours.
+
+    Attributes
+    ----------
+    lifetime : str
+        Who owns descriptors and registrations; one of ``LIFETIMES``.
+    plugin : str
+        A name out of ``FILE_PLUGINS`` or ``OBJ_PLUGINS``, or ``"auto"``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key and the values that it takes.
+
+    Examples
+    --------
+    >>> config = NixlBackendConfig({"plugin": {"posix": {"active": True, "queue": "io_uring"}}})
+    >>> config.plugin, config.init_params("POSIX")
+    ('POSIX', {'use_uring': 'true'})
+    """
+
+    def __init__(self, extra_config: Mapping[str, Any] | None = None):
+        if extra_config is not None and not isinstance(extra_config, Mapping):
+            raise ConfigError(f"extra_config is a {type(extra_config).__name__}; it takes a dict")
+        self._extra = dict(extra_config or {})
+        self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), LIFETIMES)
+        self.plugin = self._active_plugin() if "plugin" in self._extra else self._named_plugin()
+        if self.plugin != "auto":
+            self.init_params(self.plugin)  # a wrong parameter is an error now, not at the first page
+
+    def _active_plugin(self) -> str:
+        sections = self._extra["plugin"]
+        if not isinstance(sections, Mapping) or not all(
+            isinstance(section, Mapping) for section in sections.values()
+        ):
+            raise ConfigError("plugin: takes a dict of plugins, each a dict of its parameters")
+        active = TypeAdapter(bool)
+        for name, section in sections.items():
+            if _checked(active, section.get("active", False), f"plugin.{name}.active"):
+                return _one_of("plugin", name.upper(), FILE_PLUGINS + OBJ_PLUGINS)
+        raise ConfigError(
+            f"plugin: none of {', '.join(sections) or '(nothing)'} is active; set active = true in one"
+        )
+
+    @staticmethod
+    def _named_plugin() -> str:
+        name = os.environ.get(PLUGIN_VARIABLE) or "auto"
+        if name.lower() == "auto":
+            return "auto"
+        return _one_of(PLUGIN_VARIABLE, name.upper(), ("auto", *FILE_PLUGINS, *OBJ_PLUGINS))
+
+    def init_params(self, plugin: str) -> dict[str, str]:
+        """Return the parameters for one plugin, as the strings that NIXL takes."""
+        if "plugin" in self._extra:
+            sections = {name.upper(): section for name, section in self._extra["plugin"].items()}
+            given = sections.get(plugin, {})
+        else:
+            given = self._extra
+        given = {key: value for key, value in given.items() if key not in _NOT_FOR_NIXL}
+        if plugin == "POSIX":
+            return _checked(TypeAdapter(PosixParams), given, "posix").init_params()
+        for key, value in given.items():
+            if not isinstance(value, str | int | float | bool):
+                raise ConfigError(
+                    f"{plugin.lower()}.{key}: {value!r} is a {type(value).__name__}; "
+                    "it takes a string, a number or a boolean"
+                )
+        return {
+            key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()
+        }
+
+
+def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigError(f"{key}: {value!r} is unknown; it takes one of {', '.join(allowed)}")
+    return str(value)
+
+
+def _checked(adapter: TypeAdapter[Checked], value: Any, where: str) -> Checked:
+    """Validate with pydantic, and say what is wrong in one line."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            path = ".".join([where, *(str(part) for part in problem["loc"])])
+            problems.append(f"{path}: {problem['msg']} (got {problem['input']!r})")
+        known = ""
+        if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
+            known = f"; {where} takes {', '.join(PosixParams.model_fields)}"
+        raise ConfigError("; ".join(problems) + known) from None

@@ -1,0 +1,391 @@
+"""HiCacheNixl: the connector that SGLang's cache controller calls."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from . import lifetimes
+from .config import OBJ_PLUGINS, STORAGE_DIR_VARIABLE, HiCacheStorageConfig, NixlBackendConfig
+from .errors import (
+    ClosedError,
+    ConfigError,
+    HiCacheNixlError,
+    PageIndexError,
+    TransferError,
+)
+from .files import NAME_MAX, NixlFileManager, check_key
+from .host_pool import ZERO_COPY_LAYOUTS
+from .plugins import make_backend
+from .registration import Buffer, NixlRegistration, buffer_sizes
+from .storage import HiCacheStorage
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+DEFAULT_STORAGE_DIR = "/tmp/hicache_storage"
+KEY_BYTES = 64  # SGLang's keys: SHA-256 in hexadecimal
+
+
+class HiCacheNixl(HiCacheStorage):
+    """Stores KV pages through NIXL, one file or object per piece of a page.
+
+    Names are SGLang's: ``<key>_<model>_<tp_rank>_<tp_size>`` (MLA, which is the same on every rank:
+    ``<key>_<model>``), with ``_k`` and ``_v`` for the two pieces of a zero-copy page (MLA: ``_k``).
+    A transfer that fails answers False and logs one line; nothing raises but the constructor.
+
+    Parameters
+    ----------
+    storage_config : HiCacheStorageConfig
+        Ours or SGLang's.  ``extra_config`` chooses plugin and lifetime, see ``NixlBackendConfig``.
+    file_path : str
+        Storage folder; ``SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR`` goes before it.  SGLang's dynamic loader
+        passes a dict of its own here, which stands for the default.
+
+    Raises
+    ------
+    ConfigError, PluginError, NixlMissingError
+        When the configuration cannot work; the message names the key and the values that it takes.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> config = HiCacheStorageConfig(0, 1, 0, 1, 0, 1, False, False, True, "my/model")
+    >>> with tempfile.TemporaryDirectory() as folder, HiCacheNixl(config, folder) as store:
+    ...     store.set("page", torch.arange(4)), store.get("page", torch.zeros(4, dtype=torch.int64))
+    (True, tensor([0, 1, 2, 3]))
+    """
+
+    def __init__(self, storage_config: Any, file_path: Any = DEFAULT_STORAGE_DIR):
+        config = HiCacheStorageConfig.checked(storage_config)
+        backend_config = NixlBackendConfig(config.extra_config)
+        self.is_mla_model = config.is_mla_model
+        self.is_zero_copy = False
+        self.config_suffix = _config_suffix(config)
+        backend = make_backend(backend_config)
+        self.file_manager: NixlFileManager | None = None
+        if backend.plugin not in OBJ_PLUGINS:
+            folder = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
+            self.file_manager = NixlFileManager(os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(folder))
+        self.registration = NixlRegistration(backend)
+        self.lifetime = lifetimes.BY_NAME[backend_config.lifetime](self.registration, self.file_manager)
+        logger.info("HiCacheNixl: plugin %s, lifetime %s", backend.plugin, backend_config.lifetime)
+
+    # -- the batch calls of the cache controller -------------------------------------------------------
+
+    def register_mem_pool_host(self, mem_pool_host: Any) -> None:
+        """Take the host pool; its layout decides between zero-copy and contiguous copies."""
+        super().register_mem_pool_host(mem_pool_host)
+        self.is_zero_copy = mem_pool_host.layout in ZERO_COPY_LAYOUTS
+
+    def batch_set_v1(
+        self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
+    ) -> list[bool]:
+        """Store pages of the host pool.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            One per page.
+        host_indices : torch.Tensor
+            int64 token indices into the host pool, ``page_size`` per key.
+
+        Returns
+        -------
+        list of bool
+            One per page.  As in SGLang a page that fails fails the batch.
+        """
+        return self._guarded("batch_set_v1", keys, [False] * len(keys), self._set_pages, keys, host_indices)
+
+    def batch_get_v1(
+        self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
+    ) -> list[bool]:
+        """Load pages into the host pool; parameters and answer as in ``batch_set_v1``."""
+        return self._guarded("batch_get_v1", keys, [False] * len(keys), self._get_pages, keys, host_indices)
+
+    def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
+        """Return the number of leading pages of which every piece is present."""
+        return self._guarded("batch_exists", keys, 0, self._count_leading, keys)
+
+    def exists(self, key: str) -> bool:
+        """Tell whether every piece of a page is present."""
+        return self.batch_exists([key]) > 0
+
+    # -- tensors and (address, size) -------------------------------------------------------------------
+
+    def get(self, key: str, target_location: Any = None, target_sizes: int | None = None) -> Any:
+        """Load one value into a tensor and return it, or into an address and return None."""
+        sizes = None if target_sizes is None else [target_sizes]
+        result = self.batch_get([key], None if target_location is None else [target_location], sizes)
+        return result[0]
+
+    def batch_get(
+        self,
+        keys: Sequence[str],
+        target_locations: Sequence[Any] | None = None,
+        target_sizes: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Load values into tensors, or into addresses of the given sizes.
+
+        Returns
+        -------
+        list
+            The tensors, or all None when one could not be loaded.  SGLang's contract answers None for
+            addresses in either case.
+        """
+        nothing = [None] * len(keys)
+        return self._guarded(
+            "batch_get", keys, nothing, self._get_values, keys, target_locations, target_sizes
+        )
+
+    def set(
+        self,
+        key: str,
+        value: torch.Tensor | None = None,
+        target_location: int | None = None,
+        target_sizes: int | None = None,
+    ) -> bool:
+        """Store one tensor, or the bytes at an address."""
+        if target_location is not None and target_sizes is not None:
+            return self.batch_set([key], None, [target_location], [target_sizes])
+        return self.batch_set([key], None if value is None else [value])
+
+    def batch_set(
+        self,
+        keys: Sequence[str],
+        values: Sequence[torch.Tensor] | None = None,
+        target_locations: Sequence[int] | None = None,
+        target_sizes: Sequence[int] | None = None,
+    ) -> bool:
+        """Store tensors, or the bytes at addresses; True when all were stored."""
+        return self._guarded(
+            "batch_set", keys, False, self._set_values, keys, values, target_locations, target_sizes
+        )
+
+    # -- registration ----------------------------------------------------------------------------------
+
+    def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
+        """Register host memory with NIXL; its registration, or None."""
+        return self._guarded(
+            "register_buffers", buffers, None, lambda: self.registration.register_buffers(buffers)
+        )
+
+    def register_files(self, file_paths: Sequence[str]) -> Any:
+        """Open files and register them with NIXL; their registration, or None."""
+        return self._guarded(
+            "register_files", file_paths, None, lambda: self.lifetime.register_files(file_paths)
+        )
+
+    def register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None = None) -> Any:
+        """Register objects with NIXL; their registration, or None."""
+        return self._guarded("register_objects", keys, None, self._register_objects, keys, sizes)
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Remove the pages of this model and rank; other files of the folder stay."""
+        self._guarded("clear", (), None, self._clear)
+
+    def close(self) -> None:
+        """Release the agent and what the lifetime owns.  May be called twice; later calls answer False."""
+        self.lifetime.close()
+        self.registration.close()
+
+    def __enter__(self) -> HiCacheNixl:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- the one place where bytes move ----------------------------------------------------------------
+
+    def _execute_transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> bool:
+        """Move bytes between buffers and files (paths) or objects (keys).
+
+        Parameters
+        ----------
+        direction : str
+            ``"WRITE"`` to storage, ``"READ"`` from it.
+        """
+        return self._guarded(direction, keys, False, self._transfer, buffers, keys, direction)
+
+    def _transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> bool:
+        if len(buffers) != len(keys):
+            raise PageIndexError(f"{len(buffers)} buffers for {len(keys)} files or objects")
+        try:
+            self.lifetime._execute_transfer(buffers, keys, direction)
+        except TransferError as error:
+            if self.file_manager is None:
+                raise
+            writing = direction == "WRITE"
+            fault = self.file_manager.first_fault(keys, buffer_sizes(buffers), writing)
+            if writing:  # some of it may be on disk, so none of it is a page any more
+                self.file_manager.discard(keys)
+            raise fault or error from error
+        return True
+
+    def _guarded(
+        self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
+    ) -> Answer:
+        """Run an action; on an error log one line and answer ``failure``.
+
+        This is the connector's edge: inside errors are raised, outside SGLang's threads must go on.
+        """
+        try:
+            if self.registration.agent is None:
+                raise ClosedError("the connector is closed")
+            return action(*args)
+        except HiCacheNixlError as error:
+            logger.error("%s of %d, first %s: %s", operation, len(keys), _first(keys), error)
+        except Exception:
+            logger.exception("%s of %d, first %s: unexpected error", operation, len(keys), _first(keys))
+        return failure
+
+    # -- pages -----------------------------------------------------------------------------------------
+
+    def _set_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
+        starts = self._page_starts(keys, host_indices)
+        names = self._page_names(keys)
+        if self.is_zero_copy:
+            buffers = list(zip(*self.mem_pool_host.get_page_buffer_meta(host_indices), strict=True))
+        else:
+            pages = (self.mem_pool_host.get_data_page(start, flat=False) for start in starts)
+            buffers = [page.contiguous() for page in pages]
+        return [self._store(buffers, names)] * len(keys)
+
+    def _get_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
+        starts = self._page_starts(keys, host_indices)
+        names = self._page_names(keys)
+        if self.is_zero_copy:
+            buffers = list(zip(*self.mem_pool_host.get_page_buffer_meta(host_indices), strict=True))
+        else:
+            buffers = [self.mem_pool_host.get_dummy_flat_data_page() for _ in keys]
+        loaded = self._execute_transfer(buffers, self._locations(names), "READ")
+        if loaded and not self.is_zero_copy:
+            for start, page in zip(starts, buffers, strict=True):
+                self.mem_pool_host.set_from_flat_data_page(start, page)
+        return [loaded] * len(keys)
+
+    def _page_starts(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[int]:
+        """Return the first token index of each page, after a check that keys and indices fit the pool."""
+        pool = self.mem_pool_host
+        if pool is None:
+            raise PageIndexError("no host pool: call register_mem_pool_host first")
+        if not keys or len(host_indices) != len(keys) * pool.page_size:
+            raise PageIndexError(
+                f"{len(keys)} keys and {len(host_indices)} host indices do not fit: "
+                f"a page has {pool.page_size} tokens"
+            )
+        starts = host_indices[:: pool.page_size].tolist()
+        if min(starts) < 0 or max(starts) + pool.page_size > pool.size:
+            raise PageIndexError(
+                f"{len(keys)} keys, {len(host_indices)} host indices: token indices {min(starts)} to "
+                f"{max(starts) + pool.page_size - 1} leave the pool of {pool.size} tokens"
+            )
+        if any(start % pool.page_size for start in starts):
+            raise PageIndexError(f"a page of {pool.page_size} tokens starts at a token index inside a page")
+        return starts
+
+    def _count_leading(self, keys: Sequence[str]) -> int:
+        names = self._page_names(keys)
+        found = [answer is not None for answer in self.registration.query(self._locations(names))]
+        missing = found.index(False) if False in found else len(found)
+        return missing * len(keys) // len(names) if names else 0
+
+    def _page_names(self, keys: Sequence[str]) -> list[str]:
+        """Return the names of the pieces of pages, page by page."""
+        if not self.is_zero_copy:
+            endings = ("",)
+        else:
+            endings = ("_k",) if self.is_mla_model else ("_k", "_v")
+        return self._names(keys, endings)
+
+    # -- values ----------------------------------------------------------------------------------------
+
+    def _get_values(
+        self, keys: Sequence[str], targets: Sequence[Any] | None, sizes: Sequence[int] | None
+    ) -> list[Any]:
+        if not keys:
+            return []
+        if not targets:
+            return [None] * len(keys)  # SGLang's older callers ask without a target
+        if len(targets) != len(keys) or (sizes and len(sizes) != len(keys)):
+            raise PageIndexError(f"{len(keys)} keys, {len(targets)} targets, {len(sizes or targets)} sizes")
+        buffers = list(zip(targets, sizes, strict=True)) if sizes else list(targets)
+        loaded = self._execute_transfer(buffers, self._locations(self._names(keys)), "READ")
+        return list(targets) if loaded and not sizes else [None] * len(keys)
+
+    def _set_values(
+        self,
+        keys: Sequence[str],
+        values: Sequence[torch.Tensor] | None,
+        addresses: Sequence[int] | None,
+        sizes: Sequence[int] | None,
+    ) -> bool:
+        if not values and addresses and sizes and len(addresses) == len(sizes):
+            values = list(zip(addresses, sizes, strict=True))
+        if not keys or not values or len(values) != len(keys):
+            raise PageIndexError(f"{len(keys)} keys for {len(values or ())} values")
+        return self._store(values, self._names(keys))
+
+    def _store(self, buffers: Sequence[Buffer], names: Sequence[str]) -> bool:
+        """Write buffers to new or existing files; on failure the new ones are removed again."""
+        locations = self._locations(names)
+        if self.file_manager is None:
+            return self._execute_transfer(buffers, locations, "WRITE")
+        created: list[str] = []
+        stored = False
+        try:
+            for path in locations:
+                if self.file_manager.create_file(path):
+                    created.append(path)
+            stored = self._execute_transfer(buffers, locations, "WRITE")
+        finally:
+            if not stored:
+                self.file_manager.discard(created)
+        return stored
+
+    # -- names -----------------------------------------------------------------------------------------
+
+    def _names(self, keys: Sequence[str], endings: tuple[str, ...] = ("",)) -> list[str]:
+        longest = len(os.fsencode(self.config_suffix)) + max(map(len, endings))
+        for key in keys:
+            check_key(key, longest)
+        return [f"{key}{self.config_suffix}{ending}" for key in keys for ending in endings]
+
+    def _locations(self, names: Sequence[str]) -> list[str]:
+        """Turn names into what NIXL addresses: paths of files, keys of objects."""
+        if self.file_manager is None:
+            return list(names)
+        return [self.file_manager.get_file_path(name) for name in names]
+
+    def _register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None) -> Any:
+        tuples = self.registration.objects_to_nixl_tuples(keys, sizes or [0] * len(keys))
+        return self.registration.register(tuples, "OBJ")
+
+    def _clear(self) -> None:
+        if self.file_manager is None:
+            raise ConfigError("clear removes files; empty a bucket with the tools of its store")
+        self.file_manager.clear(tuple(self.config_suffix + ending for ending in ("", "_k", "_v")))
+
+
+def _config_suffix(config: HiCacheStorageConfig) -> str:
+    model = (config.model_name or "").replace("/", "-")
+    suffix = f"_{model}" if config.is_mla_model else f"_{model}_{config.tp_rank}_{config.tp_size}"
+    longest = KEY_BYTES + len(os.fsencode(suffix + "_k"))
+    if "\0" in suffix or longest > NAME_MAX:
+        raise ConfigError(
+            f"model_name {model[:40]!r} cannot be part of a file name: it holds a NUL, or with a key of "
+            f"{KEY_BYTES} bytes the name has {longest} of at most {NAME_MAX} bytes"
+        )
+    return suffix
+
+
+def _first(keys: Sequence[Any]) -> str:
+    first = keys[0] if len(keys) else "(none)"
+    return repr(first) if isinstance(first, str) else type(first).__name__

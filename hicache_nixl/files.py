@@ -1,0 +1,165 @@
+"""Keys to paths; opening, closing and removing page files."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterable, Sequence
+
+from .errors import ConfigError, FileError, KeyRefusedError
+
+logger = logging.getLogger(__name__)
+
+NAME_MAX = 255  # bytes; the limit of ext4, xfs, tmpfs, ... and of an object's name in this project
+
+
+def check_key(key: str, longest_suffix: int) -> None:
+    """Refuse a key that is not a plain file name, before any file is touched.
+
+    Parameters
+    ----------
+    key : str
+        SGLang's keys are 64 hexadecimal digits; any plain name is taken.
+    longest_suffix : int
+        Bytes that the connector appends to it.
+    """
+    if not key or "/" in key or ".." in key or "\0" in key:
+        raise KeyRefusedError(f"key {key!r} is refused: it is empty or holds '/', '..' or a NUL")
+    if len(os.fsencode(key)) + longest_suffix > NAME_MAX:
+        raise KeyRefusedError(
+            f"key {key[:40]!r}... is refused: with its suffix it is longer than {NAME_MAX} bytes"
+        )
+
+
+class NixlFileManager:
+    """The page files below one folder.
+
+    Whoever calls ``open_file`` owns the descriptor: this class closes only what it is told to close.  Which
+    owner closes it, and when, is what the modules of ``hicache_nixl.lifetimes`` differ in.
+
+    Parameters
+    ----------
+    base_dir : str
+        Made when missing.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be a storage folder: a file, read-only, not writable.
+    """
+
+    def __init__(self, base_dir: str):
+        self.base_dir = os.path.abspath(base_dir)
+        try:
+            os.makedirs(self.base_dir, exist_ok=True)
+            with os.scandir(self.base_dir):
+                pass
+            self._check_writable()
+        except OSError as error:
+            raise ConfigError(f"storage folder {self.base_dir}: {error}") from error
+
+    def _check_writable(self) -> None:
+        probe = os.path.join(self.base_dir, f".hicache-nixl-{os.getpid()}")
+        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
+        os.unlink(probe)
+
+    def get_file_path(self, key: str) -> str:
+        """Return the path of a page file."""
+        return os.path.join(self.base_dir, key)
+
+    def create_file(self, path: str) -> bool:
+        """Make an empty page file; True when it was not there before."""
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise FileError.of(error, path) from error
+
+    def open_file(self, path: str) -> int:
+        """Open a page file for reading and writing and hand over its descriptor."""
+        try:
+            return os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise FileError.of(error, path) from error
+
+    def close_file(self, fd: int) -> bool:
+        """Close a descriptor; a failure is logged and does not keep the next one from being closed."""
+        try:
+            os.close(fd)
+            return True
+        except OSError as error:
+            logger.error("cannot close descriptor %d: %s", fd, error)
+            return False
+
+    def files_to_nixl_tuples(self, paths: Sequence[str]) -> list[tuple[int, int, int, str]]:
+        """Open every file; one ``(offset, length, fd, path)`` each, as NIXL registers a FILE.
+
+        When one cannot be opened, those opened before it are closed again and ``FileError`` is raised.
+        After that the descriptors are the caller's.
+        """
+        tuples: list[tuple[int, int, int, str]] = []
+        try:
+            for path in paths:
+                tuples.append((0, 0, self.open_file(path), path))
+        except FileError:
+            for _, _, fd, _ in tuples:
+                self.close_file(fd)
+            raise
+        return tuples
+
+    def discard(self, paths: Iterable[str]) -> None:
+        """Remove page files that must not be read again; one that is gone already is fine."""
+        for path in paths:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                logger.error("cannot remove %s: %s", path, error)
+
+    def clear(self, suffixes: tuple[str, ...]) -> int:
+        """Remove the page files whose names end in one of ``suffixes``; return how many."""
+        try:
+            with os.scandir(self.base_dir) as entries:
+                own = [
+                    entry.path
+                    for entry in entries
+                    if entry.name.endswith(suffixes) and entry.is_file(follow_symlinks=False)
+                ]
+        except OSError as error:
+            raise FileError.of(error, self.base_dir) from error
+        self.discard(own)
+        return len(own)
+
+    def first_fault(self, paths: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
+        """Find out which file made a transfer fail, since NIXL says only that one did.
+
+        Parameters
+        ----------
+        paths, sizes
+            The files of the transfer and the bytes that each should hold.
+        writing : bool
+            For a write a short file means that the file system was full, or EIO.
+        """
+        for path, size in zip(paths, sizes, strict=True):
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                return FileError.of(error, path)
+            if not stat.S_ISREG(status.st_mode):
+                return FileError(errno.EINVAL, "not a regular file", path)
+            if status.st_size < size:
+                reason = f"holds {status.st_size} of {size} bytes"
+                if writing and self._free_bytes() < size:
+                    return FileError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {reason}", path)
+                return FileError(errno.EIO, reason, path)
+        return None
+
+    def _free_bytes(self) -> int:
+        space = os.statvfs(self.base_dir)
+        return space.f_bavail * space.f_frsize

@@ -1,0 +1,266 @@
+"""Running a schedule against one connector in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+from tqdm import tqdm
+
+from ..config import STORAGE_DIR_VARIABLE, ConfigError
+from ..errors import HiCacheNixlError
+from .fds import ProcessGoneError, count_fds, count_storage_fds, fd_table
+from .schedule import Schedule
+from .setup import Setup
+
+COLUMNS = [
+    "call",
+    "operation",
+    "keys",
+    "files",
+    "bytes",
+    "seconds",
+    "open_fds",
+    "storage_fds",
+    "registrations",
+    "rss_bytes",
+    "pages_ok",
+    "errno",
+]
+LAST_LINES = 12
+
+
+class WorkerError(HiCacheNixlError, RuntimeError):
+    """The worker process died, hung or refused; the message ends with its last lines of output."""
+
+
+class Worker:
+    """A process with one connector, measured from outside.
+
+    It owns its process and its storage folder: both end in ``close()``, whatever happened.  Should this
+    process be killed, the worker notices and removes the folder itself.
+
+    Parameters
+    ----------
+    setup : Setup
+    storage_dir : path, optional
+        An existing folder on the disk to measure; a folder of the worker's own is made in it.  The folder
+        for temporary files when left out.
+    baseline_fds, nofile_limit : int, optional
+        As in ``replay``.
+    timeout : float
+        Seconds for everything that is asked of it.
+
+    Raises
+    ------
+    ConfigError, WorkerError
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        storage_dir: str | os.PathLike[str] | None = None,
+        baseline_fds: int | None = None,
+        nofile_limit: int | None = None,
+        timeout: float = 600,
+    ):
+        self._deadline = time.monotonic() + timeout
+        self._timeout = timeout
+        self._output = tempfile.TemporaryFile()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = _own_folder(storage_dir)
+        try:
+            self._start()
+            self.request("open", setup=setup.as_message())
+            if baseline_fds is not None or nofile_limit is not None:
+                self.request("limits", baseline_fds=baseline_fds, nofile_limit=nofile_limit)
+        except BaseException:
+            self.close(kill=True)
+            raise
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        self._connection = ours
+        environment = {
+            name: value for name, value in os.environ.items() if name != STORAGE_DIR_VARIABLE
+        }  # a server's folder must never be the one that a replay clears
+        environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hicache_nixl.lab.worker", str(theirs.fileno()), str(self._folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process only, which then ends the worker
+            )
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
+    def open(self, setup: Setup) -> None:
+        """Go on with another connector; the one before is closed and its pages are removed."""
+        self.request("open", setup=setup.as_message())
+
+    def call(self, operation: str, keys: int) -> dict[str, Any]:
+        """Make one batch call; its row of a replay, with ``log`` and ``raised`` besides."""
+        row = self.request("call", operation=operation, keys=keys)
+        try:
+            row["open_fds"] = count_fds(self.pid)
+            row["storage_fds"] = count_storage_fds(self.pid, self._folder)
+            row["rss_bytes"] = psutil.Process(self.pid).memory_info().rss
+        except (ProcessGoneError, psutil.Error):
+            raise self._ended("call") from None
+        return row
+
+    def fds(self) -> pd.DataFrame:
+        """Name every descriptor that the worker has open now."""
+        return fd_table(self.pid, self._folder)
+
+    def request(self, request: str, **fields: Any) -> dict[str, Any]:
+        """Ask the worker for something and wait for the answer."""
+        told = " ".join([request, *(f"{value}" for value in fields.values() if isinstance(value, str | int))])
+        try:
+            self._connection.send_bytes(json.dumps({"request": request, **fields}).encode())
+            if not self._connection.poll(max(0.0, self._deadline - time.monotonic())):
+                raise WorkerError(
+                    f"the worker did not answer within {self._timeout} s, at: {told}\n{self._last_lines()}"
+                )
+            answer = json.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise self._ended(told) from None
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def _ended(self, told: str) -> WorkerError:
+        code = self._process.wait()
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return WorkerError(f"the worker died ({reason}) at: {told}\n{self._last_lines()}")
+
+    def _last_lines(self) -> str:
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join(["its last lines of output:", *(f"    {line}" for line in lines or ["(none)"])])
+
+    def close(self, kill: bool = False) -> None:
+        """End the process and remove the storage folder; may be called twice."""
+        if self._process is not None:
+            self._connection.close()
+            if kill:
+                self._process.kill()
+            try:
+                self._process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._output.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self.close(kill=kind is not None)
+
+
+def replay(
+    schedule: Schedule,
+    connector: str = "leaky",
+    *,
+    storage_dir: str | os.PathLike[str] | None = None,
+    plugin_params: Mapping[str, Any] | None = None,
+    page_bytes: int = 65536,
+    layout: str = "page_first",
+    mla: bool = False,
+    baseline_fds: int | None = None,
+    nofile_limit: int | None = None,
+    seed: int = 0,
+    timeout: float = 600,
+) -> pd.DataFrame:
+    """Run a schedule against one connector in a process of its own.
+
+    Parameters
+    ----------
+    connector : str
+        A lifetime: ``"leaky"`` or ``"try_finally"``.
+    storage_dir : path, optional
+        An existing folder on the disk to measure.  The replay makes a folder of its own in it and removes
+        that again.  The folder for temporary files when left out.
+    plugin_params : mapping, optional
+        SGLang's ``extra_config``, full or flat form; ``{"use_uring": "true"}`` or ``{"queue": "io_uring"}``
+        chooses a queue of the POSIX plugin.
+    page_bytes : int
+        Bytes of a page, keys and values together.
+    baseline_fds : int, optional
+        Pad the worker with open descriptors up to this number before the first call, so that counts can be
+        compared with those of a server (135 in PR #24671).
+    nofile_limit : int, optional
+        The worker's RLIMIT_NOFILE.
+    timeout : float
+        Seconds for the whole replay.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per call: ``call`` (from 1), ``operation``, ``keys``, ``files``, ``bytes`` (of pages that
+        arrived), ``seconds`` (in the connector alone), ``open_fds``, ``storage_fds`` and ``rss_bytes`` (of
+        the worker, from outside, after the call), ``registrations`` (regions alive), ``pages_ok`` (stored,
+        found, or read back bit for bit), ``errno`` (0 for none).
+
+    Raises
+    ------
+    ConfigError
+        Something in the arguments cannot work.
+    WorkerError
+        The worker died, hung or refused.
+
+    Examples
+    --------
+    >>> table = replay(Schedule.steady(calls=2, keys=4), "leaky", page_bytes=4096)  # a set and a get
+    >>> table.storage_fds.tolist(), table.pages_ok.tolist()
+    ([8, 16], [4, 4])
+    """
+    setup = Setup(
+        connector=connector,
+        plugin_params=dict(plugin_params or {}),
+        page_bytes=page_bytes,
+        pages=schedule.largest or 1,
+        layout=layout,
+        mla=mla,
+        seed=seed,
+    )
+    limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
+    rows = []
+    with Worker(setup, storage_dir=storage_dir, timeout=timeout, **limits) as worker:
+        for call in tqdm(schedule, desc=f"{connector}: {schedule.name}", unit="call", leave=False):
+            rows.append(worker.call(call.operation, call.keys))
+    table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "call"])
+    table.insert(0, "call", range(1, len(table) + 1))
+    return table
+
+
+def _own_folder(storage_dir: str | os.PathLike[str] | None) -> Path:
+    """Make a folder in the one that was given."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="hicache-nixl-", dir=storage_dir)).resolve()
+    except OSError as error:
+        raise ConfigError(
+            f"storage_dir {storage_dir}: {error.strerror}; it takes an existing, writable folder"
+        ) from error

@@ -1,0 +1,83 @@
+"""What a worker is asked to set up: one connector, one host pool, one storage folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import QUEUES, ConfigError, HiCacheStorageConfig, NixlBackendConfig
+
+MODEL_NAME = "replayed-model"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A connector and the pool that it serves; checked when made, so that a typo costs no process.
+
+    Attributes
+    ----------
+    connector : str
+        A lifetime: ``"leaky"``, ``"try_finally"``.
+    plugin_params : dict
+        SGLang's ``extra_config``, full or flat form, such as ``{"use_uring": "true"}``.
+    page_bytes : int
+        Bytes of a page, keys and values together.
+    pages : int
+        Pages in the host pool: as many as the largest call has keys.
+    """
+
+    connector: str = "leaky"
+    plugin_params: dict[str, Any] = field(default_factory=dict)
+    page_bytes: int = 65536
+    pages: int = 128
+    layout: str = "page_first"
+    mla: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from ..host_pool import LAYOUTS
+
+        NixlBackendConfig(self.extra_config)
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"layout: {self.layout!r} is unknown; it takes one of {', '.join(LAYOUTS)}")
+        if self.page_bytes < 8 or self.page_bytes % 8:
+            raise ConfigError(f"page_bytes: {self.page_bytes} does not work; it takes a multiple of 8")
+
+    @property
+    def extra_config(self) -> dict[str, Any]:
+        """The server's ``extra_config`` with our lifetime in it."""
+        return {**self.plugin_params, "lifetime": self.connector}
+
+    def storage_config(self) -> HiCacheStorageConfig:
+        """The configuration that a server of one rank would pass."""
+        return HiCacheStorageConfig(
+            tp_rank=0,
+            tp_size=1,
+            pp_rank=0,
+            pp_size=1,
+            attn_cp_rank=0,
+            attn_cp_size=1,
+            is_mla_model=self.mla,
+            enable_storage_metrics=False,
+            is_page_first_layout=self.layout != "layer_first",
+            model_name=MODEL_NAME,
+            extra_config=self.extra_config,
+        )
+
+    def as_message(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return dataclasses.asdict(self)
+
+
+def queue_params(queue: str) -> dict[str, str]:
+    """Return the plugin parameters that choose one of the POSIX plugin's queues.
+
+    Examples
+    --------
+    >>> queue_params("io_uring")
+    {'use_uring': 'true'}
+    """
+    if queue not in QUEUES:
+        raise ConfigError(f"queue: {queue!r} is unknown; it takes one of {', '.join(QUEUES)}")
+    return {QUEUES[queue]: "true"}

@@ -1,0 +1,260 @@
+"""The process in which a connector is measured: ``python -m hicache_nixl.lab.worker FD``.
+
+A fresh interpreter: no descriptors of a notebook's kernel in the count, a limit of its own, a nixl of its
+own.  It answers requests, one JSON message each, over the socket it is given, and ends when the other side
+closes that.  What it prints goes to a file of the parent's.  It counts nothing about its descriptors: the
+parent does, from outside, so that counting works at the limit too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections import deque
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ..connector import HiCacheNixl
+from ..errors import HiCacheNixlError
+from ..host_pool import pool_for_page_bytes
+from ..plugins import load_nixl
+from . import faults, fds
+from .schedule import files_per_key
+from .setup import Setup
+
+ERRNO = re.compile(r"\[Errno (\d+)\]")
+MIX = 0x1E3779B97F4A7C15  # odd, so that every key's page differs in every number
+
+
+class LogTail(logging.Handler):
+    """Keeps what a call logged as a warning or worse."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: deque[str] = deque(maxlen=20)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record's message."""
+        self.lines.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        """Return the lines since the last take."""
+        lines = list(self.lines)
+        self.lines.clear()
+        return lines
+
+
+class RegistrationCounter:
+    """Counts the regions that are registered with NIXL, whoever registers them."""
+
+    def __init__(self) -> None:
+        self.alive = 0
+        agent_class = load_nixl().nixl_agent
+        register, deregister = agent_class.register_memory, agent_class.deregister_memory
+
+        def counting_register(agent: Any, *args: Any, **kwargs: Any) -> Any:
+            registration = register(agent, *args, **kwargs)
+            self.alive += registration.descCount()
+            return registration
+
+        def counting_deregister(agent: Any, registration: Any, *args: Any, **kwargs: Any) -> Any:
+            result = deregister(agent, registration, *args, **kwargs)
+            self.alive -= registration.descCount()
+            return result
+
+        agent_class.register_memory = counting_register
+        agent_class.deregister_memory = counting_deregister
+
+
+class Host:
+    """One connector after the other, the pool it serves, and the pages that were stored."""
+
+    def __init__(self, storage_dir: str):
+        self.storage_dir = storage_dir
+        self.log = LogTail()
+        logging.getLogger().addHandler(self.log)
+        self.registrations = RegistrationCounter()
+        self.connector: HiCacheNixl | None = None
+        self.padding: list[int] = []
+        self.traces = ExitStack()
+        self.opened: dict[int, str] = {}
+
+    def open(self, setup: dict[str, Any]) -> dict[str, Any]:
+        """Make a connector, after the end of the one before it."""
+        self.end_connector()
+        self.setup = Setup(**setup)
+        self.pool = pool_for_page_bytes(
+            self.setup.page_bytes, pages=self.setup.pages, layout=self.setup.layout, mla=self.setup.mla
+        )
+        self.connector = HiCacheNixl(self.setup.storage_config(), self.storage_dir)
+        self.connector.register_mem_pool_host(self.pool)
+        generator = torch.Generator().manual_seed(self.setup.seed)
+        self.base = torch.randint(-(2**62), 2**62, (self.setup.page_bytes // 8,), generator=generator)
+        self.poison = torch.full_like(self.base, -1).view(self.pool.dtype)
+        self.next_id = 0
+        self.stored: list[int] = []
+        self.log.take()
+        return {}
+
+    def end_connector(self) -> None:
+        """Close the connector and every storage file that it leaked, and remove its pages."""
+        if self.connector is None:
+            return
+        self.connector.clear()
+        self.connector.close()
+        self.connector = None
+        self.registrations.alive = 0
+        table = fds.fd_table(storage_dir=self.storage_dir)
+        for fd in table[table.kind == "storage file"].fd:
+            os.close(fd)
+
+    def limits(self, baseline_fds: int | None, nofile_limit: int | None) -> dict[str, Any]:
+        """Pad this process with open descriptors up to a number, and set its limit."""
+        now = fds.count_fds(os.getpid()) - 1  # the listing has one of its own
+        if baseline_fds is not None:
+            if baseline_fds < now:
+                raise HiCacheNixlError(
+                    f"baseline_fds is {baseline_fds}, and the worker itself has {now} open"
+                )
+            self.padding += [os.open(os.devnull, os.O_RDONLY) for _ in range(baseline_fds - now)]
+            now = baseline_fds
+        if nofile_limit is not None:
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            if not now < nofile_limit <= hard:
+                raise HiCacheNixlError(f"nofile_limit is {nofile_limit}; it takes {now + 1} to {hard} here")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (nofile_limit, hard))
+        return {}
+
+    def trace(self) -> dict[str, Any]:
+        """Note from now on which line opens each descriptor."""
+        self.opened = self.traces.enter_context(fds.trace_opens())
+        return {}
+
+    def opened_by(self) -> dict[str, Any]:
+        """Tell which line opened each storage file that is open now."""
+        return {"descriptors": fds.opened_by(self.opened, self.storage_dir)}
+
+    def fault(self, step: str) -> dict[str, Any]:
+        """Make a step of the next transfer fail."""
+        faults.arm(self.connector, step)
+        return {}
+
+    def call(self, operation: str, keys: int) -> dict[str, Any]:
+        """Make one batch call and check every page that it brought back."""
+        run = {"set": self._set, "get": self._get, "exists": self._exists}[operation]
+        raised = None
+        try:
+            seconds, pages_ok = run(keys)
+        except BaseException as error:  # a KeyboardInterrupt is injected here and must be told, not obeyed
+            seconds, pages_ok, raised = 0.0, 0, type(error).__name__
+        finally:
+            faults.disarm(self.connector)
+        lines = self.log.take()
+        found = ERRNO.search("\n".join(lines))
+        return {
+            "operation": operation,
+            "keys": keys,
+            "files": keys * files_per_key(self.setup.layout, self.setup.mla),
+            "bytes": 0 if operation == "exists" else pages_ok * self.setup.page_bytes,
+            "seconds": seconds,
+            "registrations": self.registrations.alive,
+            "pages_ok": pages_ok,
+            "errno": int(found[1]) if found else 0,
+            "log": lines,
+            "raised": raised,
+        }
+
+    def _set(self, count: int) -> tuple[float, int]:
+        ids = list(range(self.next_id, self.next_id + count))
+        self.next_id += count
+        for position, page_id in enumerate(ids):
+            self.pool.set_from_flat_data_page(position * self.pool.page_size, self._page(page_id))
+        keys, indices = self._keys(ids), self.pool.page_indices(0, count)
+        start = time.perf_counter()
+        results = self.connector.batch_set_v1(keys, indices)
+        seconds = time.perf_counter() - start
+        self.stored += [page_id for page_id, stored in zip(ids, results, strict=True) if stored]
+        return seconds, sum(results)
+
+    def _get(self, count: int) -> tuple[float, int]:
+        ids = self._latest(count)
+        for position in range(count):
+            self.pool.set_from_flat_data_page(position * self.pool.page_size, self.poison)
+        keys, indices = self._keys(ids), self.pool.page_indices(0, count)
+        start = time.perf_counter()
+        results = self.connector.batch_get_v1(keys, indices)
+        seconds = time.perf_counter() - start
+        good = 0
+        for position, (page_id, loaded) in enumerate(zip(ids, results, strict=True)):
+            page = self.pool.get_data_page(position * self.pool.page_size)
+            good += bool(loaded) and torch.equal(
+                page.view(torch.int64), self._page(page_id).view(torch.int64)
+            )
+        return seconds, good
+
+    def _exists(self, count: int) -> tuple[float, int]:
+        keys = self._keys(self._latest(count))
+        start = time.perf_counter()
+        found = self.connector.batch_exists(keys)
+        return time.perf_counter() - start, found
+
+    def _latest(self, count: int) -> list[int]:
+        stored = self.stored or list(range(self.next_id))
+        return stored[-count:] if count <= len(stored) else [stored[i % len(stored)] for i in range(count)]
+
+    def _page(self, page_id: int) -> torch.Tensor:
+        return (self.base + page_id * MIX % 2**62).view(self.pool.dtype)
+
+    def _keys(self, ids: list[int]) -> list[str]:
+        return [hashlib.sha256(f"{self.setup.seed}:{page_id}".encode()).hexdigest() for page_id in ids]
+
+
+REQUESTS = ("open", "limits", "trace", "opened_by", "fault", "call")
+
+
+def serve(connection: Connection, storage_dir: str) -> None:
+    """Answer requests until the other side is gone; then remove the storage folder."""
+    try:
+        host = Host(storage_dir)
+        while True:
+            request = json.loads(connection.recv_bytes())
+            name = request.pop("request")
+            try:
+                if name not in REQUESTS:
+                    raise HiCacheNixlError(
+                        f"request {name!r} is unknown; it takes one of {', '.join(REQUESTS)}"
+                    )
+                answer = getattr(host, name)(**request)
+            except HiCacheNixlError as error:
+                answer = {"error": str(error)}
+            connection.send_bytes(json.dumps(answer).encode())
+    except (EOFError, ConnectionError):
+        pass  # the parent closed its side, or has died
+    finally:
+        shutil.rmtree(storage_dir, ignore_errors=True)
+
+
+def main() -> None:
+    """Run a worker on the socket and folder of the command line."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    torch.set_num_threads(1)
+    try:
+        serve(Connection(int(sys.argv[1])), sys.argv[2])
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

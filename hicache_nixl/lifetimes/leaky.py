@@ -1,0 +1,46 @@
+"""Nobody owns what a call opens and registers: SGLang up to 0.5.11.
+
+Every call opens each of its files, registers them and the host buffers, and forgets both.  The process
+ends with ``[Errno 24] Too many open files``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import RegistrationError
+from ..files import NixlFileManager
+from ..registration import Buffer, NixlRegistration, buffer_sizes
+
+
+class Lifetime:
+    """Descriptors and registrations live for ever."""
+
+    def __init__(self, registration: NixlRegistration, file_manager: NixlFileManager | None):
+        self.registration = registration
+        self.file_manager = file_manager
+
+    def register_files(self, paths: Sequence[str]) -> Any:
+        """Open and register files.  Nobody closes them (third remark in the review of PR #24671)."""
+        tuples = self.file_manager.files_to_nixl_tuples(paths)
+        return self.registration.register(tuples, "FILE")
+
+    def _execute_transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> None:
+        """Move bytes between buffers and files or objects."""
+        if self.registration.mem_type == "FILE":
+            tuples = self.file_manager.files_to_nixl_tuples(keys)
+        else:
+            tuples = self.registration.objects_to_nixl_tuples(keys, buffer_sizes(buffers))
+        self.registration.register(tuples, self.registration.mem_type)
+        self.registration.register_buffers(buffers)
+        host_descs, storage_descs = self.registration.xfer_descs(buffers, tuples)
+        try:
+            handle = self.registration.initialize(direction, host_descs, storage_descs)
+        except RegistrationError:  # as SGLang does: the buffers may not have been registered
+            self.registration.register_buffers(buffers)
+            handle = self.registration.initialize(direction, host_descs, storage_descs)
+        self.registration.run(handle)
+
+    def close(self) -> None:
+        """Nothing is known, so nothing is closed."""

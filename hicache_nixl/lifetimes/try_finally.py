@@ -1,0 +1,52 @@
+"""The descriptors of a call are closed when it ends: PR #24671, SGLang 0.5.12.
+
+Beside ``leaky.py`` this is the patch.  What it leaves: every registration, and what ``register_files``
+opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import RegistrationError
+from ..files import NixlFileManager
+from ..registration import Buffer, NixlRegistration, buffer_sizes
+
+
+class Lifetime:
+    """Descriptors live for one call, registrations for ever."""
+
+    def __init__(self, registration: NixlRegistration, file_manager: NixlFileManager | None):
+        self.registration = registration
+        self.file_manager = file_manager
+
+    def register_files(self, paths: Sequence[str]) -> Any:
+        """Open and register files.  Nobody closes them (third remark in the review of PR #24671)."""
+        tuples = self.file_manager.files_to_nixl_tuples(paths)
+        return self.registration.register(tuples, "FILE")
+
+    def _execute_transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> None:
+        """Move bytes between buffers and files or objects."""
+        file_fds: list[int] = []
+        try:
+            if self.registration.mem_type == "FILE":
+                tuples = self.file_manager.files_to_nixl_tuples(keys)
+                file_fds = [fd for _, _, fd, _ in tuples]
+            else:
+                tuples = self.registration.objects_to_nixl_tuples(keys, buffer_sizes(buffers))
+            self.registration.register(tuples, self.registration.mem_type)
+            self.registration.register_buffers(buffers)
+            host_descs, storage_descs = self.registration.xfer_descs(buffers, tuples)
+            try:
+                handle = self.registration.initialize(direction, host_descs, storage_descs)
+            except RegistrationError:  # as SGLang does: the buffers may not have been registered
+                self.registration.register_buffers(buffers)
+                handle = self.registration.initialize(direction, host_descs, storage_descs)
+            self.registration.run(handle)
+        finally:
+            for fd in file_fds:
+                self.file_manager.close_file(fd)
+
+    def close(self) -> None:
+        """Nothing is known, so nothing is closed."""

@@ -1,0 +1,149 @@
+"""Everything that is said to the NIXL agent: register, deregister, query, transfer.
+
+NIXL moves bytes only between regions that were registered with it.  A region is one descriptor: an
+(address, size) in host memory, an open file, or an object.  Whoever calls ``register`` owns the
+registration that it returns; this class ends only what it is told to end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from .errors import RegistrationError, TransferError
+from .plugins import NixlBackend
+
+Buffer: TypeAlias = "torch.Tensor | tuple[int, int]"  # a contiguous tensor, or (address, bytes)
+StorageTuple: TypeAlias = tuple[int, int, int, str]  # (offset, length, fd or object id, path or key)
+
+POLL_SECONDS = 0.0001  # as SGLang polls; POSIX and OBJ have no notification
+
+
+class NixlRegistration:
+    """The agent's side of a connector.
+
+    Parameters
+    ----------
+    backend : NixlBackend
+        Agent and plugin; dropped in ``close()``, which ends every registration that is still alive.
+    """
+
+    def __init__(self, backend: NixlBackend):
+        self.agent = backend.agent
+        self.agent_name = backend.agent_name
+        self.plugin = backend.plugin
+        self.mem_type = backend.mem_type
+        self._object_ids = itertools.count(1)  # unique among all that this agent ever registers
+
+    def register(self, items: Any, mem_type: str | None = None) -> Any:
+        """Register regions and return NIXL's list of them, which ``deregister`` takes.
+
+        Parameters
+        ----------
+        items : list of 4-tuples, tensor, or list of tensors
+        mem_type : str, optional
+            ``"DRAM"``, ``"FILE"`` or ``"OBJ"``; tensors bring their own.
+        """
+        try:
+            descs = self.agent.get_reg_descs(items, mem_type) if len(items) else None
+            if descs is not None:
+                return self.agent.register_memory(descs)
+        except Exception as error:
+            raise RegistrationError(f"cannot register {len(items)} regions with NIXL: {error}") from error
+        raise RegistrationError(
+            f"NIXL takes no registration list from {len(items)} items: empty, or tensors not contiguous"
+        )
+
+    def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
+        """Register host memory: a tensor, tensors, or (address, bytes) pairs."""
+        if len(buffers) and isinstance(buffers[0], tuple):
+            return self.register([(address, size, 0, "") for address, size in buffers], "DRAM")
+        return self.register(buffers)
+
+    def deregister(self, registration: Any) -> None:
+        """End a registration."""
+        try:
+            self.agent.deregister_memory(registration)
+        except Exception as error:
+            raise RegistrationError(f"cannot deregister with NIXL: {error}") from error
+
+    def objects_to_nixl_tuples(self, keys: Sequence[str], sizes: Sequence[int]) -> list[StorageTuple]:
+        """Build one ``(0, size, id, key)`` per object; NIXL wants a number of its own for each."""
+        return [(0, size, next(self._object_ids), key) for key, size in zip(keys, sizes, strict=True)]
+
+    def xfer_descs(self, buffers: Sequence[Buffer], storage: Sequence[StorageTuple]) -> tuple[Any, Any]:
+        """Build the two descriptor lists of a transfer: host side, storage side."""
+        sizes = buffer_sizes(buffers)
+        try:
+            if isinstance(buffers[0], tuple):
+                host = self.agent.get_xfer_descs([(address, size, 0) for address, size in buffers], "DRAM")
+            else:
+                host = self.agent.get_xfer_descs(buffers)
+            files = [(item[0], size, item[2]) for item, size in zip(storage, sizes, strict=True)]
+            stored = self.agent.get_xfer_descs(files, self.mem_type)
+        except Exception as error:
+            raise RegistrationError(f"NIXL takes no descriptor list from these buffers: {error}") from error
+        if host is None or stored is None:
+            raise RegistrationError("NIXL takes no descriptor list from these buffers: not contiguous?")
+        return host, stored
+
+    def initialize(self, direction: str, host_descs: Any, storage_descs: Any) -> Any:
+        """Make the request of a transfer, ``"READ"`` or ``"WRITE"``; ``run`` posts and releases it."""
+        try:
+            return self.agent.initialize_xfer(direction, host_descs, storage_descs, self.agent_name)
+        except Exception as error:
+            raise RegistrationError(f"NIXL refuses the transfer request: {error}") from error
+
+    def run(self, handle: Any) -> None:
+        """Post a transfer, wait until it is done, release its handle.
+
+        The handle is released once the transfer is DONE or failed, also when the wait is interrupted: to
+        release one in flight is a use after free (nixl #1955).
+        """
+        state = "PROC"
+        try:
+            state = self.agent.transfer(handle)
+            while state == "PROC":
+                time.sleep(POLL_SECONDS)
+                state = self.agent.check_xfer_state(handle)
+        except Exception as error:
+            raise TransferError(f"the transfer failed in NIXL: {error}") from error
+        finally:
+            self._settle(handle, state)
+            self.agent.release_xfer_handle(handle)
+        if state != "DONE":
+            raise TransferError(f"the transfer failed in NIXL: state {state}")
+
+    def _settle(self, handle: Any, state: str) -> None:
+        while state == "PROC":
+            time.sleep(POLL_SECONDS)
+            try:
+                state = self.agent.check_xfer_state(handle)
+            except Exception:
+                return  # NIXL answers the failure of a transfer, or one never posted, with an exception
+
+    def query(self, names: Sequence[str]) -> list[dict[str, str] | None]:
+        """Ask the plugin about files (paths) or objects (keys); ``None`` for one that is missing."""
+        if not names:
+            return []
+        try:
+            tuples = [(0, 0, 0, name) for name in names]
+            return list(self.agent.query_memory(tuples, self.plugin, mem_type=self.mem_type))
+        except Exception as error:
+            raise RegistrationError(f"NIXL cannot look for {len(names)} pages: {error}") from error
+
+    def close(self) -> None:
+        """Drop the agent; NIXL ends its registrations with it.  May be called twice."""
+        self.agent = None
+
+
+def buffer_sizes(buffers: Sequence[Buffer]) -> list[int]:
+    """Return the bytes of each buffer."""
+    return [
+        buffer[1] if isinstance(buffer, tuple) else buffer.numel() * buffer.element_size()
+        for buffer in buffers
+    ]
