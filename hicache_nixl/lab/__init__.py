@@ -1,23 +1,48 @@
-"""The instruments of the investigation."""
+"""The instruments of the investigation.
 
-from .fds import fd_table, opened_by, trace_opens
-from .replay import Worker, WorkerError, replay
-from .schedule import Call, Schedule, ScheduleError, files_per_key, predicted_fds, splits
-from .setup import Setup, queue_params
+``Schedule`` and ``replay`` run calls against a connector in a process of its own; ``fd_table`` names
+descriptors; ``compare`` times two connectors; ``Run`` keeps tables, figures and claims.
 
-__all__ = [
-    "Call",
-    "Schedule",
-    "ScheduleError",
-    "Setup",
-    "Worker",
-    "WorkerError",
-    "fd_table",
-    "files_per_key",
-    "opened_by",
-    "predicted_fds",
-    "queue_params",
-    "replay",
-    "splits",
-    "trace_opens",
-]
+Names are loaded when they are used: the worker process lives in this package and must not carry
+matplotlib, scipy and IPython with it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "claims": ("at_most", "exactly"),
+    "fds": ("fd_table", "opened_by", "trace_opens"),
+    "fixes": ("patch", "ways_out"),
+    "process": ("Worker", "WorkerError"),
+    "replays": ("replay",),
+    "runs": ("Run", "describe"),
+    "schedule": (
+        "RECORDED_BASELINE",
+        "Call",
+        "Schedule",
+        "ScheduleError",
+        "files_per_key",
+        "predicted_fds",
+        "recorded_log",
+        "splits",
+    ),
+    "setup": ("Setup", "queue_params"),
+    "statistics": ("paired_ratio", "ratio_table"),
+    "throughput": ("Cell", "compare", "usable_queues"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,9 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import HiCacheNixlError
+from ..resources import resource
 
 OPERATIONS = ("set", "get", "exists")
 RECORDED_LOG = "data/pr24671_log.csv"
+RECORDED_BASELINE = 135  # descriptors of the PR's server before the first call: 167 - 2 x 16
+RECORDED_CALLS = (1, 10, 21)  # which calls of Schedule.pr24671() the log's three lines follow
 
 
 class ScheduleError(HiCacheNixlError, ValueError):
@@ -131,6 +134,13 @@ class Schedule:
             raise ScheduleError(f"schedule {path}: it has no calls")
         names = table["operation"].astype(str).str.strip().str.removeprefix("batch_").str.removesuffix("_v1")
         return cls.of(zip(names, keys, strict=True), Path(path).stem)
+
+
+def recorded_log() -> pd.DataFrame:
+    """Return the three lines of PR #24671's log, with ``call``, their place in ``Schedule.pr24671``."""
+    table = pd.read_csv(resource(RECORDED_LOG))
+    table.insert(0, "call", RECORDED_CALLS)
+    return table
 
 
 def files_per_key(layout: str, mla: bool) -> int:

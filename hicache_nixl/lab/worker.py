@@ -249,6 +249,8 @@ def main() -> None:
     """Run a worker on the socket and folder of the command line."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     torch.set_num_threads(1)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         serve(Connection(int(sys.argv[1])), sys.argv[2])
     except Exception:

@@ -1,4 +1,4 @@
-"""Running a schedule against one connector in a process of its own."""
+"""The parent's side of a worker: starting it, asking it, counting its descriptors, ending it."""
 
 from __future__ import annotations
 
@@ -10,35 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
-from tqdm import tqdm
 
 from ..config import STORAGE_DIR_VARIABLE, ConfigError
 from ..errors import HiCacheNixlError
 from .fds import ProcessGoneError, count_fds, count_storage_fds, fd_table
-from .schedule import Schedule
 from .setup import Setup
 
-COLUMNS = [
-    "call",
-    "operation",
-    "keys",
-    "files",
-    "bytes",
-    "seconds",
-    "open_fds",
-    "storage_fds",
-    "registrations",
-    "rss_bytes",
-    "pages_ok",
-    "errno",
-]
 LAST_LINES = 12
 
 
@@ -110,6 +93,11 @@ class Worker:
             )
 
     @property
+    def folder(self) -> Path:
+        """The storage folder that it made for itself."""
+        return self._folder
+
+    @property
     def pid(self) -> int:
         """The worker's process id."""
         return self._process.pid
@@ -132,6 +120,15 @@ class Worker:
     def fds(self) -> pd.DataFrame:
         """Name every descriptor that the worker has open now."""
         return fd_table(self.pid, self._folder)
+
+    def trace(self) -> None:
+        """Note from now on which line opens each descriptor."""
+        self.request("trace")
+
+    def opened_by(self) -> pd.DataFrame:
+        """Name the storage files that are open now, with the line that opened each: see ``lab.fds``."""
+        rows = self.request("opened_by")["descriptors"]
+        return pd.DataFrame(rows, columns=["fd", "target", "opened_by"])
 
     def request(self, request: str, **fields: Any) -> dict[str, Any]:
         """Ask the worker for something and wait for the answer."""
@@ -178,82 +175,6 @@ class Worker:
 
     def __exit__(self, kind: object, *rest: object) -> None:
         self.close(kill=kind is not None)
-
-
-def replay(
-    schedule: Schedule,
-    connector: str = "leaky",
-    *,
-    storage_dir: str | os.PathLike[str] | None = None,
-    plugin_params: Mapping[str, Any] | None = None,
-    page_bytes: int = 65536,
-    layout: str = "page_first",
-    mla: bool = False,
-    baseline_fds: int | None = None,
-    nofile_limit: int | None = None,
-    seed: int = 0,
-    timeout: float = 600,
-) -> pd.DataFrame:
-    """Run a schedule against one connector in a process of its own.
-
-    Parameters
-    ----------
-    connector : str
-        A lifetime: ``"leaky"`` or ``"try_finally"``.
-    storage_dir : path, optional
-        An existing folder on the disk to measure.  The replay makes a folder of its own in it and removes
-        that again.  The folder for temporary files when left out.
-    plugin_params : mapping, optional
-        SGLang's ``extra_config``, full or flat form; ``{"use_uring": "true"}`` or ``{"queue": "io_uring"}``
-        chooses a queue of the POSIX plugin.
-    page_bytes : int
-        Bytes of a page, keys and values together.
-    baseline_fds : int, optional
-        Pad the worker with open descriptors up to this number before the first call, so that counts can be
-        compared with those of a server (135 in PR #24671).
-    nofile_limit : int, optional
-        The worker's RLIMIT_NOFILE.
-    timeout : float
-        Seconds for the whole replay.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row per call: ``call`` (from 1), ``operation``, ``keys``, ``files``, ``bytes`` (of pages that
-        arrived), ``seconds`` (in the connector alone), ``open_fds``, ``storage_fds`` and ``rss_bytes`` (of
-        the worker, from outside, after the call), ``registrations`` (regions alive), ``pages_ok`` (stored,
-        found, or read back bit for bit), ``errno`` (0 for none).
-
-    Raises
-    ------
-    ConfigError
-        Something in the arguments cannot work.
-    WorkerError
-        The worker died, hung or refused.
-
-    Examples
-    --------
-    >>> table = replay(Schedule.steady(calls=2, keys=4), "leaky", page_bytes=4096)  # a set and a get
-    >>> table.storage_fds.tolist(), table.pages_ok.tolist()
-    ([8, 16], [4, 4])
-    """
-    setup = Setup(
-        connector=connector,
-        plugin_params=dict(plugin_params or {}),
-        page_bytes=page_bytes,
-        pages=schedule.largest or 1,
-        layout=layout,
-        mla=mla,
-        seed=seed,
-    )
-    limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
-    rows = []
-    with Worker(setup, storage_dir=storage_dir, timeout=timeout, **limits) as worker:
-        for call in tqdm(schedule, desc=f"{connector}: {schedule.name}", unit="call", leave=False):
-            rows.append(worker.call(call.operation, call.keys))
-    table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "call"])
-    table.insert(0, "call", range(1, len(table) + 1))
-    return table
 
 
 def _own_folder(storage_dir: str | os.PathLike[str] | None) -> Path:

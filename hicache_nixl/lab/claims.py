@@ -1,0 +1,67 @@
+"""Claims: sentences of the investigation that the run checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ..errors import HiCacheNixlError
+from .statistics import Ratio
+
+HOLDS, FAILS, INCONCLUSIVE = "holds", "fails", "inconclusive"
+
+
+class ClaimsFailedError(HiCacheNixlError, AssertionError):
+    """Claims of a notebook failed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence with what it expects, what was measured, and the verdict."""
+
+    id: str
+    sentence: str
+    expected: str
+    measured: str
+    verdict: str
+
+
+def exactly(id: str, sentence: str, expected: Any, measured: Any) -> Claim:  # noqa: A002
+    """Claim a count: equality, no tolerance.
+
+    Examples
+    --------
+    >>> exactly("growth", "Two fds per key.", 2, 2).verdict
+    'holds'
+    """
+    verdict = HOLDS if expected == measured else FAILS
+    return Claim(id, sentence, str(expected), str(measured), verdict)
+
+
+def at_most(id: str, sentence: str, margin: float, ratio: Ratio) -> Claim:  # noqa: A002
+    """Claim that a ratio of times is not above a margin.
+
+    It holds when the whole interval is at or below the margin, fails when the whole interval is above, and
+    is inconclusive when the interval reaches to both sides: noise on a shared machine must not break a run.
+
+    Examples
+    --------
+    >>> at_most("cost", "...", 1.2, Ratio(1.1, 0.9, 1.3, 8)).verdict
+    'inconclusive'
+    """
+    if ratio.high <= margin:
+        verdict = HOLDS
+    elif ratio.low > margin:
+        verdict = FAILS
+    else:
+        verdict = INCONCLUSIVE
+    return Claim(id, sentence, f"at most {margin:g}", str(ratio), verdict)
+
+
+def ledger(claims: list[Claim]) -> pd.DataFrame:
+    """Return claims as a table."""
+    columns = [field.name for field in dataclasses.fields(Claim)]
+    return pd.DataFrame([dataclasses.asdict(claim) for claim in claims], columns=columns)

@@ -1,0 +1,234 @@
+"""A run: the folder that a reproduction leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import psutil
+from IPython import get_ipython
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from ..resources import resource as project_path
+from .claims import FAILS, Claim, ClaimsFailedError, ledger
+
+PACKAGES = (
+    "hicache-nixl",
+    "nixl",
+    "nixl-cu12",
+    "nixl-cu13",
+    "torch",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "papermill",
+)
+INTERACTIVE = "interactive"
+
+
+class Run:
+    """What one notebook writes into the folder of a run.
+
+    Tables go to ``tables/``, figures to ``figures/``, claims to ``claims.csv`` (shared by the notebooks of
+    a run), where it ran and with what to ``provenance.json``.
+
+    Parameters
+    ----------
+    notebook : str
+        Name without ending; the prefix of its tables and figures.
+    run_dir : path
+        ``""`` stands for ``runs/interactive`` of the project.
+    parameters : mapping
+        The notebook's parameters, for the provenance.
+    strict : bool
+        Whether ``finish`` raises when a claim failed.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = Run("00_example", folder, {})
+    ...     run.claim(Claim("sum", "One and one is two.", "2", "2", "holds"))
+    ...     run.finish().verdict.tolist()
+    ['holds']
+    """
+
+    def __init__(
+        self,
+        notebook: str,
+        run_dir: str | os.PathLike[str],
+        parameters: Mapping[str, Any],
+        strict: bool = True,
+    ):
+        self.notebook = notebook
+        self.folder = Path(run_dir) if run_dir else project_path("runs") / INTERACTIVE
+        self.strict = strict
+        self._claims: list[Claim] = []
+        self._cells: list[int] = []
+        for name in ("tables", "figures"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._note_provenance(parameters)
+
+    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Save a tidy table as CSV and return it."""
+        frame.to_csv(self.folder / "tables" / f"{self.notebook}_{name}.csv", index=False)
+        return frame
+
+    def figure(self, name: str, figure: Figure, alt: str) -> None:
+        """Save a figure as PNG, show it, and close it.
+
+        Parameters
+        ----------
+        alt : str
+            What the figure shows, for those who do not see it.
+        """
+        figure.savefig(
+            self.folder / "figures" / f"{self.notebook}_{name}.png", dpi=150, metadata={"Description": alt}
+        )
+        if get_ipython() is not None:
+            display(figure, metadata={"image/png": {"alt": alt}})
+        plt.close(figure)
+
+    def claim(self, *claims: Claim) -> None:
+        """State claims; they are remembered with the number of the cell that measured them."""
+        shell = get_ipython()
+        for claim in claims:
+            if claim.id in {known.id for known in self._claims}:
+                raise ValueError(f"claim {claim.id!r} is stated twice")
+            self._claims.append(claim)
+            self._cells.append(shell.execution_count if shell is not None else 0)
+
+    def finish(self) -> pd.DataFrame:
+        """Write the claims and return them as a table; raise when one failed and the run is strict.
+
+        Raises
+        ------
+        ClaimsFailedError
+            Naming every claim that failed.
+        """
+        mine = ledger(self._claims)
+        mine.insert(0, "cell", self._cells)
+        mine.insert(0, "notebook", self.notebook)
+        path = self.folder / "claims.csv"
+        if path.exists():
+            before = pd.read_csv(path, dtype=str, keep_default_na=False)
+            others = before[before.notebook != self.notebook]
+            everything = pd.concat([others, mine]).sort_values("notebook", kind="stable")
+        else:
+            everything = mine
+        _replace(path, everything.to_csv(index=False))
+        failed = mine[mine.verdict == FAILS]
+        if self.strict and len(failed):
+            lines = [
+                f"cell {row.cell}, claim {row.id}: {row.sentence} expected {row.expected}, measured {row.measured}"
+                for row in failed.itertuples()
+            ]
+            raise ClaimsFailedError("; ".join(lines))
+        return mine.drop(columns=["notebook"])
+
+    def _note_provenance(self, parameters: Mapping[str, Any]) -> None:
+        path = self.folder / "provenance.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known.update(provenance(parameters.get("storage_dir")))
+        known.setdefault("notebooks", {})[self.notebook] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parameters": dict(parameters),
+        }
+        _replace(path, json.dumps(known, indent=2) + "\n")
+
+
+def provenance(storage_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Tell what a result was measured on and with what."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git_commit": _git_commit(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": {"model": _cpu_model(), "cores": psutil.cpu_count()},
+        "memory_bytes": psutil.virtual_memory().total,
+        "nofile_limit": {"soft": soft, "hard": hard},
+        "storage": _file_system(Path(storage_dir or tempfile.gettempdir())),
+    }
+
+
+def describe(run: Run) -> pd.DataFrame:
+    """Return the provenance of a run as a short table."""
+    known = json.loads((run.folder / "provenance.json").read_text())
+    storage = known["storage"]
+    rows = {
+        "python, nixl, torch": ", ".join(
+            str(known["versions"][name]) for name in ("python", "nixl", "torch")
+        ),
+        "kernel": known["kernel"],
+        "cpu": f"{known['cpu']['model']}, {known['cpu']['cores']} cores",
+        "storage folder on": f"{storage['file_system']} ({storage['options']})",
+        "RLIMIT_NOFILE": f"soft {known['nofile_limit']['soft']}, hard {known['nofile_limit']['hard']}",
+        "git commit": known["git_commit"],
+    }
+    return pd.DataFrame(rows.items(), columns=["what", "value"])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the clone, with ``+changes`` when files differ from it."""
+    root = project_path("hicache_nixl").parent
+    try:
+        described = subprocess.run(
+            [
+                "git",
+                "-C",
+                str(root),
+                "describe",
+                "--always",
+                "--abbrev=12",
+                "--dirty=+changes",
+                "--exclude=*",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or sys.platform
+
+
+def _file_system(folder: Path) -> dict[str, str]:
+    """Name the file system and mount options that a folder lies on."""
+    folder = folder.resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    mount = max(mounts, key=lambda part: len(part.mountpoint))
+    return {"file_system": mount.fstype, "options": mount.opts, "mounted_on": mount.mountpoint}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_suffix(path.suffix + ".new")
+    beside.write_text(text)
+    beside.replace(path)

@@ -1,0 +1,101 @@
+"""Ratios of noisy times, with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of paired ratios and its bootstrap interval.
+
+    Attributes
+    ----------
+    median, low, high : float
+        ``low`` and ``high`` bound the interval of 95 %.
+    pairs : int
+    """
+
+    median: float
+    low: float
+    high: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Ratio:
+    """Return the median of ``numerator[i] / denominator[i]``, pairs that ran next to each other.
+
+    Raises
+    ------
+    ValueError
+        With fewer than two pairs, which tell nothing about their spread.
+
+    Examples
+    --------
+    >>> print(paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]))
+    2.00 [2.00, 2.00]
+    """
+    ratios = np.asarray(numerator, float) / np.asarray(denominator, float)
+    if len(ratios) < 2:
+        raise ValueError(f"{len(ratios)} pairs; an interval takes two or more")
+    if np.ptp(ratios) == 0:
+        low = high = ratios[0]
+    else:
+        interval = bootstrap(
+            (ratios,),
+            np.median,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        low, high = interval
+    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
+
+
+def ratio_table(times: pd.DataFrame, by: Sequence[str], before: str, after: str) -> pd.DataFrame:
+    """Compare two arms of ``compare`` cell by cell.
+
+    Parameters
+    ----------
+    times : pandas.DataFrame
+        Columns ``arm``, ``pair``, ``seconds``, ``bytes`` and those of ``by``.
+    by : sequence of str
+        What makes a cell, such as ``["operation", "page_bytes"]``.
+    before, after : str
+        The two arms.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Per cell the median milliseconds and MiB/s of both arms, and ``time_ratio`` (after / before) with
+        ``low`` and ``high``.
+    """
+    rows = []
+    for cell, group in times.groupby(list(by), sort=False):
+        wide = group.pivot_table(index="pair", columns="arm", values="seconds")
+        ratio = paired_ratio(wide[after], wide[before])
+        moved = group["bytes"].iloc[0] / 2**20
+        medians = {f"{arm}_ms": wide[arm].median() * 1e3 for arm in (before, after)}
+        speeds = {f"{arm}_MiB_s": moved / wide[arm].median() for arm in (before, after)}
+        rows.append(
+            {
+                **dict(zip(by, cell, strict=True)),
+                **medians,
+                **speeds,
+                "time_ratio": ratio.median,
+                "low": ratio.low,
+                "high": ratio.high,
+                "pairs": ratio.pairs,
+            }
+        )
+    return pd.DataFrame(rows)

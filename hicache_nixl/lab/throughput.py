@@ -1,0 +1,131 @@
+"""Two connectors timed against each other, alternating."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from ..config import QUEUES, ConfigError
+from .process import Worker, WorkerError
+from .schedule import files_per_key
+from .setup import Setup, queue_params
+
+WARM_UP = 1  # pairs that run first and are not counted
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one comparison holds fixed."""
+
+    keys: int = 128
+    page_bytes: int = 65536
+    queue: str = "libaio"
+    layout: str = "page_first"
+    mla: bool = False
+
+    def setup(self, arm: str) -> Setup:
+        """Return what a worker of one arm is asked to set up."""
+        return Setup(
+            connector=arm,
+            plugin_params=queue_params(self.queue),
+            page_bytes=self.page_bytes,
+            pages=self.keys,
+            layout=self.layout,
+            mla=self.mla,
+        )
+
+    def as_columns(self) -> dict[str, Any]:
+        """Return the cell as columns of a table."""
+        return {name: getattr(self, name) for name in self.__annotations__}
+
+
+def compare(
+    arms: Sequence[str],
+    cells: Sequence[Cell],
+    *,
+    repeats: int,
+    storage_dir: str | os.PathLike[str] | None = None,
+    timeout: float = 1800,
+) -> pd.DataFrame:
+    """Time one set and one get per arm and repeat, in the order A B, B A, A B, ...
+
+    Every arm has a worker of its own; both stay alive through all cells, and each cell begins with a new
+    connector in them.  A set stores new pages into files that did not exist; the get right after it reads
+    them, so it measures the page cache.  Every page that came back is compared bit for bit, outside the
+    measured time.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per measured call: the columns of ``Cell``, ``pair``, ``arm``, ``operation``, ``seconds``,
+        ``bytes``.
+
+    Raises
+    ------
+    ConfigError
+        When the descriptors that a leaky arm keeps would pass the hard limit.
+    WorkerError
+        When a call did not bring back every page.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for cell in cells:
+        kept = 2 * files_per_key(cell.layout, cell.mla) * cell.keys * (repeats + WARM_UP)
+        if kept > limit - 64:
+            raise ConfigError(
+                f"repeats={repeats} with {cell.keys} keys keeps {kept} descriptors open in a leaky arm, "
+                f"and the hard limit is {limit}: take fewer repeats or keys"
+            )
+    rows = []
+    with ExitStack() as stack:
+        workers = {
+            arm: stack.enter_context(Worker(cells[0].setup(arm), storage_dir=storage_dir, timeout=timeout))
+            for arm in arms
+        }
+        progress = tqdm(
+            total=len(cells) * (repeats + WARM_UP), desc=" | ".join(arms), unit="pair", leave=False
+        )
+        stack.callback(progress.close)
+        for cell in cells:
+            for arm, worker in workers.items():
+                worker.open(cell.setup(arm))
+            for pair in range(-WARM_UP, repeats):
+                for arm in arms if pair % 2 == 0 else tuple(reversed(arms)):
+                    measured = [_timed(workers[arm], operation, cell.keys) for operation in ("set", "get")]
+                    rows += [{**cell.as_columns(), "pair": pair, "arm": arm, **row} for row in measured]
+                progress.update()
+    table = pd.DataFrame(rows)
+    return table[table.pair >= 0].reset_index(drop=True)
+
+
+def usable_queues(storage_dir: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """Try the POSIX plugin's queues: ``queue``, ``works``, and the ``reason`` when one does not.
+
+    io_uring is refused in many containers; what cannot run is told instead of breaking a run.
+    """
+    rows = []
+    with Worker(Setup(pages=1), storage_dir=storage_dir) as worker:
+        for queue in QUEUES:
+            reason = ""
+            try:
+                worker.open(Setup(plugin_params=queue_params(queue), pages=1))
+                moved = worker.call("set", 1)
+                if not moved["pages_ok"]:
+                    reason = "; ".join(moved["log"])
+            except WorkerError as error:
+                reason = str(error)
+            rows.append({"queue": queue, "works": not reason, "reason": reason})
+    return pd.DataFrame(rows)
+
+
+def _timed(worker: Worker, operation: str, keys: int) -> dict[str, Any]:
+    row = worker.call(operation, keys)
+    if row["pages_ok"] != keys:
+        raise WorkerError(f"{operation} of {keys} keys: {row['pages_ok']} pages are right; log: {row['log']}")
+    return {name: row[name] for name in ("operation", "seconds", "bytes")}
