@@ -154,7 +154,7 @@ def reproduce(
         outcomes.append(reproduction.run_notebook(name, path, folder, parameters[name]))
         if outcomes[-1].error:
             break
-    table = Table("notebook", "seconds", "claims hold", "page", title=f"profile {profile}")
+    table = Table("notebook", "seconds", "claims hold", "page", box=box.SIMPLE_HEAD, pad_edge=False)
     shown = os.path.relpath(folder)
     for outcome in outcomes:
         held = f"{outcome.count('holds')} of {len(outcome.claims)}"

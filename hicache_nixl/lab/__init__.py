@@ -30,7 +30,7 @@ _MODULES = {
         "splits",
     ),
     "setup": ("Setup", "queue_params"),
-    "statistics": ("paired_ratio", "ratio_table"),
+    "statistics": ("paired_ratio", "ratio_table", "told_apart"),
     "throughput": ("Cell", "compare", "usable_queues"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

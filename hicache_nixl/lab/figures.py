@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 _OKABE_ITO = mpl.color_sequences["okabe_ito"]
 BEFORE, AFTER, THIRD, INK = _OKABE_ITO[6], _OKABE_ITO[5], _OKABE_ITO[3], "#333333"
@@ -73,13 +73,14 @@ def law(table: pd.DataFrame, title: str) -> Figure:
         axes.plot(mean.index, mean["max"], line, color=colour, linewidth=1.2)
         axes.plot(group["keys"], group.left, marker, color=colour, markersize=4, markerfacecolor="none")
         kinds = "\n".join(group.kind.unique())
-        axes.annotate(
-            f"+{per_key} per key\n{kinds}",
-            (mean.index[-1], mean["max"].iloc[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
+        corner = (0.03, 0.97, "left", "top") if per_key == 2 else (0.98, 0.04, "right", "bottom")
+        axes.text(
+            *corner[:2],
+            f"+{per_key} per key:\n{kinds}",
+            transform=axes.transAxes,
+            ha=corner[2],
+            va=corner[3],
             color=colour,
-            va="center",
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
@@ -154,12 +155,12 @@ def two_counts(
     for (arm, table), above in zip(tables.items(), (True, False), strict=True):
         colour, line = STYLES[arm]
         values = [baseline, *table[column]]
-        axes.step(range(len(values)), values, line, where="post", color=colour)
+        _step(axes, values, color=colour, linestyle=line)
         middle = len(values) * 3 // 5
         axes.annotate(
             NAMES[arm],
             (middle, values[middle]),
-            xytext=(-10, 8) if above else (10, -10),
+            xytext=(-10, 8) if above else (10, -10) if values[-1] > baseline else (10, 5),
             textcoords="offset points",
             color=colour,
             ha="right" if above else "left",
@@ -237,7 +238,8 @@ def pairs_and_ratios(
     left.legend(loc="best", fontsize="small")
     left.set_yscale("log")
     left.set_xticks(range(len(labels)), labels)
-    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.yaxis.set_minor_formatter(NullFormatter())
     left.set(ylabel="MiB/s", xlabel=factor.replace("_", " "))
     _ratio_panel(right, ratios[ratios.operation == operation], labels)
@@ -270,8 +272,13 @@ def latency(times: pd.DataFrame, title: str) -> Figure:
 
 
 def _steps(axes: Axes, table: pd.DataFrame, baseline: int, arm: str) -> None:
-    values = [baseline, *table.open_fds]
-    axes.step(range(len(values)), values, where="post", color=STYLES[arm][0], linewidth=1.6)
+    _step(axes, [baseline, *table.open_fds], color=STYLES[arm][0], linewidth=1.6)
+
+
+def _step(axes: Axes, values: Sequence[float], **look: Any) -> None:
+    """Draw a count that holds from each call to the next, the last one for a while too."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.step([*range(len(values)), len(values) - 0.4], [*values, values[-1]], where="post", **look)
 
 
 def _rings(axes: Axes, recorded: pd.DataFrame) -> None:
@@ -316,7 +323,7 @@ def _cross(axes: Axes, table: pd.DataFrame) -> None:
         axes.annotate(
             f"EMFILE, call {first.call}",
             (first.call, first.open_fds),
-            xytext=(8, -52),
+            xytext=(12, -64),
             textcoords="offset points",
             color=INK,
             ha="right",

@@ -69,7 +69,7 @@ def ways_out(
                     "fds_left": row["open_fds"] - last["open_fds"],
                     "registrations_left": row["registrations"] - last["registrations"],
                     "next_call_works": after["pages_ok"] == keys,
-                    "logged": _reason(row),
+                    "logged": _reason(row).replace(f"{worker.folder}/", ""),
                 }
             )
             last = after

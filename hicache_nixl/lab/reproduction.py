@@ -16,6 +16,7 @@ import pandas as pd
 import papermill
 import yaml
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 from ..errors import ConfigError, HiCacheNixlError
 from ..resources import resource
@@ -166,6 +167,7 @@ def run_notebook(name: str, path: Path, folder: Path, parameters: Mapping[str, A
                     "bar_format": "{desc} {bar:30} cell {n_fmt}/{total_fmt} {elapsed}",
                 },
                 execution_timeout=CELL_TIMEOUT,
+                config=Config({"KernelManager": {"transport": "ipc"}}),  # no port for others to listen at
                 cwd=str(folder),
             )
         except papermill.PapermillExecutionError as failure:

@@ -99,3 +99,23 @@ def ratio_table(times: pd.DataFrame, by: Sequence[str], before: str, after: str)
             }
         )
     return pd.DataFrame(rows)
+
+
+def told_apart(ratios: pd.DataFrame, operation: str, what: str) -> str:
+    """Say for how many cells of a ``ratio_table`` a difference can be told: the title of its figure.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"operation": ["set"] * 2, "low": [0.9, 1.1], "high": [1.2, 1.3]})
+    >>> told_apart(table, "set", "page sizes")
+    'set: slower after the fix for 1 of 2 page sizes, faster for 0, no difference told for 1'
+    """
+    chosen = ratios[ratios.operation == operation]
+    slower, faster = int((chosen.low > 1).sum()), int((chosen.high < 1).sum())
+    same = len(chosen) - slower - faster
+    if same == len(chosen):
+        return f"{operation}: no difference between before and after can be told for any of {same} {what}"
+    return (
+        f"{operation}: slower after the fix for {slower} of {len(chosen)} {what}, faster for {faster}, "
+        f"no difference told for {same}"
+    )

@@ -65,7 +65,7 @@ def compare(
     -------
     pandas.DataFrame
         A row per measured call: the columns of ``Cell``, ``pair``, ``arm``, ``operation``, ``seconds``,
-        ``bytes``.
+        ``bytes``, ``open_fds`` after it.
 
     Raises
     ------
@@ -128,4 +128,4 @@ def _timed(worker: Worker, operation: str, keys: int) -> dict[str, Any]:
     row = worker.call(operation, keys)
     if row["pages_ok"] != keys:
         raise WorkerError(f"{operation} of {keys} keys: {row['pages_ok']} pages are right; log: {row['log']}")
-    return {name: row[name] for name in ("operation", "seconds", "bytes")}
+    return {name: row[name] for name in ("operation", "seconds", "bytes", "open_fds")}
