@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: reproduce test lab lock clean
+.PHONY: reproduce test lab reference lock clean
 
 reproduce: $(INSTALLED)
 	$(VENV)/bin/hicache-nixl reproduce $(ARGS)
@@ -25,9 +25,17 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else \
 	  "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
+
+# The results that README shows: a run of the quick profile, on a quiet machine.
+reference: $(INSTALLED)
+	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir" runs/reference' EXIT; rm -rf runs/reference; \
+	$(VENV)/bin/hicache-nixl reproduce --run reference > "$$dir/reproduce.txt"; \
+	cp "$$dir/reproduce.txt" runs/reference/claims.csv runs/reference/provenance.json data/reference/; \
+	cp runs/reference/figures/03_before_and_after_hero.png data/reference/hero.png; \
+	cp runs/reference/tables/*_ratios.csv data/reference/
 
 # torch stays pinned by hand: a range would bring the newest build for CUDA, several GB of it.
 TORCH := torch==2.13.0

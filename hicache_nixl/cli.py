@@ -31,6 +31,14 @@ Lifetime = StrEnum("Lifetime", {name: name for name in LIFETIMES})
 Layout = StrEnum("Layout", {name: name for name in LAYOUTS})
 Queue = StrEnum("Queue", {name: name for name in QUEUES})
 
+Model = Annotated[
+    str | None, typer.Option(help="Take the pages of a model, such as Qwen2.5-32B, instead of page_bytes.")
+]
+PageSize = Annotated[int, typer.Option(help="With --model: tokens per page.")]
+Layers = Annotated[
+    int | None, typer.Option(help="With --model: fewer layers than it has, for a small machine.")
+]
+
 SHOWN = {  # column of a replay: its heading
     "call": "call",
     "operation": "operation",
@@ -38,9 +46,9 @@ SHOWN = {  # column of a replay: its heading
     "files": "files",
     "seconds": "ms",
     "open_fds": "open fds",
-    "storage_fds": "storage fds",
-    "registrations": "registered",
-    "pages_ok": "pages ok",
+    "storage_fds": "storage",
+    "registrations": "regs",
+    "pages_ok": "ok",
     "errno": "errno",
 }
 
@@ -59,13 +67,9 @@ def replay(
     ] = None,
     queue: Annotated[Queue, typer.Option(help="I/O queue of NIXL's POSIX plugin.")] = Queue.libaio,
     page_bytes: Annotated[int, typer.Option(help="Bytes of a page, keys and values together.")] = 65536,
-    model: Annotated[
-        str | None, typer.Option(help="Take the bytes of a page from a model, such as Qwen2.5-32B, instead.")
-    ] = None,
-    page_size: Annotated[int, typer.Option(help="With --model: tokens per page.")] = 64,
-    layers: Annotated[
-        int | None, typer.Option(help="With --model: fewer layers than it has, for a small machine.")
-    ] = None,
+    model: Model = None,
+    page_size: PageSize = 64,
+    layers: Layers = None,
     layout: Annotated[Layout, typer.Option(help="Memory layout of the host pool.")] = Layout.page_first,
     mla: Annotated[bool, typer.Option("--mla", help="MLA pages: one file each.")] = False,
     baseline_fds: Annotated[
@@ -89,8 +93,7 @@ def replay(
 
     plan = _schedule(schedule, calls, keys)
     if model is not None:
-        geometry = model_geometry(model)
-        page_bytes, mla = geometry.page_bytes(page_size, layers), geometry.is_mla
+        page_bytes, mla = _page_of(model, page_size, layers)
     table = lab.replay(
         plan,
         str(connector),
@@ -109,7 +112,10 @@ def replay(
     _show(table, f"{connector}: {plan.name}, pages of {page_bytes} bytes")
     first, last = int(table.open_fds.iloc[0]), int(table.open_fds.iloc[-1])
     failed = table[table.pages_ok < table["keys"]]
-    out.print(f"open fds {first} -> {last}; {int(table.storage_fds.iloc[-1])} storage files are still open")
+    files, regions = int(table.storage_fds.iloc[-1]), int(table.registrations.iloc[-1])
+    out.print(
+        f"open fds {first} -> {last}; left at the end: {files} open storage files, {regions} NIXL registrations"
+    )
     if len(failed):
         call = failed.iloc[0]
         reason = os.strerror(call.errno) if call.errno else "no errno"
@@ -131,13 +137,16 @@ def reproduce(
     run: Annotated[
         str | None, typer.Option(help="Name of the folder below runs/; profile and time if left out.")
     ] = None,
+    model: Model = None,
+    page_size: PageSize = 64,
+    layers: Layers = None,
 ) -> None:
     """Run the notebooks headlessly through papermill into runs/NAME, with a page of each.
 
     Exit code 0 when every claim holds or is inconclusive; 1 when one fails, naming notebook, cell and claim.
 
     On one's own disk, model and queue:
-    hicache-nixl reproduce -p storage_dir=/mnt/nvme -p page_bytes=1048576 -p queue=io_uring
+    hicache-nixl reproduce -p storage_dir=/mnt/nvme -p queue=io_uring --model Qwen2.5-32B --layers 4
     """
     from .lab import reproduction
 
@@ -145,17 +154,23 @@ def reproduce(
     given = reproduction.parse_parameters(parameter or [])
     if "run_dir" in given:
         raise ConfigError("run_dir is set by --run")
+    if model is not None:
+        given["page_bytes"], given["mla"] = _page_of(model, page_size, layers)
     if given.get("storage_dir"):
         given["storage_dir"] = str(_existing_folder(given["storage_dir"]))
     parameters = reproduction.parameters_for(chosen, reproduction.read_profile(profile), given)
     folder = reproduction.new_run_folder(run or reproduction.default_run_name(profile))
-    outcomes = []
-    for name, path in chosen.items():
-        outcomes.append(reproduction.run_notebook(name, path, folder, parameters[name]))
-        if outcomes[-1].error:
-            break
-    table = Table("notebook", "seconds", "claims hold", "page", box=box.SIMPLE_HEAD, pad_edge=False)
     shown = os.path.relpath(folder)
+    outcomes = []
+    try:
+        for name, path in chosen.items():
+            outcomes.append(reproduction.run_notebook(name, path, folder, parameters[name]))
+            if outcomes[-1].error:
+                break
+    except KeyboardInterrupt:
+        out.print(f"\ninterrupted in {name}; what ran is in {shown}/", highlight=False)
+        raise typer.Exit(130) from None
+    table = Table("notebook", "seconds", "claims hold", "page", box=box.SIMPLE_HEAD, pad_edge=False)
     for outcome in outcomes:
         held = f"{outcome.count('holds')} of {len(outcome.claims)}"
         table.add_row(outcome.notebook, f"{outcome.seconds:.0f}", held, f"html/{outcome.html.name}")
@@ -197,6 +212,12 @@ def _schedule(name: str, calls: int, keys: int) -> Any:
     return Schedule.from_csv(name)
 
 
+def _page_of(model: str, page_size: int, layers: int | None) -> tuple[int, bool]:
+    """Return the bytes of a model's page, and whether it is an MLA page."""
+    geometry = model_geometry(model)
+    return geometry.page_bytes(page_size, layers), geometry.is_mla
+
+
 def _existing_folder(path: str) -> Path:
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
@@ -209,7 +230,7 @@ def _show(table: Any, title: str) -> None:
         title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )
     for column, heading in SHOWN.items():
-        shown.add_column(heading, justify="left" if column == "operation" else "right")
+        shown.add_column(heading, no_wrap=True, justify="left" if column == "operation" else "right")
     for row in table[list(SHOWN)].assign(seconds=table.seconds * 1e3).itertuples(index=False):
         shown.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
     out.print(shown)

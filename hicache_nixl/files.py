@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Sequence
 
 from .errors import ConfigError, FileError, KeyRefusedError
@@ -54,16 +55,10 @@ class NixlFileManager:
         self.base_dir = os.path.abspath(base_dir)
         try:
             os.makedirs(self.base_dir, exist_ok=True)
-            with os.scandir(self.base_dir):
-                pass
-            self._check_writable()
+            with os.scandir(self.base_dir), tempfile.TemporaryFile(dir=self.base_dir):
+                pass  # it is a folder, can be listed, and takes a file
         except OSError as error:
             raise ConfigError(f"storage folder {self.base_dir}: {error}") from error
-
-    def _check_writable(self) -> None:
-        probe = os.path.join(self.base_dir, f".hicache-nixl-{os.getpid()}")
-        os.close(os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
-        os.unlink(probe)
 
     def get_file_path(self, key: str) -> str:
         """Return the path of a page file."""

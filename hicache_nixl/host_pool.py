@@ -213,9 +213,7 @@ def pool_for_model(
         Fewer layers than the model has, to fit a small machine; a page shrinks in proportion.
     """
     geometry = model_geometry(model) if isinstance(model, str) else model
-    layers = geometry.layers if layers is None else layers
-    if not 1 <= layers <= geometry.layers:
-        raise ConfigError(f"layers is {layers}; {geometry.model} takes 1 to {geometry.layers}")
+    layers = geometry.checked_layers(layers)
     rest = {"page_size": page_size, "pages": pages, "layout": layout, "dtype": geometry.torch_dtype}
     if geometry.is_mla:
         return MlaHostPool(

@@ -50,6 +50,14 @@ class ModelGeometry:
         """The dtype of the KV cache."""
         return getattr(torch, self.dtype)
 
+    def checked_layers(self, layers: int | None) -> int:
+        """Return a number of layers that the model has; all of them for ``None``."""
+        if layers is None:
+            return self.layers
+        if not 1 <= layers <= self.layers:
+            raise ConfigError(f"layers is {layers}; {self.model} takes 1 to {self.layers}")
+        return layers
+
     def page_bytes(self, page_size: int, layers: int | None = None) -> int:
         """Return the bytes of a page of ``page_size`` tokens, keys and values together.
 
@@ -58,10 +66,11 @@ class ModelGeometry:
         >>> model_geometry("Qwen2.5-32B").page_bytes(page_size=64) // 2**20
         16
         """
+        layers = self.checked_layers(layers)
         width = (
             self.kv_lora_rank + self.qk_rope_head_dim if self.is_mla else 2 * self.kv_heads * self.head_dim
         )
-        return page_size * (layers or self.layers) * width * self.torch_dtype.itemsize
+        return page_size * layers * width * self.torch_dtype.itemsize
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Where ``data/`` and ``notebooks/`` are: beside the package in a clone, inside it in a wheel."""
+"""Where ``data/``, ``notebooks/`` and ``runs/`` are, in a clone and when installed from a wheel."""
 
 from __future__ import annotations
 
@@ -11,3 +11,9 @@ def resource(name: str) -> Path:
     """Return the path of a file or folder that belongs to the project, such as ``"data/reference"``."""
     in_wheel = _PACKAGE / name
     return in_wheel if in_wheel.exists() else _PACKAGE.parent / name
+
+
+def runs_folder() -> Path:
+    """Return the folder that runs go to: ``runs/`` of the clone, else of the current folder."""
+    root = _PACKAGE.parent
+    return (root if (root / "pyproject.toml").exists() else Path.cwd()) / "runs"

@@ -19,7 +19,7 @@ from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 from ..errors import ConfigError, HiCacheNixlError
-from ..resources import resource
+from ..resources import resource, runs_folder
 from .claims import FAILS, HOLDS
 
 PROFILES = "notebooks/parameters"
@@ -132,7 +132,7 @@ def new_run_folder(name: str) -> Path:
     """Make the folder of a run; a run that exists is a record and is not written into again."""
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
         raise ConfigError(f"run {name!r}: a name of letters, digits, '-', '_', '+' and '.'")
-    folder = Path.cwd() / "runs" / name
+    folder = runs_folder() / name
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

@@ -23,6 +23,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..resources import resource as project_path
+from ..resources import runs_folder
 from .claims import FAILS, Claim, ClaimsFailedError, ledger
 
 PACKAGES = (
@@ -73,7 +74,7 @@ class Run:
         strict: bool = True,
     ):
         self.notebook = notebook
-        self.folder = Path(run_dir) if run_dir else project_path("runs") / INTERACTIVE
+        self.folder = Path(run_dir) if run_dir else runs_folder() / INTERACTIVE
         self.strict = strict
         self._claims: list[Claim] = []
         self._cells: list[int] = []
