@@ -140,9 +140,9 @@ class NixlBackendConfig:
         active = TypeAdapter(bool)
         for name, section in sections.items():
             if _checked(active, section.get("active", False), f"plugin.{name}.active"):
-                return _one_of("plugin", name.upper(), FILE_PLUGINS + OBJ_PLUGINS)
+                return _one_of("plugin", str(name).upper(), FILE_PLUGINS + OBJ_PLUGINS)
         raise ConfigError(
-            f"plugin: none of {', '.join(sections) or '(nothing)'} is active; set active = true in one"
+            f"plugin: none of {', '.join(map(str, sections)) or '(nothing)'} is active; set active = true in one"
         )
 
     @staticmethod
@@ -155,7 +155,7 @@ class NixlBackendConfig:
     def init_params(self, plugin: str) -> dict[str, str]:
         """Return the parameters for one plugin, as the strings that NIXL takes."""
         if "plugin" in self._extra:
-            sections = {name.upper(): section for name, section in self._extra["plugin"].items()}
+            sections = {str(name).upper(): section for name, section in self._extra["plugin"].items()}
             given = sections.get(plugin, {})
         else:
             given = self._extra

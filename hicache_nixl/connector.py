@@ -63,18 +63,18 @@ class HiCacheNixl(HiCacheStorage):
 
     def __init__(self, storage_config: Any, file_path: Any = DEFAULT_STORAGE_DIR):
         config = HiCacheStorageConfig.checked(storage_config)
-        backend_config = NixlBackendConfig(config.extra_config)
+        self.backend_config = NixlBackendConfig(config.extra_config)
         self.is_mla_model = config.is_mla_model
         self.is_zero_copy = False
         self.config_suffix = _config_suffix(config)
-        backend = make_backend(backend_config)
+        backend = make_backend(self.backend_config)
         self.file_manager: NixlFileManager | None = None
         if backend.plugin not in OBJ_PLUGINS:
             folder = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
             self.file_manager = NixlFileManager(os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(folder))
         self.registration = NixlRegistration(backend)
-        self.lifetime = lifetimes.BY_NAME[backend_config.lifetime](self.registration, self.file_manager)
-        logger.info("HiCacheNixl: plugin %s, lifetime %s", backend.plugin, backend_config.lifetime)
+        self.lifetime = lifetimes.BY_NAME[self.backend_config.lifetime](self.registration, self.file_manager)
+        logger.info("HiCacheNixl: plugin %s, lifetime %s", backend.plugin, self.backend_config.lifetime)
 
     # -- the batch calls of the cache controller -------------------------------------------------------
 
@@ -172,7 +172,10 @@ class HiCacheNixl(HiCacheStorage):
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
         """Register host memory with NIXL; its registration, or None."""
         return self._guarded(
-            "register_buffers", buffers, None, lambda: self.registration.register_buffers(buffers)
+            "register_buffers",
+            buffers if isinstance(buffers, list | tuple) else [buffers],
+            None,
+            lambda: self.registration.register_buffers(buffers),
         )
 
     def register_files(self, file_paths: Sequence[str]) -> Any:
@@ -220,6 +223,8 @@ class HiCacheNixl(HiCacheStorage):
         try:
             self.lifetime._execute_transfer(buffers, keys, direction)
         except TransferError as error:
+            if self.registration.keeps_failed_io:
+                self.registration.attach(make_backend(self.backend_config))
             if self.file_manager is None:
                 raise
             writing = direction == "WRITE"

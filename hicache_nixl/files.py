@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,8 @@ from .errors import ConfigError, FileError, KeyRefusedError
 
 logger = logging.getLogger(__name__)
 
+# SGLang's keys: SHA-256 in hexadecimal, with "d:" before it for the pages of a draft model.
+_SGLANG_KEY_AND_MORE = re.compile(r"(d:)?[0-9a-f]{64}_")
 NAME_MAX = 255  # bytes; the limit of ext4, xfs, tmpfs, ... and of an object's name in this project
 
 
@@ -95,7 +98,8 @@ class NixlFileManager:
         """Open every file; one ``(offset, length, fd, path)`` each, as NIXL registers a FILE.
 
         When one cannot be opened, those opened before it are closed again and ``FileError`` is raised.
-        After that the descriptors are the caller's.
+        From the return on the descriptors are the caller's.  An interrupt in between leaves those opened
+        so far to nobody, as in SGLang.
         """
         tuples: list[tuple[int, int, int, str]] = []
         try:
@@ -118,16 +122,13 @@ class NixlFileManager:
                 logger.error("cannot remove %s: %s", path, error)
 
     def clear(self, suffixes: tuple[str, ...]) -> int:
-        """Remove the page files whose names end in one of ``suffixes``; return how many."""
+        """Remove the page files whose names are a key and one of ``suffixes``; return how many."""
         try:
             with os.scandir(self.base_dir) as entries:
-                own = [
-                    entry.path
-                    for entry in entries
-                    if entry.name.endswith(suffixes) and entry.is_file(follow_symlinks=False)
-                ]
+                files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError as error:
             raise FileError.of(error, self.base_dir) from error
+        own = [entry.path for entry in files if _is_page(entry.name, suffixes)]
         self.discard(own)
         return len(own)
 
@@ -158,3 +159,15 @@ class NixlFileManager:
     def _free_bytes(self) -> int:
         space = os.statvfs(self.base_dir)
         return space.f_bavail * space.f_frsize
+
+
+def _is_page(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Tell whether a name is a key and one of the suffixes.
+
+    After one of SGLang's keys anything else than the suffix is part of another model's name: ``_model_0_1``
+    ends ``<key>_big_model_0_1`` too.  Any other key may hold what it likes.
+    """
+    for suffix in suffixes:
+        if name.endswith(suffix) and len(name) > len(suffix):
+            return not _SGLANG_KEY_AND_MORE.match(name.removesuffix(suffix))
+    return False

@@ -36,12 +36,16 @@ class NixlBackend:
         ``"POSIX"``, ``"OBJ"``, ...
     mem_type : str
         ``"FILE"`` or ``"OBJ"``.
+    keeps_failed_io : bool
+        Whether a transfer that failed makes every later one of this agent fail: so does the POSIX plugin on
+        POSIX AIO in NIXL 1.5.1, whose queue keeps the failed I/O.  Such an agent has to be made anew.
     """
 
     agent: Any
     agent_name: str
     plugin: str
     mem_type: str
+    keeps_failed_io: bool
 
 
 def load_nixl(plugin: str = "auto") -> ModuleType:
@@ -75,6 +79,8 @@ def make_backend(config: NixlBackendConfig) -> NixlBackend:
     """Make an agent with the plugin that the configuration asks for.
 
     In auto mode the first plugin that can be created wins: ``FILE_PLUGINS`` in their order, then OBJ.
+    The agent is made with NIXL's read-write locking.  Its default is none, and then a set, a get and a
+    lookup from a thread each corrupt memory within seconds.
 
     Raises
     ------
@@ -83,13 +89,20 @@ def make_backend(config: NixlBackendConfig) -> NixlBackend:
     """
     api = load_nixl(config.plugin)
     name = f"hicache_nixl_{uuid.uuid4()}"
-    agent = api.nixl_agent(name, api.nixl_agent_config(backends=[]))
+    locked = api.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW  # the server calls from several threads
+    agent = api.nixl_agent(name, api.nixl_agent_config(backends=[], sync_mode=locked))
     if config.plugin == "auto":
         plugin = create_first(agent, config, FILE_PLUGINS + OBJ_PLUGINS)
     else:
         create_plugin(agent, config.plugin, config)
         plugin = config.plugin
-    return NixlBackend(agent, name, plugin, "OBJ" if plugin in OBJ_PLUGINS else "FILE")
+    return NixlBackend(
+        agent,
+        name,
+        plugin,
+        mem_type="OBJ" if plugin in OBJ_PLUGINS else "FILE",
+        keeps_failed_io=plugin == "POSIX" and "use_posix_aio" in config.init_params(plugin),
+    )
 
 
 def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:

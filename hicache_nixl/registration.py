@@ -33,11 +33,16 @@ class NixlRegistration:
     """
 
     def __init__(self, backend: NixlBackend):
+        self._object_ids = itertools.count(1)  # unique among all that this agent ever registers
+        self.attach(backend)
+
+    def attach(self, backend: NixlBackend) -> None:
+        """Go on with an agent; every registration of the one before ends with it."""
         self.agent = backend.agent
         self.agent_name = backend.agent_name
         self.plugin = backend.plugin
         self.mem_type = backend.mem_type
-        self._object_ids = itertools.count(1)  # unique among all that this agent ever registers
+        self.keeps_failed_io = backend.keeps_failed_io
 
     def register(self, items: Any, mem_type: str | None = None) -> Any:
         """Register regions and return NIXL's list of them, which ``deregister`` takes.
@@ -48,19 +53,19 @@ class NixlRegistration:
         mem_type : str, optional
             ``"DRAM"``, ``"FILE"`` or ``"OBJ"``; tensors bring their own.
         """
+        if isinstance(items, list | tuple) and not items:
+            raise RegistrationError("nothing to register with NIXL: an empty list")
         try:
-            descs = self.agent.get_reg_descs(items, mem_type) if len(items) else None
+            descs = self.agent.get_reg_descs(items, mem_type)
             if descs is not None:
                 return self.agent.register_memory(descs)
         except Exception as error:
-            raise RegistrationError(f"cannot register {len(items)} regions with NIXL: {error}") from error
-        raise RegistrationError(
-            f"NIXL takes no registration list from {len(items)} items: empty, or tensors not contiguous"
-        )
+            raise RegistrationError(f"cannot register with NIXL: {error}") from error
+        raise RegistrationError("cannot register with NIXL: these are no regions; tensors not contiguous?")
 
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
         """Register host memory: a tensor, tensors, or (address, bytes) pairs."""
-        if len(buffers) and isinstance(buffers[0], tuple):
+        if not isinstance(buffers, torch.Tensor) and buffers and isinstance(buffers[0], tuple):
             return self.register([(address, size, 0, "") for address, size in buffers], "DRAM")
         return self.register(buffers)
 

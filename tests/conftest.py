@@ -1,0 +1,144 @@
+"""Fixtures: a store in a folder of the test's own, its host pool, the log, faults in a live agent."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import LEFT, Left, close_below, storage_config
+
+from hicache_nixl import HiCacheNixl
+from hicache_nixl.config import LIFETIMES, PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
+from hicache_nixl.host_pool import LAYOUTS, HostKVPool
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the shell of the person who runs the tests has set must not decide their outcome."""
+    for variable in (PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE, "AWS_DEFAULT_BUCKET"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(params=LIFETIMES)
+def lifetime(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def left(lifetime: str) -> Left:
+    """What the lifetime of this test leaves alive per file."""
+    return LEFT[lifetime]
+
+
+@pytest.fixture(params=[False, True], ids=["multi_head", "mla"])
+def mla(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The storage folder of the stores that ``make_store`` makes."""
+    return tmp_path / "pages"
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, folder: Path) -> Iterator[Callable[..., HiCacheNixl]]:
+    """Make connectors, and own their end: what they leak on purpose is closed after the test."""
+    stores = []
+
+    def make(
+        lifetime: str = "try_finally", *, pool: HostKVPool | None = None, path: Any = None, **config: Any
+    ) -> HiCacheNixl:
+        store = HiCacheNixl(storage_config(lifetime, **config), path or str(folder))
+        stores.append(store)
+        if pool is not None:
+            store.register_mem_pool_host(pool)
+        return store
+
+    yield make
+    for store in stores:
+        store.close()
+    close_below(tmp_path)
+
+
+@pytest.fixture
+def store(make_store: Callable[..., HiCacheNixl], lifetime: str) -> HiCacheNixl:
+    """A connector of each lifetime."""
+    return make_store(lifetime)
+
+
+class Log:
+    """The error lines of the package."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture):
+        self._caplog = caplog
+
+    def lines(self, level: int = logging.ERROR) -> list[str]:
+        """Return the lines since the last look."""
+        lines = [
+            record.getMessage()
+            for record in self._caplog.records
+            if record.name.startswith("hicache_nixl") and record.levelno >= level
+        ]
+        self._caplog.clear()
+        return lines
+
+    def line(self) -> str:
+        """Return the line since the last look; there must be exactly one."""
+        lines = self.lines()
+        assert len(lines) == 1, f"{len(lines)} error lines: {lines}"
+        return lines[0]
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    return Log(caplog)
+
+
+@pytest.fixture
+def replace_method() -> Iterator[Callable[[Any, str, Callable[..., Any]], None]]:
+    """Put a function in the place of one live object's method until the test ends."""
+    replaced: list[tuple[Any, str]] = []
+
+    def replace(target: Any, name: str, function: Callable[..., Any]) -> None:
+        setattr(target, name, function)
+        replaced.append((target, name))
+
+    yield replace
+    for target, name in replaced:
+        vars(target).pop(name, None)
+
+
+@pytest.fixture
+def regions_alive(
+    replace_method: Callable[[Any, str, Callable[..., Any]], None],
+) -> Callable[[HiCacheNixl], Counter[str]]:
+    """Count, from now on, the regions that a store's agent holds registered: FILE_SEG, DRAM_SEG."""
+
+    def watch(store: HiCacheNixl) -> Counter[str]:
+        agent, alive = store.registration.agent, Counter[str]()
+        register, deregister = agent.register_memory, agent.deregister_memory
+
+        def counted_register(*args: Any, **kwargs: Any) -> Any:
+            regions = register(*args, **kwargs)
+            alive[regions.getType().name] += regions.descCount()
+            return regions
+
+        def counted_deregister(regions: Any, *args: Any, **kwargs: Any) -> Any:
+            alive[regions.getType().name] -= regions.descCount()
+            return deregister(regions, *args, **kwargs)
+
+        replace_method(agent, "register_memory", counted_register)
+        replace_method(agent, "deregister_memory", counted_deregister)
+        return alive
+
+    return watch

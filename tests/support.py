@@ -1,0 +1,219 @@
+"""What the tests share: configurations, pools, open descriptors by name, processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hicache_nixl import HiCacheStorageConfig, MlaHostPool, MultiHeadHostPool
+from hicache_nixl.host_pool import HostKVPool
+
+MODEL = "org/model"  # its files end in _org-model_0_1, MLA: _org-model
+TESTS = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Left:
+    """What one lifetime leaves alive, per file (or buffer) that a call used.
+
+    Attributes
+    ----------
+    fds : int
+        Descriptors per file of a transfer.
+    file_registrations, buffer_registrations : int
+        Regions registered with NIXL per file and per buffer of a transfer.
+    registered_fds : int
+        Descriptors per path of ``register_files``.
+    interrupted_opens : int
+        Of the files that were open when an interrupt came between two opens, how many stay open each.
+    """
+
+    fds: int
+    file_registrations: int
+    buffer_registrations: int
+    registered_fds: int
+    interrupted_opens: int
+
+
+# The one table of what the lifetimes differ in; everything else in the contract is the same for all.
+LEFT = {
+    "leaky": Left(fds=1, file_registrations=1, buffer_registrations=1, registered_fds=1, interrupted_opens=1),
+    "try_finally": Left(
+        fds=0, file_registrations=1, buffer_registrations=1, registered_fds=1, interrupted_opens=1
+    ),
+}
+
+
+def storage_config(
+    lifetime: str = "try_finally",
+    *,
+    mla: bool = False,
+    model: str | None = MODEL,
+    tp_rank: int = 0,
+    tp_size: int = 1,
+    posix: dict[str, Any] | None = None,
+    **extra: Any,
+) -> HiCacheStorageConfig:
+    """Return what a server would hand over for the POSIX plugin."""
+    return HiCacheStorageConfig(
+        tp_rank=tp_rank,
+        tp_size=tp_size,
+        pp_rank=0,
+        pp_size=1,
+        attn_cp_rank=0,
+        attn_cp_size=1,
+        is_mla_model=mla,
+        enable_storage_metrics=False,
+        is_page_first_layout=True,
+        model_name=model,
+        extra_config={"plugin": {"posix": {"active": True, **(posix or {})}}, "lifetime": lifetime, **extra},
+    )
+
+
+def make_pool(mla: bool, layout: str, pages: int = 8) -> HostKVPool:
+    """Return the pool of the table in facts.md, full of random bits."""
+    shape = {"layers": 3, "page_size": 4, "pages": pages, "layout": layout}
+    if mla:
+        pool: HostKVPool = MlaHostPool(kv_lora_rank=64, qk_rope_head_dim=16, **shape)
+    else:
+        pool = MultiHeadHostPool(kv_heads=2, head_dim=64, **shape)
+    scramble(pool)
+    return pool
+
+
+def scramble(pool: HostKVPool) -> None:
+    """Fill a pool with new random bits; any bit pattern, NaN among them, is a page."""
+    as_bytes(pool.kv_buffer).random_(0, 256)
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """View a contiguous tensor as bytes, which compare equal where NaN does not."""
+    return tensor.view(torch.uint8)
+
+
+def page_tensor(pool: HostKVPool, mla: bool, page: int) -> torch.Tensor:
+    """Return a page by plain slicing, without the pool's own methods; planes stay apart."""
+    first = page * pool.page_size
+    planes = pool.kv_buffer[None] if mla else pool.kv_buffer
+    if pool.layout == "layer_first":
+        return planes[:, :, first : first + pool.page_size]
+    if pool.layout == "page_first":
+        return planes[:, first : first + pool.page_size]
+    return planes[:, page]
+
+
+def page_files(pool: HostKVPool, mla: bool, page: int) -> dict[str, bytes]:
+    """Return what the files of a page hold, by the ending of their names."""
+    planes = [as_bytes(plane.contiguous()).numpy().tobytes() for plane in page_tensor(pool, mla, page)]
+    if pool.layout == "layer_first":
+        return {"": b"".join(planes)}
+    return dict(zip(("_k",) if mla else ("_k", "_v"), planes, strict=True))
+
+
+def suffix(mla: bool) -> str:
+    """Return what stands behind the key in the name of a file."""
+    return "_org-model" if mla else "_org-model_0_1"
+
+
+def keys_of(count: int, prefix: str = "page") -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def _open_fds() -> dict[int, str]:
+    """Return every descriptor of this process with its target."""
+    targets = {}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that listdir itself used
+            targets[int(number)] = os.readlink(f"/proc/self/fd/{number}")
+    return targets
+
+
+def fds_below(folder: Path) -> dict[int, str]:
+    """Return the descriptors of files below a folder, also of files that were removed."""
+    root = f"{folder}/"
+    return {
+        fd: target.removeprefix(root).removesuffix(" (deleted)")
+        for fd, target in _open_fds().items()
+        if target.startswith(root)
+    }
+
+
+def names_open(folder: Path) -> list[str]:
+    """Return the names of the files that are held open below a folder, one per descriptor.
+
+    A comparison with this list fails with the names of the files that leaked.
+    """
+    return sorted(fds_below(folder).values())
+
+
+def close_below(folder: Path) -> None:
+    """Close what a leaky connector left; whoever made it owns that."""
+    for fd in fds_below(folder):
+        os.close(fd)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@contextlib.contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """Leave this process exactly ``count`` descriptors that it can still open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    padding: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(_open_fds()) + count + 1, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                padding.append(os.open(os.devnull, os.O_RDONLY))
+        for fd in padding[len(padding) - count :]:
+            os.close(fd)
+        del padding[len(padding) - count :]
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in padding:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def without_capabilities() -> Iterator[None]:
+    """Let permissions count for root too: give up the effective capabilities for a while."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits of each
+    assert libc.capget(header, held) == 0
+    none_effective = (ctypes.c_uint32 * 6)(0, *held[1:3], 0, *held[4:6])
+    assert libc.capset(header, none_effective) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held) == 0
+
+
+def run_python(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a script, or ``-c`` and code, in a fresh interpreter that can import this module."""
+    return subprocess.run(
+        [*prefix, sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def answer_of(process: subprocess.CompletedProcess[str]) -> Any:
+    """Return the JSON in the last line of a script's output; NIXL may have printed before it."""
+    assert process.returncode == 0, f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
+    return json.loads(process.stdout.splitlines()[-1])

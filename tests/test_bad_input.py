@@ -1,0 +1,191 @@
+"""The table "Bad input" of the issue, a group of tests per row; the rows of the command are tested with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import files_in, keys_of, make_pool, names_open, run_python, storage_config
+
+from hicache_nixl import HiCacheNixl
+from hicache_nixl.config import FILE_PLUGINS, LIFETIMES, OBJ_PLUGINS, QUEUES
+from hicache_nixl.errors import ConfigError
+from hicache_nixl.host_pool import LAYOUTS
+
+BAD_KEYS = ["", "/", "a/b", "../escape", "..", "a..b", "nul\0byte", "k" * 256, "ß" * 127]
+KEY_IDS = ["empty", "slash", "inner slash", "parent", "dots", "inner dots", "nul", "long", "long in bytes"]
+
+
+@pytest.fixture
+def pool():
+    return make_pool(False, "page_first")
+
+
+@pytest.fixture
+def store(make_store, lifetime, pool):
+    return make_store(lifetime, pool=pool)
+
+
+# -- keys and host indices of different lengths, empty keys, indices out of the pool ---------------------
+
+
+@pytest.mark.parametrize("call", ["batch_set_v1", "batch_get_v1"])
+@pytest.mark.parametrize(
+    ("keys", "indices", "named"),
+    [
+        (3, torch.arange(8), ["3 keys", "8 host indices"]),
+        (2, torch.arange(12), ["2 keys", "12 host indices"]),
+        (2, torch.arange(7), ["2 keys", "7 host indices"]),
+        (2, torch.arange(0), ["2 keys", "0 host indices"]),
+        (0, torch.arange(4), ["0 keys", "4 host indices"]),
+        (0, torch.arange(0), ["0 keys", "0 host indices"]),
+        (2, torch.arange(28, 36), ["2 keys", "8 host indices", "28 to 35", "32 tokens"]),
+        (1, torch.arange(32, 36), ["1 keys", "4 host indices", "32 to 35"]),
+        (1, torch.arange(-4, 0), ["1 keys", "4 host indices", "-4"]),
+        (1, torch.arange(2, 6), ["4 tokens", "inside a page"]),
+    ],
+    ids=[
+        "fewer indices",
+        "more indices",
+        "half a page",
+        "no indices",
+        "no keys",
+        "nothing",
+        "leaves the pool",
+        "behind the pool",
+        "before the pool",
+        "inside a page",
+    ],
+)
+def test_keys_and_indices_that_do_not_fit_are_false_per_page_and_one_line_with_both_lengths(
+    store, folder, log, call, keys, indices, named
+):
+    assert getattr(store, call)(keys_of(keys), indices) == [False] * keys
+    line = log.line()
+    assert call in line
+    assert [text for text in named if text not in line] == []
+    assert files_in(folder) == []
+    assert names_open(folder) == []
+
+
+@pytest.mark.parametrize("call", ["batch_set_v1", "batch_get_v1"])
+def test_without_a_host_pool_a_batch_call_is_false_and_says_what_to_call(make_store, lifetime, log, call):
+    assert getattr(make_store(lifetime), call)(keys_of(2), torch.arange(8)) == [False, False]
+    assert "register_mem_pool_host" in log.line()
+
+
+@pytest.mark.parametrize("call", ["batch_set_v1", "batch_get_v1"])
+@pytest.mark.parametrize("indices", [None, "0123"], ids=["none", "text"])
+def test_indices_of_a_wrong_type_are_false_with_one_line(store, log, call, indices):
+    assert getattr(store, call)(["page"], indices) == [False]
+    assert call in log.line()
+
+
+# -- a key with /, .., a NUL, or longer than a file name may be ------------------------------------------
+
+CALLS = {
+    "set": (lambda store, key, pool: store.set(key, torch.zeros(4)), False),
+    "get": (lambda store, key, pool: store.get(key, torch.zeros(4)), None),
+    "exists": (lambda store, key, pool: store.exists(key), False),
+    "batch_set": (lambda store, key, pool: store.batch_set(["good", key], [torch.zeros(4)] * 2), False),
+    "batch_get": (lambda store, key, pool: store.batch_get(["good", key], [torch.zeros(4)] * 2), [None] * 2),
+    "batch_exists": (lambda store, key, pool: store.batch_exists([key, "good"]), 0),
+    "batch_set_v1": (
+        lambda store, key, pool: store.batch_set_v1(["good", key], pool.page_indices(0, 2)),
+        [False] * 2,
+    ),
+    "batch_get_v1": (
+        lambda store, key, pool: store.batch_get_v1(["good", key], pool.page_indices(0, 2)),
+        [False] * 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("key", BAD_KEYS, ids=KEY_IDS)
+def test_a_bad_key_is_refused_before_any_file_is_touched(store, pool, tmp_path, folder, log, key):
+    for name, (call, answer) in CALLS.items():
+        assert call(store, key, pool) == answer, name
+        line = log.line()
+        assert "refused" in line, name
+        assert repr(key[:40])[1:-1] in line, name
+        assert files_in(folder) == [], name
+    assert files_in(tmp_path) == ["pages"], "nothing outside the storage folder either"
+    assert names_open(folder) == []
+
+
+@pytest.mark.parametrize("key", [None, 5, b"bytes", "\ud800"], ids=["none", "int", "bytes", "lone surrogate"])
+def test_a_key_that_is_no_file_name_at_all_is_answered_with_one_line(store, folder, log, key):
+    assert store.set(key, torch.zeros(4)) is False
+    log.line()
+    assert store.exists(key) is False
+    log.line()
+    assert files_in(folder) == []
+
+
+# -- unknown lifetime, plugin, layout, queue; parameters of a wrong type ---------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"lifetime": "eternal"}, ["eternal", *LIFETIMES]),
+        ({"plugin": {"floppy": {"active": True}}}, ["FLOPPY", *FILE_PLUGINS, *OBJ_PLUGINS]),
+        ({"plugin": {"posix": {"active": True, "queue": "snail"}}}, ["snail", *QUEUES]),
+        ({"plugin": {"posix": {"active": True, "ios_pool_size": "many"}}}, ["ios_pool_size", "integer"]),
+        ({"ios_pool_size": "many"}, ["ios_pool_size", "integer"]),
+        ({"snail": "true"}, ["snail", "queue", "use_uring"]),
+    ],
+    ids=["lifetime", "plugin", "queue", "type", "type in flat form", "parameter in flat form"],
+)
+def test_a_configuration_that_cannot_work_is_an_error_at_construction(tmp_path, extra, named):
+    config = storage_config()
+    config.extra_config.clear()
+    config.extra_config.update(extra)
+    with pytest.raises(ConfigError) as raised:
+        HiCacheNixl(config, str(tmp_path / "pages"))
+    assert [text for text in named if text not in str(raised.value)] == []
+    assert files_in(tmp_path) == [], "no folder was made"
+
+
+def test_an_unknown_layout_is_an_error_at_construction_of_the_pool():
+    with pytest.raises(ConfigError) as raised:
+        make_pool(False, "page_last")
+    assert [name for name in LAYOUTS if name not in str(raised.value)] == []
+
+
+@pytest.mark.parametrize("model", ["m" * 200, "nul\0byte"], ids=["long", "nul"])
+def test_a_model_name_that_fits_no_file_name_is_an_error_at_construction(tmp_path, model):
+    with pytest.raises(ConfigError, match="model_name"):
+        HiCacheNixl(storage_config(model=model), str(tmp_path))
+
+
+# -- storage folder missing, a file, not writable, full, read-only ---------------------------------------
+# What happens while running, a full and a read-only file system: test_connector_failures.py.
+
+
+def test_a_file_in_the_place_of_the_storage_folder_is_an_error_at_construction(tmp_path, lifetime):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"storage folder .*file.*\[Errno 17\]"):
+        HiCacheNixl(storage_config(lifetime), str(tmp_path / "file"))
+
+
+def test_a_storage_folder_that_takes_no_files_is_an_error_at_construction(lifetime):
+    with pytest.raises(ConfigError, match=r"storage folder /proc/self/fdinfo: \[Errno"):
+        HiCacheNixl(storage_config(lifetime), "/proc/self/fdinfo")
+
+
+# -- NIXL not installed ----------------------------------------------------------------------------------
+
+
+def test_without_nixl_an_uncaught_error_ends_with_one_line_that_says_what_to_install():
+    code = """
+import sys
+sys.modules["nixl"] = None
+from hicache_nixl import HiCacheNixl
+from support import storage_config
+HiCacheNixl(storage_config())
+"""
+    process = run_python("-c", code)
+    assert process.returncode != 0
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("hicache_nixl.errors.NixlMissingError: NIXL cannot be loaded")
+    assert "pip install nixl" in last

@@ -1,0 +1,103 @@
+"""How a connector ends: clear, close, the with statement, and what a later one finds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import _open_fds, fds_below, files_in, keys_of, make_pool, storage_config
+
+from hicache_nixl import HiCacheNixl
+from hicache_nixl.config import QUEUES
+
+
+def test_clear_removes_the_pages_of_this_rank_and_nothing_else(make_store, folder, mla, layout, log):
+    other = make_store(model="org/other", mla=mla)
+    neighbour = make_store(tp_rank=1, tp_size=2)
+    pool = make_pool(mla, layout)
+    store = make_store(mla=mla, pool=pool)
+    assert other.set("key", torch.zeros(4))
+    assert neighbour.set("key", torch.zeros(4))
+    (folder / "notes.txt").touch()
+    (folder / "subfolder_org-model_0_1").mkdir()
+    (folder / "subfolder_org-model").mkdir()
+    kept = files_in(folder)
+    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
+    assert store.set("value", torch.zeros(4))
+    store.clear()
+    assert files_in(folder) == kept
+    assert store.batch_exists(keys_of(2)) == 0
+    assert log.lines() == []
+
+
+def test_clear_keeps_a_model_whose_name_ends_like_this_one(make_store, folder):
+    key = "0123456789abcdef" * 4  # as the server makes them
+    longer = make_store(model="big_model")
+    assert longer.set(key, torch.zeros(4))
+    make_store(model="model").clear()
+    assert files_in(folder) == [f"{key}_big_model_0_1"]
+
+
+def test_clear_when_the_folder_is_gone_is_one_line(store, folder, log):
+    folder.rmdir()
+    store.clear()
+    line = log.line()
+    assert "clear" in line
+    assert str(folder) in line
+    assert "[Errno 2]" in line
+
+
+def test_close_twice_is_fine_and_later_calls_answer_no(store, log):
+    pool = make_pool(False, "page_first")
+    store.register_mem_pool_host(pool)
+    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
+    store.close()
+    store.close()
+    assert log.lines() == []
+    value = torch.zeros(4)
+    answers = {
+        "set": (store.set("key", value), False),
+        "get": (store.get("key", value), None),
+        "batch_set": (store.batch_set(["key"], [value]), False),
+        "batch_get": (store.batch_get(["a", "b"], [value, value]), [None, None]),
+        "exists": (store.exists("key"), False),
+        "batch_exists": (store.batch_exists(keys_of(2)), 0),
+        "batch_set_v1": (store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)), [False, False]),
+        "batch_get_v1": (store.batch_get_v1(keys_of(2), pool.page_indices(0, 2)), [False, False]),
+        "register_files": (store.register_files(["path"]), None),
+        "register_buffers": (store.register_buffers([value]), None),
+        "register_objects": (store.register_objects(["key"]), None),
+        "clear": (store.clear(), None),
+    }
+    assert {name: answer for name, (answer, _) in answers.items()} == {
+        name: expected for name, (_, expected) in answers.items()
+    }
+    lines = log.lines()
+    assert len(lines) == len(answers)
+    assert all("closed" in line for line in lines)
+
+
+def test_a_with_statement_closes(lifetime, folder, log):
+    with HiCacheNixl(storage_config(lifetime), str(folder)) as store:
+        assert store.exists("key") is False
+    assert store.exists("key") is False
+    assert "closed" in log.line()
+
+
+@pytest.mark.parametrize("queue", QUEUES)
+def test_close_gives_back_what_nixl_itself_opened(make_store, queue):
+    """io_uring has a descriptor for each queue, which lives as long as the agent."""
+    before = _open_fds()
+    for _ in range(3):
+        store = make_store(posix={"queue": queue})
+        assert store.set("key", torch.zeros(4))
+        store.close()
+    assert _open_fds() == before
+
+
+def test_a_store_opened_later_finds_the_pages(make_store, lifetime, folder):
+    value = torch.arange(64)
+    first = make_store(lifetime)
+    assert first.set("key", value)
+    first.close()
+    assert torch.equal(make_store(lifetime).get("key", torch.zeros_like(value)), value)
+    assert set(fds_below(folder).values()) <= {"key_org-model_0_1"}
