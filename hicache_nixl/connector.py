@@ -14,6 +14,7 @@ from .config import OBJ_PLUGINS, STORAGE_DIR_VARIABLE, HiCacheStorageConfig, Nix
 from .errors import (
     ClosedError,
     ConfigError,
+    FileError,
     HiCacheNixlError,
     PageIndexError,
     TransferError,
@@ -223,16 +224,20 @@ class HiCacheNixl(HiCacheStorage):
         try:
             self.lifetime._execute_transfer(buffers, keys, direction)
         except TransferError as error:
-            if self.registration.keeps_failed_io:
-                self.registration.attach(make_backend(self.backend_config))
-            if self.file_manager is None:
-                raise
-            writing = direction == "WRITE"
-            fault = self.file_manager.first_fault(keys, buffer_sizes(buffers), writing)
-            if writing:  # some of it may be on disk, so none of it is a page any more
-                self.file_manager.discard(keys)
+            fault = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE")
             raise fault or error from error
         return True
+
+    def _after_failure(self, keys: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
+        """Name the file that made a transfer fail, and leave nothing that would spoil a later one."""
+        fault = None
+        if self.file_manager is not None:
+            fault = self.file_manager.first_fault(keys, sizes, writing)
+            if writing:  # some of it may be on disk, so none of it is a page any more
+                self.file_manager.discard(keys)
+        if self.registration.keeps_failed_io:
+            self.registration.attach(make_backend(self.backend_config))
+        return fault
 
     def _guarded(
         self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
