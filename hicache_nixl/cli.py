@@ -92,6 +92,8 @@ def replay(
     from . import lab
 
     plan = _schedule(schedule, calls, keys)
+    if csv is not None and not csv.absolute().parent.is_dir():
+        raise ConfigError(f"--csv {csv}: there is no folder {csv.absolute().parent}")
     if model is not None:
         page_bytes, mla = _page_of(model, page_size, layers)
     table = lab.replay(
@@ -156,7 +158,7 @@ def reproduce(
         raise ConfigError("run_dir is set by --run")
     if model is not None:
         given["page_bytes"], given["mla"] = _page_of(model, page_size, layers)
-    if given.get("storage_dir"):
+    if isinstance(given.get("storage_dir"), str) and given["storage_dir"]:
         given["storage_dir"] = str(_existing_folder(given["storage_dir"]))
     parameters = reproduction.parameters_for(chosen, reproduction.read_profile(profile), given)
     folder = reproduction.new_run_folder(run or reproduction.default_run_name(profile))

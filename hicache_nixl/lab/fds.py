@@ -11,9 +11,11 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from ..errors import HiCacheNixlError
 
@@ -36,6 +38,14 @@ LARGEFILE = 0o100000  # set by the kernel on every 64-bit open; says nothing
 
 # What follows "anon_inode:" in a link, and what people call it.
 ANONYMOUS = {"[eventpoll]": "epoll", "[eventfd]": "eventfd", "[io_uring]": "io_uring", "[timerfd]": "timerfd"}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a descriptor was opened on, and by which lines: innermost first, ``"file.py:line function"``."""
+
+    target: str
+    by: str
 
 
 class ProcessGoneError(HiCacheNixlError, ProcessLookupError):
@@ -92,21 +102,21 @@ def fd_table(pid: int | None = None, storage_dir: str | os.PathLike[str] | None 
 
 
 @contextmanager
-def trace_opens() -> Iterator[dict[int, str]]:
+def trace_opens() -> Iterator[dict[int, Opened]]:
     """Note, while active, the Python line behind every ``os.open`` of this process.
 
     Yields
     ------
     dict
-        Descriptor to ``"file.py:line function"``, innermost first, up to the connector's public call.
-        Descriptors that were closed since may still be in it; a number is noted again when it is reused.
+        Descriptor to ``Opened``.  Descriptors that were closed since are still in it: ``opened_by`` compares
+        the targets, since a number may have been taken by something else.
     """
-    opened: dict[int, str] = {}
+    opened: dict[int, Opened] = {}
     original = os.open
 
     def traced(*args: object, **kwargs: object) -> int:
         fd = original(*args, **kwargs)  # type: ignore[arg-type]
-        opened[fd] = _callers(sys._getframe(1))
+        opened[fd] = Opened(os.readlink(f"/proc/self/fd/{fd}"), _callers(sys._getframe(1)))
         return fd
 
     os.open = traced  # type: ignore[assignment]
@@ -116,7 +126,7 @@ def trace_opens() -> Iterator[dict[int, str]]:
         os.open = original
 
 
-def opened_by(opened: dict[int, str], storage_dir: str | os.PathLike[str]) -> list[dict[str, object]]:
+def opened_by(opened: dict[int, Opened], storage_dir: str | os.PathLike[str]) -> list[dict[str, object]]:
     """Join what ``trace_opens`` noted with the descriptors of this process that are still open.
 
     Returns
@@ -127,15 +137,23 @@ def opened_by(opened: dict[int, str], storage_dir: str | os.PathLike[str]) -> li
     table = fd_table(storage_dir=storage_dir)
     leaked = table[table.kind == "storage file"]
     return [
-        {"fd": row.fd, "target": row.target, "opened_by": opened.get(row.fd, "not opened by os.open")}
+        {"fd": row.fd, "target": row.target, "opened_by": _line(opened.get(row.fd), row.target)}
         for row in leaked.itertuples()
     ]
 
 
+def _line(opened: Opened | None, target: str) -> str:
+    same = opened is not None and opened.target == target.removesuffix(" (deleted)")
+    return opened.by if same else "not opened by os.open"
+
+
 def _listed(pid: int) -> list[str]:
     try:
-        return os.listdir(f"/proc/{pid}/fd")
-    except FileNotFoundError as error:
+        names = os.listdir(f"/proc/{pid}/fd")
+        if not names and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            raise ProcessGoneError(f"process {pid} has ended")
+        return names
+    except (FileNotFoundError, psutil.NoSuchProcess) as error:
         raise ProcessGoneError(f"process {pid} has ended") from error
     except PermissionError as error:
         raise ProcessGoneError(f"the descriptors of process {pid} may not be read: {error}") from error

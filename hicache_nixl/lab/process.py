@@ -62,9 +62,9 @@ class Worker:
     ):
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
-        self._output = tempfile.TemporaryFile()
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = _own_folder(storage_dir)
+        self._output = tempfile.TemporaryFile()
         try:
             self._start()
             self.request("open", setup=setup.as_message())

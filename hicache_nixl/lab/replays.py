@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .process import Worker
-from .schedule import Schedule
+from .schedule import Schedule, ScheduleError
 from .setup import Setup
 
 COLUMNS = [
@@ -86,11 +86,13 @@ def replay(
     >>> table.storage_fds.tolist(), table.pages_ok.tolist()
     ([8, 16], [4, 4])
     """
+    if not len(schedule):
+        raise ScheduleError(f"schedule {schedule.name!r} has no calls")
     setup = Setup(
         connector=connector,
         plugin_params=dict(plugin_params or {}),
         page_bytes=page_bytes,
-        pages=schedule.largest or 1,
+        pages=schedule.largest,
         layout=layout,
         mla=mla,
         seed=seed,

@@ -15,6 +15,7 @@ import nbformat
 import pandas as pd
 import papermill
 import yaml
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
@@ -139,6 +140,8 @@ def new_run_folder(name: str) -> Path:
         raise ConfigError(
             f"run {name!r} exists already ({folder}); choose another name or remove it"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"run {name!r}: {folder} cannot be made: {error.strerror}") from error
     return folder
 
 
@@ -172,6 +175,8 @@ def run_notebook(name: str, path: Path, folder: Path, parameters: Mapping[str, A
             )
         except papermill.PapermillExecutionError as failure:
             error = f"{name}, cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+        except (DeadKernelError, CellTimeoutError) as failure:
+            error = f"{name}: {type(failure).__name__}: {failure}"
     seconds = (datetime.now() - started).total_seconds()
     return Outcome(name, seconds, claims_of(folder, name), to_html(output, folder), error)
 
@@ -234,8 +239,9 @@ def _defaults(path: Path) -> dict[str, Any]:
 
 
 def _check_type(notebook: str, name: str, value: Any, default: Any) -> None:
-    fits = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-    if not fits:
+    number = isinstance(default, float) and isinstance(value, int)
+    fits = isinstance(value, type(default)) or number
+    if not fits or isinstance(value, bool) != isinstance(default, bool):
         raise ConfigError(
             f"parameter {name} of {notebook}: {value!r} is a {type(value).__name__}; "
             f"it takes a {type(default).__name__} such as {default!r}"

@@ -109,7 +109,7 @@ class Run:
             if claim.id in {known.id for known in self._claims}:
                 raise ValueError(f"claim {claim.id!r} is stated twice")
             self._claims.append(claim)
-            self._cells.append(shell.execution_count if shell is not None else 0)
+            self._cells.append(len(shell.user_ns["In"]) - 1 if shell is not None else 0)
 
     def finish(self) -> pd.DataFrame:
         """Write the claims and return them as a table; raise when one failed and the run is strict.

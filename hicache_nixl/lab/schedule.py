@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import HiCacheNixlError
+from ..errors import ConfigError
 from ..resources import resource
 
 OPERATIONS = ("set", "get", "exists")
@@ -18,7 +18,7 @@ RECORDED_BASELINE = 135  # descriptors of the PR's server before the first call:
 RECORDED_CALLS = (1, 10, 21)  # which calls of Schedule.pr24671() the log's three lines follow
 
 
-class ScheduleError(HiCacheNixlError, ValueError):
+class ScheduleError(ConfigError):
     """A schedule that cannot be replayed."""
 
 
@@ -116,7 +116,7 @@ class Schedule:
     def from_csv(cls, path: str | Path) -> Schedule:
         """Read a log of one's own: columns ``operation`` and ``keys``, others are ignored."""
         try:
-            table = pd.read_csv(path)
+            table = pd.read_csv(path, skip_blank_lines=False, skipinitialspace=True).dropna(how="all")
         except (OSError, ValueError) as error:
             raise ScheduleError(f"schedule {path}: {error}") from error
         missing = {"operation", "keys"} - set(table.columns)
@@ -125,10 +125,11 @@ class Schedule:
                 f"schedule {path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}"
             )
         keys = pd.to_numeric(table["keys"], errors="coerce")
-        if keys.isna().any() or (keys % 1 != 0).any():
-            row = int((keys.isna() | (keys % 1 != 0)).to_numpy().nonzero()[0][0])
+        wrong = table["keys"][keys.isna() | (keys % 1 != 0)]
+        if len(wrong):
+            line = wrong.index[0] + 2  # the header is line 1
             raise ScheduleError(
-                f"schedule {path}: line {row + 2}: keys is {table['keys'][row]!r}, not a whole number"
+                f"schedule {path}: line {line}: keys is {wrong.iloc[0]!r}, not a whole number"
             )
         if table.empty:
             raise ScheduleError(f"schedule {path}: it has no calls")

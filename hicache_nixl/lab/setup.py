@@ -38,7 +38,9 @@ class Setup:
     def __post_init__(self) -> None:
         from ..host_pool import LAYOUTS
 
-        NixlBackendConfig(self.extra_config)
+        config = NixlBackendConfig(self.extra_config)
+        if config.plugin == "auto":
+            config.init_params("POSIX")  # what auto mode comes to wherever NIXL runs
         if self.layout not in LAYOUTS:
             raise ConfigError(f"layout: {self.layout!r} is unknown; it takes one of {', '.join(LAYOUTS)}")
         if self.page_bytes < 8 or self.page_bytes % 8:

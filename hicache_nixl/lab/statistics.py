@@ -38,16 +38,18 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed:
     Raises
     ------
     ValueError
-        With fewer than two pairs, which tell nothing about their spread.
+        When they are not in pairs, or fewer than two, which tell nothing about their spread.
 
     Examples
     --------
     >>> print(paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]))
     2.00 [2.00, 2.00]
     """
+    if len(numerator) != len(denominator):
+        raise ValueError(f"{len(numerator)} and {len(denominator)} times are not in pairs")
+    if len(numerator) < 2:
+        raise ValueError(f"{len(numerator)} pairs; an interval takes two or more")
     ratios = np.asarray(numerator, float) / np.asarray(denominator, float)
-    if len(ratios) < 2:
-        raise ValueError(f"{len(ratios)} pairs; an interval takes two or more")
     if np.ptp(ratios) == 0:
         low = high = ratios[0]
     else:
@@ -59,7 +61,8 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed:
             rng=np.random.default_rng(seed),
         ).confidence_interval
         low, high = interval
-    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
+    median = float(np.median(ratios))
+    return Ratio(median, min(float(low), median), max(float(high), median), len(ratios))  # but for rounding
 
 
 def ratio_table(times: pd.DataFrame, by: Sequence[str], before: str, after: str) -> pd.DataFrame:

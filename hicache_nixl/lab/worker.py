@@ -88,7 +88,7 @@ class Host:
         self.connector: HiCacheNixl | None = None
         self.padding: list[int] = []
         self.traces = ExitStack()
-        self.opened: dict[int, str] = {}
+        self.opened: dict[int, fds.Opened] = {}
 
     def open(self, setup: dict[str, Any]) -> dict[str, Any]:
         """Make a connector, after the end of the one before it."""
@@ -225,12 +225,13 @@ REQUESTS = ("open", "limits", "trace", "opened_by", "fault", "call")
 
 def serve(connection: Connection, storage_dir: str) -> None:
     """Answer requests until the other side is gone; then remove the storage folder."""
+    host = None
     try:
-        host = Host(storage_dir)
         while True:
             request = json.loads(connection.recv_bytes())
             name = request.pop("request")
             try:
+                host = host or Host(storage_dir)
                 if name not in REQUESTS:
                     raise HiCacheNixlError(
                         f"request {name!r} is unknown; it takes one of {', '.join(REQUESTS)}"

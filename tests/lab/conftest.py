@@ -1,0 +1,33 @@
+"""Fixtures: the instruments must not depend on what the shell or an earlier test has set."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from hicache_nixl.config import PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
+
+IO_URING_SETUP = 425  # the number of the system call, on every architecture
+IO_URING_PARAMS_BYTES = 120
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shell_without_settings() -> Iterator[None]:
+    """Fixtures of a module start workers before those of a test can clean the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in (PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE, "AWS_DEFAULT_BUCKET"):
+            patch.delenv(variable, raising=False)
+        yield
+
+
+@pytest.fixture
+def io_uring_fd() -> Iterator[int | None]:
+    """An io_uring of this process, asked of the kernel itself; None where the kernel refuses it."""
+    parameters = ctypes.create_string_buffer(IO_URING_PARAMS_BYTES)
+    fd = ctypes.CDLL(None).syscall(IO_URING_SETUP, 4, parameters)
+    yield fd if fd >= 0 else None
+    if fd >= 0:
+        os.close(fd)

@@ -1,0 +1,252 @@
+"""Every figure draws from small tables, has its answer as the title, and labels what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from io import BytesIO
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from hicache_nixl.lab import figures
+from hicache_nixl.lab.replays import COLUMNS
+from hicache_nixl.lab.schedule import Schedule, predicted_fds, recorded_log
+from hicache_nixl.lab.statistics import ratio_table
+
+matplotlib.use("Agg")
+
+TITLE = "The answer of this figure"
+BASELINE = 135
+LIMIT = 4200
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def replayed(schedule: Schedule, per_key: int = 2, limit: int | None = None) -> pd.DataFrame:
+    """A replay as the law predicts it; what does not fit below the limit meets EMFILE."""
+    open_fds, failure = predicted_fds(schedule, per_key, BASELINE, limit)
+    table = pd.DataFrame(
+        {
+            "call": range(1, len(schedule) + 1),
+            "operation": [call.operation for call in schedule],
+            "keys": [call.keys for call in schedule],
+            "open_fds": open_fds,
+        }
+    )
+    fails = table.call >= (failure or len(schedule) + 1)
+    table["errno"] = np.where(fails, 24, 0)
+    table["pages_ok"] = np.where(fails, 0, table["keys"])
+    table["registrations"] = 4 * table.pages_ok.cumsum()
+    return table.reindex(columns=[column for column in COLUMNS if column in table])
+
+
+def timed(repeats: int = 5) -> pd.DataFrame:
+    """A comparison of two page sizes, sets and gets."""
+    rng = np.random.default_rng(3)
+    return pd.DataFrame(
+        [
+            {"page_bytes": size, "pair": pair, "arm": arm, "operation": operation, "bytes": 8 * size}
+            | {"seconds": size * 1e-6 * rng.lognormal(0, 0.2)}
+            for size in (4096, 65536)
+            for pair in range(repeats)
+            for arm in ("leaky", "try_finally")
+            for operation in ("set", "get")
+        ]
+    )
+
+
+PR = replayed(Schedule.pr24671())
+PR_FLAT = PR.assign(open_fds=BASELINE)
+INTO_LIMIT = replayed(Schedule.pr24671() + Schedule.steady(6, 128), limit=LIMIT)
+TIMES = timed()
+RATIOS = ratio_table(TIMES, ["operation", "page_bytes"], "leaky", "try_finally")
+LAW = pd.DataFrame(
+    [
+        {"operation": "set", "keys": keys, "left": per_key * keys, "per_key": per_key, "kind": kind}
+        for per_key, kind in ((2, "multi-head, page_first"), (1, "MLA, page_first"), (1, "MLA, layer_first"))
+        for keys in (1, 4, 16)
+    ]
+)
+WAYS = pd.DataFrame(
+    {"way out": ["success", "an open fails half way"], "leaky": [16, 0], "try_finally": [0, 0]}
+)
+
+DRAWN: dict[str, Callable[[], Figure]] = {
+    "growth": lambda: figures.growth(PR, recorded_log(), BASELINE, TITLE),
+    "law": lambda: figures.law(LAW, TITLE),
+    "end": lambda: figures.end(INTO_LIMIT, BASELINE, LIMIT, TITLE),
+    "hero": lambda: figures.hero(INTO_LIMIT, PR_FLAT, recorded_log(), BASELINE, LIMIT, TITLE),
+    "two_counts": lambda: figures.two_counts(
+        {"leaky": PR, "try_finally": PR_FLAT}, "open_fds", "open descriptors", BASELINE, TITLE
+    ),
+    "ways_out": lambda: figures.ways_out(WAYS, TITLE),
+    "pairs_and_ratios": lambda: figures.pairs_and_ratios(
+        TIMES, RATIOS, "page_bytes", ["4 KiB", "64 KiB"], "set", TITLE
+    ),
+    "latency": lambda: figures.latency(TIMES, TITLE),
+}
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def lines_with(figure: Figure, marker: str) -> list[Line2D]:
+    return [line for line in figure.findobj(Line2D) if line.get_marker() == marker and len(line.get_xdata())]
+
+
+class TestEveryFigure:
+    def test_every_figure_of_the_lab_is_drawn_here(self):
+        public = {
+            name
+            for name, thing in vars(figures).items()
+            if callable(thing) and getattr(thing, "__module__", "") == figures.__name__ and name[0] != "_"
+        }
+        assert public == set(DRAWN)
+
+    @pytest.mark.parametrize("name", DRAWN)
+    def test_it_has_its_title_and_becomes_a_picture(self, name):
+        figure = DRAWN[name]()
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png")
+        assert buffer.getvalue().startswith(b"\x89PNG")
+        assert len(buffer.getvalue()) > 5000
+        assert texts(figure).count(TITLE) == 1
+
+    @pytest.mark.parametrize("name", DRAWN)
+    def test_every_axis_that_counts_something_says_what(self, name):
+        for axes in DRAWN[name]().axes:
+            shared = axes.get_shared_x_axes().get_siblings(axes)
+            assert any(one.get_xlabel() for one in shared)
+
+    @pytest.mark.parametrize("name", DRAWN)
+    def test_drawing_changes_nothing_for_the_figures_of_others(self, name):
+        before = dict(matplotlib.rcParams)
+        DRAWN[name]()
+        assert dict(matplotlib.rcParams) == before
+
+
+class TestGrowth:
+    def test_rings_stand_at_the_recorded_points_with_their_counts(self):
+        figure = DRAWN["growth"]()
+        (rings,) = lines_with(figure, "o")
+        assert list(rings.get_xdata()) == [1, 10, 21]
+        assert list(rings.get_ydata()) == [167, 1351, 4167]
+        assert {"PR: 167", "PR: 1351", "PR: 4167"} <= set(texts(figure))
+
+    def test_the_curve_begins_at_the_baseline_and_ends_at_the_last_count(self):
+        steps = max(DRAWN["growth"]().axes[0].lines, key=lambda line: len(line.get_xdata()))
+        assert steps.get_ydata()[0] == BASELINE
+        assert steps.get_ydata()[-1] == 4167
+        assert steps.get_drawstyle() == "steps-post"
+
+    def test_the_padding_is_said(self):
+        assert any(text.startswith(f"{BASELINE} before the first call") for text in texts(DRAWN["growth"]()))
+
+
+class TestLaw:
+    def test_both_slopes_are_labelled_with_their_kinds_of_pages(self):
+        shown = "\n".join(texts(DRAWN["law"]()))
+        assert "+2 per key:\nmulti-head, page_first" in shown
+        assert "+1 per key:\nMLA, page_first\nMLA, layer_first" in shown
+
+
+class TestLimit:
+    @pytest.mark.parametrize("name", ["end", "hero"])
+    def test_the_limit_is_a_dashed_line_with_its_value(self, name):
+        figure = DRAWN[name]()
+        assert f"RLIMIT_NOFILE = {LIMIT}" in texts(figure)
+        dashed = [line for line in figure.axes[0].lines if set(line.get_ydata()) == {LIMIT}]
+        assert [line.get_linestyle() for line in dashed] == ["--"]
+
+    @pytest.mark.parametrize("name", ["end", "hero"])
+    def test_a_cross_marks_the_first_emfile_and_names_its_call(self, name):
+        first = INTO_LIMIT[INTO_LIMIT.errno == 24].iloc[0]
+        figure = DRAWN[name]()
+        (cross,) = lines_with(figure, "x")
+        assert (cross.get_xdata()[0], cross.get_ydata()[0]) == (first.call, first.open_fds)
+        assert f"EMFILE, call {first.call}" in texts(figure)
+
+    @pytest.mark.parametrize(
+        "draw",
+        [
+            lambda: figures.end(PR, BASELINE, 20000, TITLE),
+            lambda: figures.hero(PR, PR_FLAT, recorded_log(), BASELINE, 20000, TITLE),
+        ],
+        ids=["end", "hero"],
+    )
+    def test_there_is_no_cross_where_the_limit_was_not_met(self, draw):
+        figure = draw()
+        assert lines_with(figure, "x") == []
+        assert not any("EMFILE" in text for text in texts(figure))
+        assert "RLIMIT_NOFILE = 20000" in texts(figure)
+
+    def test_the_share_of_right_pages_falls_to_nothing(self):
+        shares = [line.get_ydata() for line in DRAWN["end"]().axes[1].lines]
+        assert {float(share) for line in shares for share in line} == {0.0, 1.0}
+
+
+class TestHero:
+    def test_before_and_after_share_one_linear_axis_from_0(self):
+        left, right = DRAWN["hero"]().axes
+        assert (left.get_title(loc="left"), right.get_title(loc="left")) == (
+            "before (leaky)",
+            "after (try_finally)",
+        )
+        assert left.get_ylim() == right.get_ylim()
+        assert left.get_ylim()[0] == 0
+        assert left.get_yscale() == "linear"
+
+    def test_it_has_the_slope_the_rings_and_the_padding(self):
+        figure = DRAWN["hero"]()
+        shown = texts(figure)
+        assert "+2 fds per key" in shown
+        assert {"PR: 167", "PR: 1351", "PR: 4167"} <= set(shown)
+        assert any(text.startswith(f"{BASELINE} before the first call") for text in shown)
+        assert len(lines_with(figure, "o")) == 1
+
+
+class TestComparisons:
+    def test_two_counts_are_labelled_directly(self):
+        assert {"before (leaky)", "after (try_finally)"} <= set(texts(DRAWN["two_counts"]()))
+
+    def test_two_counts_draws_the_column_that_it_is_given(self):
+        tables = {"leaky": PR, "try_finally": PR_FLAT}
+        figure = figures.two_counts(tables, "registrations", "live registrations", 0, TITLE)
+        assert figure.axes[0].get_ylabel() == "live registrations"
+        assert figure.axes[0].lines[0].get_ydata()[-1] == PR.registrations.iloc[-1]
+
+    def test_ways_out_names_every_way(self):
+        assert set(WAYS["way out"]) <= set(texts(DRAWN["ways_out"]()))
+
+    def test_every_pair_is_a_line_from_before_to_after(self):
+        left = DRAWN["pairs_and_ratios"]().axes[0]
+        pairs = [line for line in left.lines if line.get_color() == "0.75"]
+        assert len(pairs) == 2 * TIMES.pair.nunique()
+        assert all(line.get_xdata()[1] > line.get_xdata()[0] for line in pairs)
+
+    def test_ratios_have_their_cells_and_intervals_beside_the_line_of_no_difference(self):
+        right = DRAWN["pairs_and_ratios"]().axes[1]
+        assert [label.get_text() for label in right.get_yticklabels()] == ["4 KiB", "64 KiB"]
+        assert "95 % interval" in right.get_xlabel()
+        assert any(set(line.get_xdata()) == {1} for line in right.lines)
+        shown = next(line for line in right.lines if line.get_marker() == "D")
+        assert list(shown.get_xdata()) == RATIOS[RATIOS.operation == "set"].time_ratio.tolist()
+
+    def test_latency_is_a_distribution_on_a_log_axis_with_p50_and_p99(self):
+        figure = DRAWN["latency"]()
+        assert {"p50", "p99", "set", "get"} <= set(texts(figure))
+        assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
+        for axes in figure.axes:
+            marked = sorted({float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"})
+            assert marked == [0.5, 0.99]
