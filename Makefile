@@ -29,13 +29,15 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-# The results that README shows: a run of the quick profile, on a quiet machine.
+# The results that README shows: a run of the quick profile, on a quiet machine and a clean tree.
+REFERENCE := data/reference
 reference: $(INSTALLED)
-	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir" runs/reference' EXIT; rm -rf runs/reference; \
-	$(VENV)/bin/hicache-nixl reproduce --run reference > "$$dir/reproduce.txt"; \
-	cp "$$dir/reproduce.txt" runs/reference/claims.csv runs/reference/provenance.json data/reference/; \
-	cp runs/reference/figures/03_before_and_after_hero.png data/reference/hero.png; \
-	cp runs/reference/tables/*_ratios.csv data/reference/
+	set -e; out=$$(mktemp); trap 'rm -rf "$$out" runs/reference' EXIT; rm -rf runs/reference; \
+	$(VENV)/bin/hicache-nixl reproduce --run reference > "$$out"; \
+	mkdir -p $(REFERENCE); sed '/^ *$$/d; s/ *$$//' "$$out" > $(REFERENCE)/reproduce.txt; \
+	cp runs/reference/claims.csv runs/reference/provenance.json runs/reference/tables/*_ratios.csv $(REFERENCE)/; \
+	cp runs/reference/figures/03_before_and_after_hero.png $(REFERENCE)/hero.png; \
+	sed -i -e '/^```text$$/,/^```$$/{//!d}' -e '/^```text$$/r $(REFERENCE)/reproduce.txt' README.md
 
 # torch stays pinned by hand: a range would bring the newest build for CUDA, several GB of it.
 TORCH := torch==2.13.0

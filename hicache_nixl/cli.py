@@ -172,17 +172,17 @@ def reproduce(
     except KeyboardInterrupt:
         out.print(f"\ninterrupted in {name}; what ran is in {shown}/", highlight=False)
         raise typer.Exit(130) from None
-    table = Table("notebook", "seconds", "claims hold", "page", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("notebook", "seconds", "claims hold", box=box.SIMPLE_HEAD, pad_edge=False)
     for outcome in outcomes:
         held = f"{outcome.count('holds')} of {len(outcome.claims)}"
-        table.add_row(outcome.notebook, f"{outcome.seconds:.0f}", held, f"html/{outcome.html.name}")
+        table.add_row(outcome.notebook, f"{outcome.seconds:.0f}", held)
     out.print(table)
     for outcome in outcomes:
         for claim in outcome.claims[outcome.claims.verdict == "inconclusive"].itertuples():
             out.print(
                 f"inconclusive: {claim.id}: {claim.measured}, expected {claim.expected}", highlight=False
             )
-    out.print(f"{reproduction.verdict(outcomes)}; everything is in {shown}/", highlight=False)
+    out.print(f"{reproduction.verdict(outcomes)}; tables, figures and pages are in {shown}/", highlight=False)
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors:
         raise reproduction.NotebookFailedError(f"{errors[0]}. The executed notebook is in {shown}/notebooks/")

@@ -131,12 +131,11 @@ def hero(
     _rings(panels[0], recorded)
     _cross(panels[0], before)
     panels[0].set_ylabel("open descriptors")
-    last_recorded = int(recorded.call.max())
-    at = before[before.call == last_recorded].iloc[0]
+    on_the_slope = before[before.call == int(recorded.call.max()) - 4].iloc[0]
     panels[0].annotate(
         "+2 fds per key",
-        (last_recorded - 3.5, at.open_fds * 0.86),
-        xytext=(12, -22),
+        (on_the_slope.call + 0.5, on_the_slope.open_fds),
+        xytext=(14, -18),
         textcoords="offset points",
         color=BEFORE,
         arrowprops={"arrowstyle": "-", "color": BEFORE, "linewidth": 0.8},

@@ -16,7 +16,7 @@ from hicache_nixl.host_pool import LAYOUTS
 from hicache_nixl.lab.fds import fd_table
 from hicache_nixl.lab.process import Worker, WorkerError
 from hicache_nixl.lab.replays import replay
-from hicache_nixl.lab.schedule import Schedule, files_per_key, predicted_fds
+from hicache_nixl.lab.schedule import Schedule, ScheduleError, files_per_key, predicted_fds
 from hicache_nixl.lab.setup import Setup, queue_params
 
 PAGE = 4096  # bytes
@@ -275,6 +275,11 @@ class TestRefusedBeforeAnyProcess:
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match=f"storage_dir {tmp_path / name}: {reason}.*existing, writable"):
             replay(Schedule.steady(2, 2), page_bytes=PAGE, storage_dir=tmp_path / name)
+
+    def test_a_schedule_without_calls(self, monkeypatch):
+        monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
+        with pytest.raises(ScheduleError, match="has no calls"):
+            replay(Schedule.steady(0, 8), page_bytes=PAGE)
 
     def test_an_unknown_queue_names_the_three(self):
         with pytest.raises(
