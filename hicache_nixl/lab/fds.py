@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ FLAGS = {  # O_TMPFILE first: its bits hold those of O_DIRECTORY
     )
 }
 ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
-LARGEFILE = 0o100000  # set by the kernel on every 64-bit open; says nothing
+# O_LARGEFILE, which the kernel sets on every 64-bit open and Python gives as 0; says nothing.
+LARGEFILE = 0o400000 if platform.machine() == "aarch64" else 0o100000
 
 # What follows "anon_inode:" in a link, and what people call it.
 ANONYMOUS = {"[eventpoll]": "epoll", "[eventfd]": "eventfd", "[io_uring]": "io_uring", "[timerfd]": "timerfd"}

@@ -247,6 +247,29 @@ def pairs_and_ratios(
 
 
 @mpl.rc_context(LOOK)
+def over_calls(times: pd.DataFrame, title: str) -> Figure:
+    """Draw the throughput of sets and gets over a steady load, before and after.
+
+    Parameters
+    ----------
+    times : pandas.DataFrame
+        From ``compare``, one cell.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    for axes, operation in zip(panels, ("set", "get"), strict=True):
+        for arm in ("leaky", "try_finally"):
+            colour, line = STYLES[arm]
+            chosen = times[(times.operation == operation) & (times.arm == arm)]
+            speed = chosen.bytes / chosen.seconds / 2**20
+            axes.plot(chosen.pair + 1, speed, line, color=colour, marker="o", markersize=3, label=NAMES[arm])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(title=operation, xlabel="pair of calls", ylabel="MiB/s", ylim=(0, None))
+    panels[1].legend(loc="lower right", fontsize="small")
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+@mpl.rc_context(LOOK)
 def latency(times: pd.DataFrame, title: str) -> Figure:
     """Draw the distribution of call times, before and after, with p50 and p99."""
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)

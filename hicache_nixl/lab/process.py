@@ -114,7 +114,7 @@ class Worker:
             row["storage_fds"] = count_storage_fds(self.pid, self._folder)
             row["rss_bytes"] = psutil.Process(self.pid).memory_info().rss
         except (ProcessGoneError, psutil.Error):
-            raise self._ended("call") from None
+            raise self._ended(f"call {operation} {keys}") from None
         return row
 
     def fds(self) -> pd.DataFrame:

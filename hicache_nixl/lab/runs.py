@@ -192,6 +192,8 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     """Return the commit of the clone, with ``+changes`` when files differ from it."""
     root = project_path("hicache_nixl").parent
+    if not (root / ".git").exists():
+        return None  # installed from a wheel
     try:
         described = subprocess.run(
             [
