@@ -19,8 +19,9 @@ from .errors import (
     PageIndexError,
     TransferError,
 )
-from .files import NAME_MAX, NixlFileManager, check_key
+from .files import NixlFileManager
 from .host_pool import ZERO_COPY_LAYOUTS
+from .names import PageNames
 from .plugins import make_backend
 from .registration import Buffer, NixlRegistration, buffer_sizes
 from .storage import HiCacheStorage
@@ -30,15 +31,13 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 DEFAULT_STORAGE_DIR = "/tmp/hicache_storage"
-KEY_BYTES = 64  # SGLang's keys: SHA-256 in hexadecimal
 
 
 class HiCacheNixl(HiCacheStorage):
     """Stores KV pages through NIXL, one file or object per piece of a page.
 
-    Names are SGLang's: ``<key>_<model>_<tp_rank>_<tp_size>`` (MLA, which is the same on every rank:
-    ``<key>_<model>``), with ``_k`` and ``_v`` for the two pieces of a zero-copy page (MLA: ``_k``).
-    A transfer that fails answers False and logs one line; nothing raises but the constructor.
+    Names are SGLang's, see ``hicache_nixl.names``.  A transfer that fails answers False and logs one line;
+    nothing raises but the constructor.
 
     Parameters
     ----------
@@ -65,9 +64,8 @@ class HiCacheNixl(HiCacheStorage):
     def __init__(self, storage_config: Any, file_path: Any = DEFAULT_STORAGE_DIR):
         config = HiCacheStorageConfig.checked(storage_config)
         self.backend_config = NixlBackendConfig(config.extra_config)
-        self.is_mla_model = config.is_mla_model
         self.is_zero_copy = False
-        self.config_suffix = _config_suffix(config)
+        self.names = PageNames(config)
         backend = make_backend(self.backend_config)
         self.file_manager: NixlFileManager | None = None
         if backend.plugin not in OBJ_PLUGINS:
@@ -252,7 +250,7 @@ class HiCacheNixl(HiCacheStorage):
             return action(*args)
         except HiCacheNixlError as error:
             logger.error("%s of %d, first %s: %s", operation, len(keys), _first(keys), error)
-        except Exception:
+        except Exception:  # whatever it is, the server's thread must live
             logger.exception("%s of %d, first %s: unexpected error", operation, len(keys), _first(keys))
         return failure
 
@@ -260,7 +258,7 @@ class HiCacheNixl(HiCacheStorage):
 
     def _set_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
         starts = self._page_starts(keys, host_indices)
-        names = self._page_names(keys)
+        names = self.names.of_pages(keys, self.is_zero_copy)
         if self.is_zero_copy:
             buffers = list(zip(*self.mem_pool_host.get_page_buffer_meta(host_indices), strict=True))
         else:
@@ -270,7 +268,7 @@ class HiCacheNixl(HiCacheStorage):
 
     def _get_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
         starts = self._page_starts(keys, host_indices)
-        names = self._page_names(keys)
+        names = self.names.of_pages(keys, self.is_zero_copy)
         if self.is_zero_copy:
             buffers = list(zip(*self.mem_pool_host.get_page_buffer_meta(host_indices), strict=True))
         else:
@@ -302,18 +300,10 @@ class HiCacheNixl(HiCacheStorage):
         return starts
 
     def _count_leading(self, keys: Sequence[str]) -> int:
-        names = self._page_names(keys)
+        names = self.names.of_pages(keys, self.is_zero_copy)
         found = [answer is not None for answer in self.registration.query(self._locations(names))]
         missing = found.index(False) if False in found else len(found)
         return missing * len(keys) // len(names) if names else 0
-
-    def _page_names(self, keys: Sequence[str]) -> list[str]:
-        """Return the names of the pieces of pages, page by page."""
-        if not self.is_zero_copy:
-            endings = ("",)
-        else:
-            endings = ("_k",) if self.is_mla_model else ("_k", "_v")
-        return self._names(keys, endings)
 
     # -- values ----------------------------------------------------------------------------------------
 
@@ -327,7 +317,7 @@ class HiCacheNixl(HiCacheStorage):
         if len(targets) != len(keys) or (sizes and len(sizes) != len(keys)):
             raise PageIndexError(f"{len(keys)} keys, {len(targets)} targets, {len(sizes or targets)} sizes")
         buffers = list(zip(targets, sizes, strict=True)) if sizes else list(targets)
-        loaded = self._execute_transfer(buffers, self._locations(self._names(keys)), "READ")
+        loaded = self._execute_transfer(buffers, self._locations(self.names.of_values(keys)), "READ")
         return list(targets) if loaded and not sizes else [None] * len(keys)
 
     def _set_values(
@@ -341,7 +331,7 @@ class HiCacheNixl(HiCacheStorage):
             values = list(zip(addresses, sizes, strict=True))
         if not keys or not values or len(values) != len(keys):
             raise PageIndexError(f"{len(keys)} keys for {len(values or ())} values")
-        return self._store(values, self._names(keys))
+        return self._store(values, self.names.of_values(keys))
 
     def _store(self, buffers: Sequence[Buffer], names: Sequence[str]) -> bool:
         """Write buffers to new or existing files; on failure the new ones are removed again."""
@@ -360,14 +350,6 @@ class HiCacheNixl(HiCacheStorage):
                 self.file_manager.discard(created)
         return stored
 
-    # -- names -----------------------------------------------------------------------------------------
-
-    def _names(self, keys: Sequence[str], endings: tuple[str, ...] = ("",)) -> list[str]:
-        longest = len(os.fsencode(self.config_suffix)) + max(map(len, endings))
-        for key in keys:
-            check_key(key, longest)
-        return [f"{key}{self.config_suffix}{ending}" for key in keys for ending in endings]
-
     def _locations(self, names: Sequence[str]) -> list[str]:
         """Turn names into what NIXL addresses: paths of files, keys of objects."""
         if self.file_manager is None:
@@ -381,19 +363,7 @@ class HiCacheNixl(HiCacheStorage):
     def _clear(self) -> None:
         if self.file_manager is None:
             raise ConfigError("clear removes files; empty a bucket with the tools of its store")
-        self.file_manager.clear(tuple(self.config_suffix + ending for ending in ("", "_k", "_v")))
-
-
-def _config_suffix(config: HiCacheStorageConfig) -> str:
-    model = (config.model_name or "").replace("/", "-")
-    suffix = f"_{model}" if config.is_mla_model else f"_{model}_{config.tp_rank}_{config.tp_size}"
-    longest = KEY_BYTES + len(os.fsencode(suffix + "_k"))
-    if "\0" in suffix or longest > NAME_MAX:
-        raise ConfigError(
-            f"model_name {model[:40]!r} cannot be part of a file name: it holds a NUL, or with a key of "
-            f"{KEY_BYTES} bytes the name has {longest} of at most {NAME_MAX} bytes"
-        )
-    return suffix
+        self.file_manager.clear(self.names.is_own)
 
 
 def _first(keys: Sequence[Any]) -> str:

@@ -1,40 +1,17 @@
-"""Keys to paths; opening, closing and removing page files."""
+"""Names to paths; opening, closing and removing page files."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import re
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from .errors import ConfigError, FileError, KeyRefusedError
+from .errors import ConfigError, FileError
 
 logger = logging.getLogger(__name__)
-
-# SGLang's keys: SHA-256 in hexadecimal, with "d:" before it for the pages of a draft model.
-_SGLANG_KEY_AND_MORE = re.compile(r"(d:)?[0-9a-f]{64}_")
-NAME_MAX = 255  # bytes; the limit of ext4, xfs, tmpfs, ... and of an object's name in this project
-
-
-def check_key(key: str, longest_suffix: int) -> None:
-    """Refuse a key that is not a plain file name, before any file is touched.
-
-    Parameters
-    ----------
-    key : str
-        SGLang's keys are 64 hexadecimal digits; any plain name is taken.
-    longest_suffix : int
-        Bytes that the connector appends to it.
-    """
-    if not key or "/" in key or ".." in key or "\0" in key:
-        raise KeyRefusedError(f"key {key!r} is refused: it is empty or holds '/', '..' or a NUL")
-    if len(os.fsencode(key)) + longest_suffix > NAME_MAX:
-        raise KeyRefusedError(
-            f"key {key[:40]!r}... is refused: with its suffix it is longer than {NAME_MAX} bytes"
-        )
 
 
 class NixlFileManager:
@@ -63,9 +40,9 @@ class NixlFileManager:
         except OSError as error:
             raise ConfigError(f"storage folder {self.base_dir}: {error}") from error
 
-    def get_file_path(self, key: str) -> str:
+    def get_file_path(self, name: str) -> str:
         """Return the path of a page file."""
-        return os.path.join(self.base_dir, key)
+        return os.path.join(self.base_dir, name)
 
     def create_file(self, path: str) -> bool:
         """Make an empty page file; True when it was not there before."""
@@ -121,14 +98,14 @@ class NixlFileManager:
             except OSError as error:
                 logger.error("cannot remove %s: %s", path, error)
 
-    def clear(self, suffixes: tuple[str, ...]) -> int:
-        """Remove the page files whose names are a key and one of ``suffixes``; return how many."""
+    def clear(self, is_own: Callable[[str], bool]) -> int:
+        """Remove the files whose names ``is_own`` takes for pages of this connector; return how many."""
         try:
             with os.scandir(self.base_dir) as entries:
                 files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError as error:
             raise FileError.of(error, self.base_dir) from error
-        own = [entry.path for entry in files if _is_page(entry.name, suffixes)]
+        own = [entry.path for entry in files if is_own(entry.name)]
         self.discard(own)
         return len(own)
 
@@ -159,15 +136,3 @@ class NixlFileManager:
     def _free_bytes(self) -> int:
         space = os.statvfs(self.base_dir)
         return space.f_bavail * space.f_frsize
-
-
-def _is_page(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Tell whether a name is a key and one of the suffixes.
-
-    After one of SGLang's keys anything else than the suffix is part of another model's name: ``_model_0_1``
-    ends ``<key>_big_model_0_1`` too.  Any other key may hold what it likes.
-    """
-    for suffix in suffixes:
-        if name.endswith(suffix) and len(name) > len(suffix):
-            return not _SGLANG_KEY_AND_MORE.match(name.removesuffix(suffix))
-    return False

@@ -129,7 +129,7 @@ class NixlRegistration:
             try:
                 state = self.agent.check_xfer_state(handle)
             except Exception:
-                return  # NIXL answers the failure of a transfer, or one never posted, with an exception
+                return  # over: NIXL answers the failure of a transfer, or one never posted, with an exception
 
     def query(self, names: Sequence[str]) -> list[dict[str, str] | None]:
         """Ask the plugin about files (paths) or objects (keys); ``None`` for one that is missing."""

@@ -1,0 +1,81 @@
+"""What the pieces of a page are called, and which names are a connector's own."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import storage_config
+
+from hicache_nixl.errors import ConfigError, HiCacheNixlError, KeyRefusedError
+from hicache_nixl.names import NAME_MAX, PageNames, check_key
+
+SGLANG_KEYS = st.text("0123456789abcdef", min_size=64, max_size=64)
+MODELS = st.text("abc_/-0", max_size=12)
+
+
+@pytest.mark.parametrize("key", ["page", "0123456789abcdef" * 4, "a.b", ".", "ключ", "a key", "-k"])
+def test_a_plain_file_name_is_a_key(key):
+    check_key(key, 20)
+
+
+@pytest.mark.parametrize("key", ["", "/", "a/b", "/etc/passwd", "..", "../a", "a..b", "a\0b", "\0"])
+def test_a_key_that_could_leave_the_folder_is_refused(key):
+    with pytest.raises(KeyRefusedError):
+        check_key(key, 20)
+
+
+def test_the_length_of_a_key_counts_bytes_and_the_suffix():
+    check_key("k" * (NAME_MAX - 20), 20)
+    check_key("ß" * ((NAME_MAX - 21) // 2), 20)
+    for key in ("k" * (NAME_MAX - 19), "ß" * ((NAME_MAX - 18) // 2)):
+        with pytest.raises(KeyRefusedError, match="longer than 255 bytes"):
+            check_key(key, 20)
+
+
+def test_a_refused_key_is_a_value_error_of_ours():
+    assert issubclass(KeyRefusedError, HiCacheNixlError)
+    assert issubclass(KeyRefusedError, ValueError)
+
+
+def test_multi_head_names_have_the_rank_and_two_pieces():
+    names = PageNames(storage_config(model="org/model", tp_rank=1, tp_size=4))
+    assert names.of_pages(["a", "b"], zero_copy=True) == [
+        "a_org-model_1_4_k",
+        "a_org-model_1_4_v",
+        "b_org-model_1_4_k",
+        "b_org-model_1_4_v",
+    ]
+    assert names.of_pages(["a"], zero_copy=False) == names.of_values(["a"]) == ["a_org-model_1_4"]
+
+
+def test_mla_names_have_no_rank_and_one_piece():
+    names = PageNames(storage_config(model="org/model", mla=True, tp_rank=1, tp_size=4))
+    assert names.of_pages(["a"], zero_copy=True) == ["a_org-model_k"]
+    assert names.of_pages(["a"], zero_copy=False) == ["a_org-model"]
+
+
+@pytest.mark.parametrize("model", ["m" * 250, "a\0b"])
+def test_a_model_name_that_cannot_be_part_of_a_file_name_is_an_error(model):
+    with pytest.raises(ConfigError, match="model_name"):
+        PageNames(storage_config(model=model))
+
+
+@given(key=SGLANG_KEYS, model=MODELS, mla=st.booleans(), zero_copy=st.booleans())
+def test_every_name_that_is_given_is_own(key, model, mla, zero_copy):
+    names = PageNames(storage_config(model=model, mla=mla))
+    assert all(names.is_own(name) for name in names.of_pages([key, f"d:{key}", "any_key"], zero_copy))
+
+
+@given(key=SGLANG_KEYS, mine=MODELS, other=MODELS, mla=st.booleans(), zero_copy=st.booleans())
+def test_no_name_of_another_model_is_own(key, mine, other, mla, zero_copy):
+    names, others = (PageNames(storage_config(model=model, mla=mla)) for model in (mine, other))
+    if names.suffix != others.suffix:
+        assert not any(names.is_own(name) for name in others.of_pages([key], zero_copy))
+
+
+def test_other_files_of_the_folder_are_not_own():
+    names = PageNames(storage_config(model="model"))
+    assert not any(
+        map(names.is_own, ["", "notes.txt", "_model_0_1", "_model_0_1_k", "a_model_0_2", "a_model"])
+    )
