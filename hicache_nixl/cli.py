@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .config import LIFETIMES, QUEUES, ConfigError
-from .errors import HiCacheNixlError
+from .config import LIFETIMES, QUEUES
+from .errors import ConfigError, HiCacheNixlError
 from .host_pool import LAYOUTS
 from .models import model_geometry
 

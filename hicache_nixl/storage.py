@@ -10,20 +10,11 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 UPSTREAM_MODULE = "sglang.srt.mem_cache.hicache_storage"
-
-
-@dataclass
-class HiCacheStorageExtraInfo:
-    """What the controller passes along with a batch; this backend needs none of it."""
-
-    prefix_keys: list[str] | None = None
-    extra_info: dict[str, Any] | None = None
 
 
 class _HiCacheStorage(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from support import LEFT, Left, close_below, storage_config
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import LIFETIMES, PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
 from hicache_nixl.host_pool import LAYOUTS, HostKVPool
+
+os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")  # read when nixl is first imported
 
 
 @pytest.fixture(autouse=True)

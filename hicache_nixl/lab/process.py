@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from ..config import STORAGE_DIR_VARIABLE, ConfigError
-from ..errors import HiCacheNixlError
+from ..config import STORAGE_DIR_VARIABLE
+from ..errors import ConfigError, HiCacheNixlError
 from .fds import ProcessGoneError, count_fds, count_storage_fds, fd_table
 from .setup import Setup
 
 LAST_LINES = 12
+PATIENCE = 30  # seconds for a worker to finish its call and clean up
 
 
 class WorkerError(HiCacheNixlError, RuntimeError):
@@ -62,35 +64,49 @@ class Worker:
     ):
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
-        self._process: subprocess.Popen[bytes] | None = None
-        self._folder = _own_folder(storage_dir)
-        self._output = tempfile.TemporaryFile()
-        try:
-            self._start()
-            self.request("open", setup=setup.as_message())
-            if baseline_fds is not None or nofile_limit is not None:
-                self.request("limits", baseline_fds=baseline_fds, nofile_limit=nofile_limit)
-        except BaseException:
-            self.close(kill=True)
-            raise
+        with ExitStack() as ends:  # last in, first out: the process ends before its folder goes
+            self._folder = _own_folder(storage_dir)
+            ends.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._output = ends.enter_context(tempfile.TemporaryFile())
+            self._connection, theirs = Pipe()
+            with theirs:
+                ends.callback(self._connection.close)
+                self._process = self._start(theirs.fileno())
+            ends.callback(self._end_process)
+            try:
+                self.request("open", setup=setup.as_message())
+                if baseline_fds is not None or nofile_limit is not None:
+                    self.request("limits", baseline_fds=baseline_fds, nofile_limit=nofile_limit)
+            except BaseException:
+                self._process.kill()
+                raise
+            self._ends = ends.pop_all()
 
-    def _start(self) -> None:
-        ours, theirs = Pipe()
-        self._connection = ours
+    def _start(self, socket: int) -> subprocess.Popen[bytes]:
         environment = {
             name: value for name, value in os.environ.items() if name != STORAGE_DIR_VARIABLE
         }  # a server's folder must never be the one that a replay clears
         environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hicache_nixl.lab.worker", str(theirs.fileno()), str(self._folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches this process only, which then ends the worker
-            )
+        return subprocess.Popen(
+            [sys.executable, "-m", "hicache_nixl.lab.worker", str(socket), str(self._folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            pass_fds=[socket],
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process only, which then ends the worker
+        )
+
+    def _end_process(self) -> None:
+        """Hang up and wait for the worker to go; one that does not is killed."""
+        self._connection.close()
+        try:
+            self._process.wait(timeout=PATIENCE)
+        except BaseException as error:
+            self._process.kill()
+            self._process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
 
     @property
     def folder(self) -> Path:
@@ -158,17 +174,9 @@ class Worker:
 
     def close(self, kill: bool = False) -> None:
         """End the process and remove the storage folder; may be called twice."""
-        if self._process is not None:
-            self._connection.close()
-            if kill:
-                self._process.kill()
-            try:
-                self._process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._output.close()
+        if kill:
+            self._process.kill()
+        self._ends.close()
 
     def __enter__(self) -> Worker:
         return self

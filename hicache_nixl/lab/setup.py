@@ -6,7 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import QUEUES, ConfigError, HiCacheStorageConfig, NixlBackendConfig
+from ..config import QUEUES, HiCacheStorageConfig, NixlBackendConfig
+from ..errors import ConfigError
+from ..host_pool import LAYOUTS
 
 MODEL_NAME = "replayed-model"
 
@@ -36,8 +38,6 @@ class Setup:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from ..host_pool import LAYOUTS
-
         config = NixlBackendConfig(self.extra_config)
         if config.plugin == "auto":
             config.init_params("POSIX")  # what auto mode comes to wherever NIXL runs

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from ..config import QUEUES, ConfigError
+from ..config import QUEUES
+from ..errors import ConfigError
 from .process import Worker, WorkerError
 from .schedule import files_per_key
 from .setup import Setup, queue_params

@@ -93,6 +93,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "pairs_and_ratios": lambda: figures.pairs_and_ratios(
         TIMES, RATIOS, "page_bytes", ["4 KiB", "64 KiB"], "set", TITLE
     ),
+    "over_calls": lambda: figures.over_calls(TIMES, TITLE),
     "latency": lambda: figures.latency(TIMES, TITLE),
 }
 
@@ -242,6 +243,13 @@ class TestComparisons:
         assert any(set(line.get_xdata()) == {1} for line in right.lines)
         shown = next(line for line in right.lines if line.get_marker() == "D")
         assert list(shown.get_xdata()) == RATIOS[RATIOS.operation == "set"].time_ratio.tolist()
+
+    def test_throughput_over_the_calls_has_a_point_per_call_and_starts_at_zero(self):
+        figure = DRAWN["over_calls"]()
+        for axes, operation in zip(figure.axes, ("set", "get"), strict=True):
+            drawn = sum(len(line.get_xdata()) for line in axes.lines)
+            assert drawn == (TIMES.operation == operation).sum()
+            assert axes.get_ylim()[0] == 0
 
     def test_latency_is_a_distribution_on_a_log_axis_with_p50_and_p99(self):
         figure = DRAWN["latency"]()
