@@ -63,7 +63,7 @@ def replay(
     ] = Lifetime.leaky,
     storage_dir: Annotated[
         Path | None,
-        typer.Option(help="An existing folder on the disk to measure; the replay cleans up in it."),
+        typer.Option(help="An existing folder for the page files; the replay cleans up in it."),
     ] = None,
     queue: Annotated[Queue, typer.Option(help="I/O queue of NIXL's POSIX plugin.")] = Queue.libaio,
     page_bytes: Annotated[int, typer.Option(help="Bytes of a page, keys and values together.")] = 65536,
@@ -121,7 +121,10 @@ def replay(
     if len(failed):
         call = failed.iloc[0]
         reason = os.strerror(call.errno) if call.errno else "no errno"
-        out.print(f"call {call.call} is the first that failed: {reason}")
+        logged = table.attrs["log"].get(int(call.call), ["nothing was logged"])[0]
+        out.print(
+            f"call {call.call} is the first that failed: {reason}\n{logged}", markup=False, highlight=False
+        )
 
 
 @app.command()
@@ -183,9 +186,11 @@ def reproduce(
                 f"inconclusive: {claim.id}: {claim.measured}, expected {claim.expected}", highlight=False
             )
     out.print(f"{reproduction.verdict(outcomes)}; tables, figures and pages are in {shown}/", highlight=False)
-    errors = [outcome.error for outcome in outcomes if outcome.error]
+    errors = [error for outcome in outcomes for error in outcome.errors()]
     if errors:
-        raise reproduction.NotebookFailedError(f"{errors[0]}. The executed notebook is in {shown}/notebooks/")
+        raise reproduction.NotebookFailedError(
+            f"{'; '.join(errors)}. The executed notebook is in {shown}/notebooks/"
+        )
 
 
 def main() -> None:

@@ -156,10 +156,9 @@ class NixlBackendConfig:
         """Return the parameters for one plugin, as the strings that NIXL takes."""
         if "plugin" in self._extra:
             sections = {str(name).upper(): section for name, section in self._extra["plugin"].items()}
-            given = sections.get(plugin, {})
+            given = {key: value for key, value in sections.get(plugin, {}).items() if key != "active"}
         else:
-            given = self._extra
-        given = {key: value for key, value in given.items() if key not in _NOT_FOR_NIXL}
+            given = {key: value for key, value in self._extra.items() if key not in _NOT_FOR_NIXL}
         if plugin == "POSIX":
             return _checked(TypeAdapter(PosixParams), given, "posix").init_params()
         for key, value in given.items():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from . import lifetimes
+from .calls import Calls
 from .config import OBJ_PLUGINS, STORAGE_DIR_VARIABLE, HiCacheStorageConfig, NixlBackendConfig
 from .errors import (
-    ClosedError,
     ConfigError,
     FileError,
     HiCacheNixlError,
@@ -37,7 +39,7 @@ class HiCacheNixl(HiCacheStorage):
     """Stores KV pages through NIXL, one file or object per piece of a page.
 
     Names are SGLang's, see ``hicache_nixl.names``.  A transfer that fails answers False and logs one line;
-    nothing raises but the constructor.
+    nothing raises but the constructor, and KeyboardInterrupt.
 
     Parameters
     ----------
@@ -72,6 +74,8 @@ class HiCacheNixl(HiCacheStorage):
             folder = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
             self.file_manager = NixlFileManager(os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(folder))
         self.registration = NixlRegistration(backend)
+        self._calls = Calls()
+        self._one_at_a_time = threading.Lock() if backend.keeps_failed_io else contextlib.nullcontext()
         self.lifetime = lifetimes.BY_NAME[self.backend_config.lifetime](self.registration, self.file_manager)
         logger.info("HiCacheNixl: plugin %s, lifetime %s", backend.plugin, self.backend_config.lifetime)
 
@@ -194,7 +198,11 @@ class HiCacheNixl(HiCacheStorage):
         self._guarded("clear", (), None, self._clear)
 
     def close(self) -> None:
-        """Release the agent and what the lifetime owns.  May be called twice; later calls answer False."""
+        """Wait for calls of other threads, then release the agent and what the lifetime owns.
+
+        May be called twice; later calls answer False.
+        """
+        self._calls.close()
         self.lifetime.close()
         self.registration.close()
 
@@ -219,11 +227,12 @@ class HiCacheNixl(HiCacheStorage):
     def _transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> bool:
         if len(buffers) != len(keys):
             raise PageIndexError(f"{len(buffers)} buffers for {len(keys)} files or objects")
-        try:
-            self.lifetime._execute_transfer(buffers, keys, direction)
-        except TransferError as error:
-            fault = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE")
-            raise fault or error from error
+        with self._one_at_a_time:
+            try:
+                self.lifetime._execute_transfer(buffers, keys, direction)
+            except TransferError as error:
+                fault = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE")
+                raise fault or error from error
         return True
 
     def _after_failure(self, keys: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
@@ -245,9 +254,8 @@ class HiCacheNixl(HiCacheStorage):
         This is the connector's edge: inside errors are raised, outside SGLang's threads must go on.
         """
         try:
-            if self.registration.agent is None:
-                raise ClosedError("the connector is closed")
-            return action(*args)
+            with self._calls.running():
+                return action(*args)
         except HiCacheNixlError as error:
             logger.error("%s of %d, first %s: %s", operation, len(keys), _first(keys), error)
         except Exception:  # whatever it is, the server's thread must live

@@ -109,25 +109,26 @@ class NixlRegistration:
         The handle is released once the transfer is DONE or failed, also when the wait is interrupted: to
         release one in flight is a use after free (nixl #1955).
         """
-        state = "PROC"
+        agent, state = self.agent, "PROC"
         try:
-            state = self.agent.transfer(handle)
+            state = agent.transfer(handle)
             while state == "PROC":
                 time.sleep(POLL_SECONDS)
-                state = self.agent.check_xfer_state(handle)
+                state = agent.check_xfer_state(handle)
         except Exception as error:
             raise TransferError(f"the transfer failed in NIXL: {error}") from error
         finally:
-            self._settle(handle, state)
-            self.agent.release_xfer_handle(handle)
+            self._settle(agent, handle, state)
+            agent.release_xfer_handle(handle)
         if state != "DONE":
             raise TransferError(f"the transfer failed in NIXL: state {state}")
 
-    def _settle(self, handle: Any, state: str) -> None:
+    @staticmethod
+    def _settle(agent: Any, handle: Any, state: str) -> None:
         while state == "PROC":
             time.sleep(POLL_SECONDS)
             try:
-                state = self.agent.check_xfer_state(handle)
+                state = agent.check_xfer_state(handle)
             except Exception:
                 return  # over: NIXL answers the failure of a transfer, or one never posted, with an exception
 

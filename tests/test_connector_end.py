@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from support import _open_fds, fds_below, files_in, keys_of, make_pool, storage_config
@@ -101,3 +103,32 @@ def test_a_store_opened_later_finds_the_pages(make_store, lifetime, folder):
     first.close()
     assert torch.equal(make_store(lifetime).get("key", torch.zeros_like(value)), value)
     assert set(fds_below(folder).values()) <= {"key_org-model_0_1"}
+
+
+def test_close_waits_for_a_transfer_of_another_thread(make_store, folder, replace_method):
+    """SGLang closes at detach, while its threads may be in a transfer."""
+    store, pool = make_store(), make_pool(False, "page_first")
+    store.register_mem_pool_host(pool)
+    agent, polled, go_on, answers = store.registration.agent, threading.Event(), threading.Event(), []
+    poll = agent.check_xfer_state
+
+    def slow_poll(handle):
+        polled.set()
+        assert go_on.wait(10)
+        return poll(handle)
+
+    replace_method(agent, "check_xfer_state", slow_poll)
+    setting = threading.Thread(
+        target=lambda: answers.append(store.batch_set_v1(["a"], pool.page_indices(0, 1)))
+    )
+    closing = threading.Thread(target=store.close)
+    setting.start()
+    assert polled.wait(10)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    go_on.set()
+    setting.join(10)
+    closing.join(10)
+    assert answers == [[True]]
+    assert store.batch_set_v1(["b"], pool.page_indices(0, 1)) == [False]

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
+import threading
 
 import pytest
 import torch
@@ -303,3 +304,22 @@ def test_three_threads_share_a_store_as_in_the_controller(tmp_path, lifetime, qu
     """SGLang sets, looks up and gets from a thread each; a NIXL agent locks only when it is told to."""
     script = TESTS / "scripts" / "three_threads.py"
     assert answer_of(run_python(str(script), str(tmp_path), lifetime, queue)) == []
+
+
+def test_on_posix_aio_a_bad_page_does_not_spoil_the_good_ones_of_another_thread(make_store, folder):
+    """The queue keeps a failed I/O, so the agent is made anew; nobody else may be in a transfer then."""
+    pool = make_pool(False, "page_first", pages=2)
+    store = make_store(pool=pool, posix={"queue": "posix_aio"})
+    assert all(store.batch_set_v1(["good", "bad"], pool.page_indices(0, 2)))
+    os.truncate(folder / "bad_org-model_0_1_k", 1)
+    answers = []
+    getting = threading.Thread(
+        target=lambda: answers.extend(
+            store.batch_get_v1(["good"], pool.page_indices(0, 1))[0] for _ in range(50)
+        )
+    )
+    getting.start()
+    bad = [store.batch_get_v1(["bad"], pool.page_indices(1, 1))[0] for _ in range(20)]
+    getting.join(30)
+    assert answers == [True] * 50
+    assert bad == [False] * 20

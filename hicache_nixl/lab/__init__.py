@@ -31,7 +31,7 @@ _MODULES = {
     ),
     "setup": ("Setup", "queue_params"),
     "statistics": ("paired_ratio", "ratio_table", "told_apart"),
-    "throughput": ("Cell", "compare", "usable_queues"),
+    "throughput": ("Cell", "compare", "left_per_key", "usable_queues"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

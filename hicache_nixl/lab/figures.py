@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 _OKABE_ITO = mpl.color_sequences["okabe_ito"]
-BEFORE, AFTER, THIRD, INK = _OKABE_ITO[6], _OKABE_ITO[5], _OKABE_ITO[3], "#333333"
+BEFORE, AFTER, INK = _OKABE_ITO[6], _OKABE_ITO[5], "#333333"
 STYLES = {"leaky": (BEFORE, "-"), "try_finally": (AFTER, "--")}
 NAMES = {"leaky": "before (leaky)", "try_finally": "after (try_finally)"}
 LOOK = {
@@ -69,8 +69,8 @@ def law(table: pd.DataFrame, title: str) -> Figure:
     looks = {2: (BEFORE, "o", "-"), 1: (AFTER, "s", "--")}
     for per_key, group in table.groupby("per_key", sort=False):
         colour, marker, line = looks[per_key]
-        mean = group.groupby("keys").left.agg(["min", "max"])
-        axes.plot(mean.index, mean["max"], line, color=colour, linewidth=1.2)
+        most = group.groupby("keys").left.max()
+        axes.plot(most.index, most, line, color=colour, linewidth=1.2)
         axes.plot(group["keys"], group.left, marker, color=colour, markersize=4, markerfacecolor="none")
         kinds = "\n".join(group.kind.unique())
         corner = (0.03, 0.97, "left", "top") if per_key == 2 else (0.98, 0.04, "right", "bottom")
@@ -97,7 +97,7 @@ def end(table: pd.DataFrame, baseline: int, limit: int, title: str) -> Figure:
         2, 1, figsize=(7, 4.4), sharex=True, gridspec_kw={"height_ratios": [2, 1]}
     )
     _steps(above, table, baseline, "leaky")
-    _limit(above, limit, len(table))
+    _limit(above, limit)
     _cross(above, table)
     above.set(title=title, ylabel="open descriptors", ylim=(0, limit * 1.15))
     share = table.pages_ok / table["keys"]
@@ -126,7 +126,7 @@ def hero(
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), sharey=True)
     for axes, table, arm in zip(panels, (before, after), ("leaky", "try_finally"), strict=True):
         _steps(axes, table, baseline, arm)
-        _limit(axes, limit, len(table))
+        _limit(axes, limit)
         axes.set(title=NAMES[arm], xlabel="call", xlim=(0, len(table) + 1.5), ylim=(0, limit * 1.12))
     _rings(panels[0], recorded)
     _cross(panels[0], before)
@@ -325,7 +325,7 @@ def _rings(axes: Axes, recorded: pd.DataFrame) -> None:
         )
 
 
-def _limit(axes: Axes, limit: int, calls: int) -> None:
+def _limit(axes: Axes, limit: int) -> None:
     axes.axhline(limit, color=INK, linestyle="--", linewidth=1)
     axes.annotate(
         f"RLIMIT_NOFILE = {limit}",

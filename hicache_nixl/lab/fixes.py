@@ -38,6 +38,8 @@ def ways_out(
     keys: int = 8,
     page_bytes: int = 4096,
     queue: str = "libaio",
+    layout: str = "page_first",
+    mla: bool = False,
     storage_dir: str | os.PathLike[str] | None = None,
     timeout: float = 600,
 ) -> pd.DataFrame:
@@ -52,7 +54,7 @@ def ways_out(
         ``way out``; ``files`` of the call; ``answer`` (``True``, ``False`` or what was raised);
         ``fds_left`` and ``registrations_left`` by the call; ``next_call_works``; ``logged`` (first line).
     """
-    setup = Setup(connector=connector, plugin_params=queue_params(queue), page_bytes=page_bytes, pages=keys)
+    setup = Setup(connector, queue_params(queue), page_bytes, pages=keys, layout=layout, mla=mla)
     rows = []
     with Worker(setup, storage_dir=storage_dir, timeout=timeout) as worker:
         last = worker.call("set", keys)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,11 @@ class Worker:
             row["open_fds"] = count_fds(self.pid)
             row["storage_fds"] = count_storage_fds(self.pid, self._folder)
             row["rss_bytes"] = psutil.Process(self.pid).memory_info().rss
-        except (ProcessGoneError, psutil.Error):
-            raise self._ended(f"call {operation} {keys}") from None
+        except (ProcessGoneError, psutil.Error) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=1)
+                raise self._ended(f"call {operation} {keys}") from None
+            raise WorkerError(f"the worker's descriptors cannot be counted: {error}") from error
         return row
 
     def fds(self) -> pd.DataFrame:
@@ -163,7 +166,10 @@ class Worker:
         return answer
 
     def _ended(self, told: str) -> WorkerError:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return WorkerError(f"the worker hung up without ending, at: {told}\n{self._last_lines()}")
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return WorkerError(f"the worker died ({reason}) at: {told}\n{self._last_lines()}")
 

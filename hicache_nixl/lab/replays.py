@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .process import Worker
 from .schedule import Schedule, ScheduleError
-from .setup import Setup
+from .setup import Setup, queue_params
 
 COLUMNS = [
     "call",
@@ -54,7 +54,7 @@ def replay(
         that again.  The folder for temporary files when left out.
     plugin_params : mapping, optional
         SGLang's ``extra_config``, full or flat form; ``{"use_uring": "true"}`` or ``{"queue": "io_uring"}``
-        chooses a queue of the POSIX plugin.
+        chooses a queue.  The POSIX plugin on libaio when left out.
     page_bytes : int
         Bytes of a page, keys and values together.
     baseline_fds : int, optional
@@ -71,7 +71,8 @@ def replay(
         A row per call: ``call`` (from 1), ``operation``, ``keys``, ``files``, ``bytes`` (of pages that
         arrived), ``seconds`` (in the connector alone), ``open_fds``, ``storage_fds`` and ``rss_bytes`` (of
         the worker, from outside, after the call), ``registrations`` (regions alive), ``pages_ok`` (stored,
-        found, or read back bit for bit), ``errno`` (0 for none).
+        found, or read back bit for bit), ``errno`` (0 for none).  ``attrs["log"]`` holds
+        the warnings and errors that calls logged, by number of the call.
 
     Raises
     ------
@@ -90,9 +91,9 @@ def replay(
         raise ScheduleError(f"schedule {schedule.name!r} has no calls")
     setup = Setup(
         connector=connector,
-        plugin_params=dict(plugin_params or {}),
+        plugin_params=dict(plugin_params or queue_params()),
         page_bytes=page_bytes,
-        pages=schedule.largest,
+        pages=max(schedule.largest, 1),
         layout=layout,
         mla=mla,
         seed=seed,
@@ -104,4 +105,5 @@ def replay(
             rows.append(worker.call(call.operation, call.keys))
     table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "call"])
     table.insert(0, "call", range(1, len(table) + 1))
+    table.attrs["log"] = {number: row["log"] for number, row in enumerate(rows, 1) if row["log"]}
     return table

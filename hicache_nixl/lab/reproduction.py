@@ -24,6 +24,7 @@ from ..resources import resource, runs_folder
 from .claims import FAILS, HOLDS
 
 PROFILES = "notebooks/parameters"
+NUMBERED = "[0-9][0-9]_*.ipynb"
 TEMPLATES = Path(__file__).parent / "templates"
 CELL_TIMEOUT = 1800  # seconds; papermill itself knows no limit
 
@@ -42,6 +43,15 @@ class Outcome:
     html: Path
     error: str | None
 
+    def errors(self) -> list[str]:
+        """Return what failed: the cell that raised, or each claim that failed with the cell that stated it."""
+        failed = [
+            f"{self.notebook}, cell {claim.cell}, claim {claim.id}: {claim.sentence} "
+            f"expected {claim.expected}, measured {claim.measured}"
+            for claim in self.claims[self.claims.verdict == FAILS].itertuples()
+        ]
+        return failed or ([self.error] if self.error else [])
+
     def count(self, verdict: str) -> int:
         """Return how many of its claims have a verdict."""
         return int((self.claims.verdict == verdict).sum())
@@ -49,7 +59,7 @@ class Outcome:
 
 def notebooks() -> dict[str, Path]:
     """Return the notebooks by name, in reading order."""
-    return {path.stem: path for path in sorted(resource("notebooks").glob("[0-9][0-9]_*.ipynb"))}
+    return {path.stem: path for path in sorted(resource("notebooks").glob(NUMBERED))}
 
 
 def profiles() -> dict[str, Path]:
@@ -76,7 +86,17 @@ def read_profile(name: str) -> dict[str, dict[str, Any]]:
     known = profiles()
     if name not in known:
         raise ConfigError(f"profile {name!r} is unknown; there are {', '.join(known)}")
-    return yaml.safe_load(known[name].read_text()) or {}
+    profile = yaml.safe_load(known[name].read_text()) or {}
+    known_notebooks = {path.stem: path for path in sorted(resource("notebooks").glob(NUMBERED))}
+    sections = ("all", *known_notebooks)
+    for section in profile:
+        if section not in sections:
+            raise ConfigError(f"profile {name}: {section!r} is no notebook; it takes {', '.join(sections)}")
+    every = sorted(set().union(*(_defaults(path) for path in known_notebooks.values())))
+    for parameter in profile.get("all") or {}:
+        if parameter not in every:
+            raise ConfigError(f"profile {name}: no notebook has {parameter!r}; they take {', '.join(every)}")
+    return {section: parameters or {} for section, parameters in profile.items()}
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
@@ -192,12 +212,7 @@ def claims_of(folder: Path, notebook: str | None = None) -> pd.DataFrame:
 
 def to_html(executed: Path, folder: Path) -> Path:
     """Convert an executed notebook into a page that opens offline."""
-    exporter = HTMLExporter(
-        template_name="hicache",
-        extra_template_basedirs=[str(TEMPLATES)],
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-    )
+    exporter = HTMLExporter(template_name="hicache", extra_template_basedirs=[str(TEMPLATES)])
     node = nbformat.read(executed, as_version=4)
     body, _ = exporter.from_notebook_node(node, {"metadata": {"name": executed.stem}})
     page = folder / "html" / f"{executed.stem}.html"

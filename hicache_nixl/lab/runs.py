@@ -76,8 +76,7 @@ class Run:
         self.notebook = notebook
         self.folder = Path(run_dir) if run_dir else runs_folder() / INTERACTIVE
         self.strict = strict
-        self._claims: list[Claim] = []
-        self._cells: list[int] = []
+        self._claims: dict[str, tuple[int, Claim]] = {}
         for name in ("tables", "figures"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._note_provenance(parameters)
@@ -105,11 +104,11 @@ class Run:
     def claim(self, *claims: Claim) -> None:
         """State claims; they are remembered with the number of the cell that measured them."""
         shell = get_ipython()
+        cell = len(shell.user_ns["In"]) - 1 if shell is not None else 0
         for claim in claims:
-            if claim.id in {known.id for known in self._claims}:
+            if self._claims.get(claim.id, (None, None))[0] == cell:
                 raise ValueError(f"claim {claim.id!r} is stated twice")
-            self._claims.append(claim)
-            self._cells.append(len(shell.user_ns["In"]) - 1 if shell is not None else 0)
+            self._claims[claim.id] = (cell, claim)  # a cell that is run again states it anew
 
     def finish(self) -> pd.DataFrame:
         """Write the claims and return them as a table; raise when one failed and the run is strict.
@@ -119,8 +118,8 @@ class Run:
         ClaimsFailedError
             Naming every claim that failed.
         """
-        mine = ledger(self._claims)
-        mine.insert(0, "cell", self._cells)
+        mine = ledger([claim for _, claim in self._claims.values()])
+        mine.insert(0, "cell", [cell for cell, _ in self._claims.values()])
         mine.insert(0, "notebook", self.notebook)
         path = self.folder / "claims.csv"
         if path.exists():

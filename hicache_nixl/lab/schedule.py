@@ -35,12 +35,12 @@ class Schedule:
     """A list of calls.
 
     A set stores pages that were not stored before.  A get and an exists ask for the pages stored last, and
-    begin with the first again when they ask for more than there are.
+    begin with the first again when they ask for more than there are.  An exists before any set finds none.
 
     Raises
     ------
     ScheduleError
-        For an unknown operation, a number of keys below one, or a get before any set.
+        For an unknown operation, a number of keys below one, or a get before any set, since a replay checks what comes back.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class Schedule:
                 raise ScheduleError(f"call {number}: {call.keys} keys; it takes a whole number from 1")
             if call.operation == "set":
                 stored += call.keys
-            elif not stored:
+            elif call.operation == "get" and not stored:
                 raise ScheduleError(
                     f"call {number}: a {call.operation} before any set finds nothing; put a set before it"
                 )
@@ -78,8 +78,8 @@ class Schedule:
 
     @property
     def largest(self) -> int:
-        """Keys of the largest call."""
-        return max((call.keys for call in self.calls), default=0)
+        """Keys of the largest set or get: what the host pool must hold."""
+        return max((call.keys for call in self.calls if call.operation != "exists"), default=0)
 
     def total(self, operation: str) -> int:
         """Keys of all calls of one operation."""

@@ -13,6 +13,21 @@ from ..host_pool import LAYOUTS
 MODEL_NAME = "replayed-model"
 
 
+def queue_params(queue: str = "libaio") -> dict[str, Any]:
+    """Return the ``extra_config`` that asks for the POSIX plugin by name, on one of its queues.
+
+    By name, because auto mode goes on to another plugin where this one cannot be had.
+
+    Examples
+    --------
+    >>> queue_params("io_uring")
+    {'plugin': {'posix': {'active': True, 'use_uring': 'true'}}}
+    """
+    if queue not in QUEUES:
+        raise ConfigError(f"queue: {queue!r} is unknown; it takes one of {', '.join(QUEUES)}")
+    return {"plugin": {"posix": {"active": True, QUEUES[queue]: "true"}}}
+
+
 @dataclass(frozen=True)
 class Setup:
     """A connector and the pool that it serves; checked when made, so that a typo costs no process.
@@ -22,7 +37,8 @@ class Setup:
     connector : str
         A lifetime: ``"leaky"``, ``"try_finally"``.
     plugin_params : dict
-        SGLang's ``extra_config``, full or flat form, such as ``{"use_uring": "true"}``.
+        SGLang's ``extra_config``, full or flat form, such as ``{"use_uring": "true"}``; the POSIX plugin on
+        libaio when left out.
     page_bytes : int
         Bytes of a page, keys and values together.
     pages : int
@@ -30,7 +46,7 @@ class Setup:
     """
 
     connector: str = "leaky"
-    plugin_params: dict[str, Any] = field(default_factory=dict)
+    plugin_params: dict[str, Any] = field(default_factory=queue_params)
     page_bytes: int = 65536
     pages: int = 128
     layout: str = "page_first"
@@ -70,16 +86,3 @@ class Setup:
     def as_message(self) -> dict[str, Any]:
         """The same as plain data."""
         return dataclasses.asdict(self)
-
-
-def queue_params(queue: str) -> dict[str, str]:
-    """Return the plugin parameters that choose one of the POSIX plugin's queues.
-
-    Examples
-    --------
-    >>> queue_params("io_uring")
-    {'use_uring': 'true'}
-    """
-    if queue not in QUEUES:
-        raise ConfigError(f"queue: {queue!r} is unknown; it takes one of {', '.join(QUEUES)}")
-    return {QUEUES[queue]: "true"}

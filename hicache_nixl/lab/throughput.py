@@ -105,6 +105,24 @@ def compare(
     return table[table.pair >= 0].reset_index(drop=True)
 
 
+def left_per_key(times: pd.DataFrame) -> pd.DataFrame:
+    """Return how many descriptors each call of ``compare`` left per key, next to what the law says.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Per cell and arm: ``predicted`` files per key, and ``least`` and ``most`` that a call left.
+    """
+    columns = [*Cell.__annotations__, "arm"]
+    rows = []
+    for values, calls in times.groupby(columns, sort=False):
+        cell = dict(zip(columns, values, strict=True))
+        left = calls.open_fds.diff().dropna() / cell["keys"]
+        predicted = files_per_key(cell["layout"], cell["mla"])
+        rows.append({**cell, "predicted": predicted, "least": left.min(), "most": left.max()})
+    return pd.DataFrame(rows)
+
+
 def usable_queues(storage_dir: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """Try the POSIX plugin's queues: ``queue``, ``works``, and the ``reason`` when one does not.
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from ..config import NixlBackendConfig
 from ..connector import HiCacheNixl
 from ..errors import HiCacheNixlError
 from ..host_pool import pool_for_page_bytes
@@ -58,9 +59,9 @@ class LogTail(logging.Handler):
 class RegistrationCounter:
     """Counts the regions that are registered with NIXL, whoever registers them."""
 
-    def __init__(self) -> None:
+    def __init__(self, plugin: str) -> None:
         self.alive = 0
-        agent_class = load_nixl().nixl_agent
+        agent_class = load_nixl(plugin).nixl_agent
         register, deregister = agent_class.register_memory, agent_class.deregister_memory
 
         def counting_register(agent: Any, *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +85,7 @@ class Host:
         self.storage_dir = storage_dir
         self.log = LogTail()
         logging.getLogger().addHandler(self.log)
-        self.registrations = RegistrationCounter()
+        self.registrations: RegistrationCounter | None = None
         self.connector: HiCacheNixl | None = None
         self.padding: list[int] = []
         self.traces = ExitStack()
@@ -94,6 +95,8 @@ class Host:
         """Make a connector, after the end of the one before it."""
         self.end_connector()
         self.setup = Setup(**setup)
+        plugin = NixlBackendConfig(self.setup.extra_config).plugin
+        self.registrations = self.registrations or RegistrationCounter(plugin)
         self.pool = pool_for_page_bytes(
             self.setup.page_bytes, pages=self.setup.pages, layout=self.setup.layout, mla=self.setup.mla
         )
@@ -210,7 +213,9 @@ class Host:
         return time.perf_counter() - start, found
 
     def _latest(self, count: int) -> list[int]:
-        stored = self.stored or list(range(self.next_id))
+        stored = self.stored
+        if not stored:
+            return list(range(count))  # none of them is there
         return stored[-count:] if count <= len(stored) else [stored[i % len(stored)] for i in range(count)]
 
     def _page(self, page_id: int) -> torch.Tensor:

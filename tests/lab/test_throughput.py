@@ -10,7 +10,7 @@ import pytest
 
 from hicache_nixl.config import QUEUES, ConfigError
 from hicache_nixl.lab.process import Worker
-from hicache_nixl.lab.throughput import Cell, compare, usable_queues
+from hicache_nixl.lab.throughput import Cell, compare, left_per_key, usable_queues
 
 ARMS = ("leaky", "try_finally")
 CELLS = [Cell(keys=2, page_bytes=4096), Cell(keys=3, page_bytes=4096, layout="layer_first")]
@@ -82,3 +82,12 @@ def test_usable_queues_says_of_each_whether_it_works_and_if_not_why(io_uring_fd)
     assert table.queue.tolist() == list(QUEUES)
     assert table.works.tolist() == [True, io_uring_fd is not None, True]
     assert (table.works == (table.reason == "")).all()
+
+
+def test_left_per_key_is_the_law_for_each_cell_and_arm():
+    cell = {"keys": 4, "page_bytes": 4096, "queue": "libaio", "layout": "page_first", "mla": False}
+    counts = {"leaky": [8, 16, 24], "try_finally": [6, 6, 6]}
+    times = pd.DataFrame([{**cell, "arm": arm, "open_fds": fds} for arm in counts for fds in counts[arm]])
+    table = left_per_key(times).set_index("arm")
+    assert table.loc["leaky", ["predicted", "least", "most"]].tolist() == [2, 2.0, 2.0]
+    assert table.loc["try_finally", ["least", "most"]].tolist() == [0.0, 0.0]
