@@ -260,8 +260,9 @@ class TestReproduce:
         given = known["notebooks"]["01_holds"]["parameters"]
         assert given == {"page_bytes": 16384, "mla": False, "sizes": [3]}
 
-    def test_a_failing_claim_ends_with_1_and_names_notebook_cell_and_claim(self, run, tiny):
-        answer = run("reproduce --notebook 02 --run mine")
+    @pytest.mark.parametrize("strict", ["true", "false"])
+    def test_a_failing_claim_ends_with_1_and_names_notebook_cell_and_claim(self, run, tiny, strict):
+        answer = run(f"reproduce --notebook 02 --run mine -p strict={strict}")
         executed = nbformat.read(tiny / "mine" / "notebooks" / "02_fails.ipynb", as_version=4)
         numbers = {cell.source: cell.get("execution_count") for cell in executed.cells}
         assert answer.code == 1
