@@ -129,8 +129,8 @@ class NixlRegistration:
             time.sleep(POLL_SECONDS)
             try:
                 state = agent.check_xfer_state(handle)
-            except Exception:
-                return  # over: NIXL answers the failure of a transfer, or one never posted, with an exception
+            except Exception:  # how NIXL answers for a transfer that failed, or was never posted: it is over
+                return
 
     def query(self, names: Sequence[str]) -> list[dict[str, str] | None]:
         """Ask the plugin about files (paths) or objects (keys); ``None`` for one that is missing."""

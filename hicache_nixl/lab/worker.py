@@ -17,7 +17,6 @@ import resource
 import shutil
 import sys
 import time
-import traceback
 from collections import deque
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
@@ -257,11 +256,7 @@ def main() -> None:
     torch.set_num_threads(1)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        serve(Connection(int(sys.argv[1])), sys.argv[2])
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    serve(Connection(int(sys.argv[1])), sys.argv[2])
 
 
 if __name__ == "__main__":
