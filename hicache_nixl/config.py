@@ -13,8 +13,10 @@ from .errors import ConfigError
 
 FILE_PLUGINS = ("3FS", "POSIX", "GDS_MT", "GDS")  # in the order of auto mode
 OBJ_PLUGINS = ("OBJ",)
-LIFETIMES = ("leaky", "try_finally")
-DEFAULT_LIFETIME = "try_finally"
+LIFETIMES = ("leaky", "try_finally", "scoped")
+DEFAULT_LIFETIME = "scoped"
+# Those that stand for a release of SGLang, and so answer as it does and name pages as it does.
+RELEASED = {"leaky": "SGLang up to 0.5.11", "try_finally": "SGLang 0.5.12"}
 
 PLUGIN_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_PLUGIN"
 STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
@@ -23,7 +25,9 @@ STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
 QUEUES = {"libaio": "use_aio", "io_uring": "use_uring", "posix_aio": "use_posix_aio"}
 
 # What the server puts into the flat form for itself, above all when it loads a backend dynamically.
-_NOT_FOR_NIXL = frozenset({"lifetime", "backend_name", "module_path", "class_name", "interface_v1", "active"})
+_NOT_FOR_NIXL = frozenset(
+    {"lifetime", "use_direct_io", "backend_name", "module_path", "class_name", "interface_v1", "active"}
+)
 
 Checked = TypeVar("Checked")
 
@@ -101,7 +105,7 @@ class NixlBackendConfig:
     Full form: ``{"plugin": {"posix": {"active": True, ...}, ...}}``; the first active plugin wins.
     Flat form: ``{"use_uring": "true"}``; the parameters are those of the plugin that
     ``SGLANG_HICACHE_NIXL_BACKEND_PLUGIN`` names, else of the one that auto mode finds.
-    Either may hold ``"lifetime"``, which is ours.
+    Either may hold ``"lifetime"``, which is ours, and ``"use_direct_io"``, as in SGLang from 0.5.13 on.
 
     Attributes
     ----------
@@ -109,6 +113,8 @@ class NixlBackendConfig:
         Who owns descriptors and registrations; one of ``LIFETIMES``.
     plugin : str
         A name out of ``FILE_PLUGINS`` or ``OBJ_PLUGINS``, or ``"auto"``.
+    use_direct_io : bool
+        Files are opened with O_DIRECT, past the page cache, wherever sizes and addresses allow it.
 
     Raises
     ------
@@ -127,6 +133,14 @@ class NixlBackendConfig:
             raise ConfigError(f"extra_config is a {type(extra_config).__name__}; it takes a dict")
         self._extra = dict(extra_config or {})
         self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), LIFETIMES)
+        self.use_direct_io = _checked(
+            TypeAdapter(bool), self._extra.get("use_direct_io", False), "use_direct_io"
+        )
+        if self.use_direct_io and self.lifetime in RELEASED:
+            raise ConfigError(
+                f"use_direct_io: lifetime {self.lifetime} stands for {RELEASED[self.lifetime]}, which has no "
+                f"such option; it takes lifetime {DEFAULT_LIFETIME}"
+            )
         self.plugin = self._active_plugin() if "plugin" in self._extra else self._named_plugin()
         if self.plugin != "auto":
             self.init_params(self.plugin)  # a wrong parameter is an error now, not at the first page

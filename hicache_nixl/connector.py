@@ -6,24 +6,19 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, takewhile
 from typing import Any, TypeVar
 
 import torch
 
 from . import lifetimes
 from .calls import Calls
-from .config import OBJ_PLUGINS, STORAGE_DIR_VARIABLE, HiCacheStorageConfig, NixlBackendConfig
-from .errors import (
-    ConfigError,
-    FileError,
-    HiCacheNixlError,
-    PageIndexError,
-    TransferError,
-)
+from .config import OBJ_PLUGINS, RELEASED, STORAGE_DIR_VARIABLE, HiCacheStorageConfig, NixlBackendConfig
+from .errors import ConfigError, FileError, HiCacheNixlError, PageIndexError, TransferError
 from .files import NixlFileManager
-from .host_pool import ZERO_COPY_LAYOUTS
 from .names import PageNames
+from .pages import Pages, pages_of
 from .plugins import make_backend
 from .registration import Buffer, NixlRegistration, buffer_sizes
 from .storage import HiCacheStorage
@@ -66,13 +61,17 @@ class HiCacheNixl(HiCacheStorage):
     def __init__(self, storage_config: Any, file_path: Any = DEFAULT_STORAGE_DIR):
         config = HiCacheStorageConfig.checked(storage_config)
         self.backend_config = NixlBackendConfig(config.extra_config)
-        self.is_zero_copy = False
-        self.names = PageNames(config)
+        # leaky and try_finally stand for releases, and name and answer as those do
+        self._as_released = self.backend_config.lifetime in RELEASED
+        self.names = PageNames(config, plain=self._as_released)
+        self.pages: Pages | None = None
         backend = make_backend(self.backend_config)
         self.file_manager: NixlFileManager | None = None
         if backend.plugin not in OBJ_PLUGINS:
             folder = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
-            self.file_manager = NixlFileManager(os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(folder))
+            self.file_manager = NixlFileManager(
+                os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(folder), self.backend_config.use_direct_io
+            )
         self.registration = NixlRegistration(backend)
         self._calls = Calls()
         self._one_at_a_time = threading.Lock() if backend.keeps_failed_io else contextlib.nullcontext()
@@ -84,7 +83,16 @@ class HiCacheNixl(HiCacheStorage):
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """Take the host pool; its layout decides between zero-copy and contiguous copies."""
         super().register_mem_pool_host(mem_pool_host)
-        self.is_zero_copy = mem_pool_host.layout in ZERO_COPY_LAYOUTS
+        direct = self.file_manager is not None and self.file_manager.direct
+        pages = pages_of(mem_pool_host, staged=not self._as_released, direct=direct)
+        self.names.for_pool(mem_pool_host, pages.zero_copy)
+        self.lifetime.register_pool(pages.memory)  # while what was registered before is still there
+        self.pages = pages
+
+    @property
+    def is_zero_copy(self) -> bool:
+        """Whether pages move from and to their place in the pool."""
+        return self.pages is not None and self.pages.zero_copy
 
     def batch_set_v1(
         self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
@@ -101,7 +109,8 @@ class HiCacheNixl(HiCacheStorage):
         Returns
         -------
         list of bool
-            One per page.  As in SGLang a page that fails fails the batch.
+            One per page.  A page that fails leaves the others alone, except in ``leaky`` and
+            ``try_finally``, where it fails the batch, as in every release of SGLang up to 0.5.23.
         """
         return self._guarded("batch_set_v1", keys, [False] * len(keys), self._set_pages, keys, host_indices)
 
@@ -112,7 +121,10 @@ class HiCacheNixl(HiCacheStorage):
         return self._guarded("batch_get_v1", keys, [False] * len(keys), self._get_pages, keys, host_indices)
 
     def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
-        """Return the number of leading pages of which every piece is present."""
+        """Return the number of leading pages of which every piece is present with all its bytes.
+
+        ``leaky`` and ``try_finally`` do not look at the bytes, as no release of SGLang up to 0.5.23 does.
+        """
         return self._guarded("batch_exists", keys, 0, self._count_leading, keys)
 
     def exists(self, key: str) -> bool:
@@ -203,8 +215,10 @@ class HiCacheNixl(HiCacheStorage):
         May be called twice; later calls answer False.
         """
         self._calls.close()
-        self.lifetime.close()
-        self.registration.close()
+        try:
+            self.lifetime.close()
+        finally:
+            self.registration.close()
 
     def __enter__(self) -> HiCacheNixl:
         return self
@@ -222,18 +236,30 @@ class HiCacheNixl(HiCacheStorage):
         direction : str
             ``"WRITE"`` to storage, ``"READ"`` from it.
         """
-        return self._guarded(direction, keys, False, self._transfer, buffers, keys, direction)
+        return all(self._move(buffers, keys, direction))
 
-    def _transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> bool:
+    def _move(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[bool | None]:
+        """Move bytes as ``_execute_transfer`` does, with an answer per buffer; None where nothing was touched."""
+        failed: list[bool | None] = [False] * max(len(keys), 1)
+        return self._guarded(direction, keys, failed, self._transfer, buffers, keys, direction)
+
+    def _transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[bool | None]:
         if len(buffers) != len(keys):
             raise PageIndexError(f"{len(buffers)} buffers for {len(keys)} files or objects")
         with self._one_at_a_time:
             try:
-                self.lifetime._execute_transfer(buffers, keys, direction)
+                faults = self.lifetime._execute_transfer(buffers, keys, direction)
             except TransferError as error:
                 fault = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE")
-                raise fault or error from error
-        return True
+                if self._as_released or len(keys) == 1:
+                    raise fault or error from error
+            else:
+                for fault in faults.values():
+                    logger.error("%s: %s", direction, fault)
+                return [None if position in faults else True for position in range(len(keys))]
+        # one of them is bad, and NIXL does not say which: each by itself
+        alone = zip(buffers, keys, strict=True)
+        return [self._execute_transfer([buffer], [key], direction) for buffer, key in alone]
 
     def _after_failure(self, keys: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
         """Name the file that made a transfer fail, and leave nothing that would spoil a later one."""
@@ -244,6 +270,8 @@ class HiCacheNixl(HiCacheStorage):
                 self.file_manager.discard(keys)
         if self.registration.keeps_failed_io:
             self.registration.attach(make_backend(self.backend_config))
+            if self.pages is not None:
+                self.lifetime.register_pool(self.pages.memory)
         return fault
 
     def _guarded(
@@ -265,53 +293,38 @@ class HiCacheNixl(HiCacheStorage):
     # -- pages -----------------------------------------------------------------------------------------
 
     def _set_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        starts = self._page_starts(keys, host_indices)
-        names = self.names.of_pages(keys, self.is_zero_copy)
-        if self.is_zero_copy:
-            buffers = list(zip(*self.mem_pool_host.get_page_buffer_meta(host_indices), strict=True))
-        else:
-            pages = (self.mem_pool_host.get_data_page(start, flat=False) for start in starts)
-            buffers = [page.contiguous() for page in pages]
-        return [self._store(buffers, names)] * len(keys)
+        results: list[bool] = []
+        for names, indices in self._batches(keys, host_indices):
+            with self.pages.leaving(indices) as buffers:
+                results += self.pages.whole(self._store(buffers, names, len(self.pages.piece_sizes)))
+        return results
 
     def _get_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        starts = self._page_starts(keys, host_indices)
-        names = self.names.of_pages(keys, self.is_zero_copy)
-        if self.is_zero_copy:
-            buffers = list(zip(*self.mem_pool_host.get_page_buffer_meta(host_indices), strict=True))
-        else:
-            buffers = [self.mem_pool_host.get_dummy_flat_data_page() for _ in keys]
-        loaded = self._execute_transfer(buffers, self._locations(names), "READ")
-        if loaded and not self.is_zero_copy:
-            for start, page in zip(starts, buffers, strict=True):
-                self.mem_pool_host.set_from_flat_data_page(start, page)
-        return [loaded] * len(keys)
+        results: list[bool] = []
+        for names, indices in self._batches(keys, host_indices):
+            with self.pages.arriving(indices) as buffers:
+                loaded = self.pages.whole(self._move(buffers, self._locations(names), "READ"))
+                self.pages.land(indices, buffers, loaded)
+                results += loaded
+        return results
 
-    def _page_starts(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[int]:
-        """Return the first token index of each page, after a check that keys and indices fit the pool."""
-        pool = self.mem_pool_host
-        if pool is None:
+    def _batches(self, keys: Sequence[str], host_indices: torch.Tensor) -> Iterator[Any]:
+        """Check everything about a batch call before anything moves; names and indices per transfer."""
+        if self.pages is None:
             raise PageIndexError("no host pool: call register_mem_pool_host first")
-        if not keys or len(host_indices) != len(keys) * pool.page_size:
-            raise PageIndexError(
-                f"{len(keys)} keys and {len(host_indices)} host indices do not fit: "
-                f"a page has {pool.page_size} tokens"
-            )
-        starts = host_indices[:: pool.page_size].tolist()
-        if min(starts) < 0 or max(starts) + pool.page_size > pool.size:
-            raise PageIndexError(
-                f"{len(keys)} keys, {len(host_indices)} host indices: token indices {min(starts)} to "
-                f"{max(starts) + pool.page_size - 1} leave the pool of {pool.size} tokens"
-            )
-        if any(start % pool.page_size for start in starts):
-            raise PageIndexError(f"a page of {pool.page_size} tokens starts at a token index inside a page")
-        return starts
+        self.pages.check(len(keys), host_indices)
+        return self.pages.batches(self.names.of_pages(keys, self.is_zero_copy), host_indices)
 
     def _count_leading(self, keys: Sequence[str]) -> int:
         names = self.names.of_pages(keys, self.is_zero_copy)
-        found = [answer is not None for answer in self.registration.query(self._locations(names))]
-        missing = found.index(False) if False in found else len(found)
-        return missing * len(keys) // len(names) if names else 0
+        locations = self._locations(names)
+        if self._as_released or self.file_manager is None:  # an object is there when all its bytes are
+            found = [answer is not None for answer in self.registration.query(locations)]
+        else:
+            sizes = cycle(self.pages.piece_sizes if self.pages else [None])
+            found = map(self.file_manager.is_whole, locations, sizes)
+        leading = sum(1 for _ in takewhile(bool, found))
+        return leading * len(keys) // len(names) if names else 0
 
     # -- values ----------------------------------------------------------------------------------------
 
@@ -339,23 +352,29 @@ class HiCacheNixl(HiCacheStorage):
             values = list(zip(addresses, sizes, strict=True))
         if not keys or not values or len(values) != len(keys):
             raise PageIndexError(f"{len(keys)} keys for {len(values or ())} values")
-        return self._store(values, self.names.of_values(keys))
+        return all(self._store(values, self.names.of_values(keys)))
 
-    def _store(self, buffers: Sequence[Buffer], names: Sequence[str]) -> bool:
-        """Write buffers to new or existing files; on failure the new ones are removed again."""
+    def _store(self, buffers: Sequence[Buffer], names: Sequence[str], pieces: int = 1) -> list[bool | None]:
+        """Write buffers to files; of a page that was not written nothing stays, unless no file was touched."""
         locations = self._locations(names)
         if self.file_manager is None:
-            return self._execute_transfer(buffers, locations, "WRITE")
-        created: list[str] = []
-        stored = False
+            return self._move(buffers, locations, "WRITE")
+        fresh: list[str] = []
+        stored: list[bool | None] = [False] * len(locations)
         try:
-            for path in locations:
-                if self.file_manager.create_file(path):
-                    created.append(path)
-            stored = self._execute_transfer(buffers, locations, "WRITE")
+            if not self._as_released:
+                fresh = locations  # a file is emptied before it is written
+            else:
+                for path in locations:
+                    if self.file_manager.create_file(path):
+                        fresh.append(path)
+            stored = self._move(buffers, locations, "WRITE")
         finally:
-            if not stored:
-                self.file_manager.discard(created)
+            if not all(stored):
+                pages = (slice(first, first + pieces) for first in range(0, len(locations), pieces))
+                untouched_or_whole = [page for page in pages if set(stored[page]) in ({None}, {True})]
+                kept = {path for page in untouched_or_whole for path in locations[page]}
+                self.file_manager.discard(path for path in fresh if path not in kept)
         return stored
 
     def _locations(self, names: Sequence[str]) -> list[str]:

@@ -97,7 +97,7 @@ class HostKVPool:
             raise ConfigError(
                 f"host pool: layout {layout!r} is unknown; it takes one of {', '.join(LAYOUTS)}"
             )
-        self.kv_buffer = _aligned((planes, *plane) if planes > 1 else plane, dtype)
+        self.kv_buffer = aligned_tensor((planes, *plane) if planes > 1 else plane, dtype)
         self._piece_offsets, self.piece_bytes = self._pieces()
 
     def _pieces(self) -> tuple[torch.Tensor, int]:
@@ -150,6 +150,11 @@ class HostKVPool:
         """Copy a flat page into the pool."""
         page = self._page(int(index))
         page.copy_(data_page.reshape(page.shape))
+
+    def is_stride_page_aligned(self, page_size_bytes: int = ALIGNMENT) -> bool:
+        """Tell whether every piece of every page begins at a multiple of some bytes, as O_DIRECT wants."""
+        aligned = self.kv_buffer.data_ptr() % page_size_bytes == 0 and self.piece_bytes % page_size_bytes == 0
+        return aligned and self.layout in ZERO_COPY_LAYOUTS
 
     def page_indices(self, first: int, pages: int) -> torch.Tensor:
         """Return the token indices of consecutive pages, as the server would hand them over."""
@@ -254,7 +259,7 @@ def pool_for_page_bytes(
     )
 
 
-def _aligned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def aligned_tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Allocate a tensor whose address is a multiple of ``ALIGNMENT``."""
     wanted = math.prod(shape) * dtype.itemsize
     memory = torch.empty(wanted + ALIGNMENT, dtype=torch.uint8)

@@ -8,8 +8,10 @@ registration that it returns; this class ends only what it is told to end.
 from __future__ import annotations
 
 import itertools
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -20,7 +22,25 @@ from .plugins import NixlBackend
 Buffer: TypeAlias = "torch.Tensor | tuple[int, int]"  # a contiguous tensor, or (address, bytes)
 StorageTuple: TypeAlias = tuple[int, int, int, str]  # (offset, length, fd or object id, path or key)
 
-POLL_SECONDS = 0.0001  # as SGLang polls; POSIX and OBJ have no notification
+POLL_SECONDS = 100e-6  # as SGLang polls; POSIX and OBJ have no notification
+EAGER_SECONDS, PAUSE_SHARE = 1e-3, 1 / 16
+
+
+def steady_pause(running: float) -> None:
+    """Wait as SGLang does before the next poll; a third of the time of a small transfer."""
+    time.sleep(POLL_SECONDS)
+
+
+def growing_pause(running: float) -> None:
+    """Let other threads run, for longer the longer the transfer has been ``running`` (seconds).
+
+    One that may be short is polled without a pause, a long one as often as SGLang does.  Longer pauses would
+    hold it up: the POSIX plugin has 64 I/Os in flight and submits the next ones when it is polled.
+    """
+    if running < EAGER_SECONDS:
+        os.sched_yield()  # time.sleep(0) takes 50 us, the kernel's timer slack
+    else:
+        time.sleep(min(running * PAUSE_SHARE, POLL_SECONDS))
 
 
 class NixlRegistration:
@@ -71,10 +91,27 @@ class NixlRegistration:
 
     def deregister(self, registration: Any) -> None:
         """End a registration."""
+        _deregister(self.agent, registration)
+
+    def registered(self, items: Any, mem_type: str | None = None) -> AbstractContextManager[Any]:
+        """Hold regions registered; parameters as in ``register``."""
+        return self._held(self.register, items, mem_type)
+
+    def registered_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> AbstractContextManager[Any]:
+        """Hold host memory registered; parameters as in ``register_buffers``."""
+        return self._held(self.register_buffers, buffers)
+
+    @contextmanager
+    def _held(self, register: Callable[..., Any], *regions: Any) -> Iterator[Any]:
+        """Register, and deregister at the end, whatever happens in between.
+
+        With the agent of the beginning, also when this one goes on with another agent in between.
+        """
+        agent, registration = self.agent, register(*regions)
         try:
-            self.agent.deregister_memory(registration)
-        except Exception as error:
-            raise RegistrationError(f"cannot deregister with NIXL: {error}") from error
+            yield registration
+        finally:
+            _deregister(agent, registration)
 
     def objects_to_nixl_tuples(self, keys: Sequence[str], sizes: Sequence[int]) -> list[StorageTuple]:
         """Build one ``(0, size, id, key)`` per object; NIXL wants a number of its own for each."""
@@ -103,18 +140,17 @@ class NixlRegistration:
         except Exception as error:
             raise RegistrationError(f"NIXL refuses the transfer request: {error}") from error
 
-    def run(self, handle: Any) -> None:
-        """Post a transfer, wait until it is done, release its handle.
+    def run(self, handle: Any, pause: Callable[[float], None] = steady_pause) -> None:
+        """Post a transfer, wait until it is done with a pause between two polls, release its handle.
 
         The handle is released once the transfer is DONE or failed, also when the wait is interrupted: to
         release one in flight is a use after free (nixl #1955).
         """
         agent, state = self.agent, "PROC"
         try:
-            state = agent.transfer(handle)
-            while state == "PROC":
-                time.sleep(POLL_SECONDS)
-                state = agent.check_xfer_state(handle)
+            state, start = agent.transfer(handle), time.perf_counter()
+            while state == "PROC" and (state := agent.check_xfer_state(handle)) == "PROC":
+                pause(time.perf_counter() - start)
         except Exception as error:
             raise TransferError(f"the transfer failed in NIXL: {error}") from error
         finally:
@@ -145,6 +181,18 @@ class NixlRegistration:
     def close(self) -> None:
         """Drop the agent; NIXL ends its registrations with it.  May be called twice."""
         self.agent = None
+
+
+def _deregister(agent: Any, registration: Any) -> None:
+    try:
+        agent.deregister_memory(registration)
+    except Exception as error:
+        raise RegistrationError(f"cannot deregister with NIXL: {error}") from error
+
+
+def buffer_addresses(buffers: Sequence[Buffer]) -> list[int]:
+    """Return the address of each buffer."""
+    return [buffer[0] if isinstance(buffer, tuple) else buffer.data_ptr() for buffer in buffers]
 
 
 def buffer_sizes(buffers: Sequence[Buffer]) -> list[int]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import RegistrationError
+import torch
+
+from ..errors import FileError, RegistrationError
 from ..files import NixlFileManager
 from ..registration import Buffer, NixlRegistration, buffer_sizes
 
@@ -21,13 +23,18 @@ class Lifetime:
         self.registration = registration
         self.file_manager = file_manager
 
+    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
+        """Do nothing: every call registers the buffers that it uses."""
+
     def register_files(self, paths: Sequence[str]) -> Any:
         """Open and register files.  Nobody closes them (third remark in the review of PR #24671)."""
         tuples = self.file_manager.files_to_nixl_tuples(paths)
         return self.registration.register(tuples, "FILE")
 
-    def _execute_transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> None:
-        """Move bytes between buffers and files or objects."""
+    def _execute_transfer(
+        self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
+    ) -> dict[int, FileError]:
+        """Move bytes between buffers and files or objects: all of them, or it raises."""
         if self.registration.mem_type == "FILE":
             tuples = self.file_manager.files_to_nixl_tuples(keys)
         else:
@@ -41,6 +48,7 @@ class Lifetime:
             self.registration.register_buffers(buffers)
             handle = self.registration.initialize(direction, host_descs, storage_descs)
         self.registration.run(handle)
+        return {}
 
     def close(self) -> None:
         """Nothing is known, so nothing is closed."""

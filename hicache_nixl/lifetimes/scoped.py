@@ -1,0 +1,111 @@
+"""What a call opens and registers ends with it: what the review of PR #24671 asked for.
+
+Beside ``try_finally.py`` this answers its remarks: a context manager per resource, each as wide as what it
+owns, and none for files where there are none (second); ``register_files`` hands back an owner (third).  The
+first, ``import traceback`` inside the function, is answered by not needing it.  Beyond them, nothing stays
+registered, host memory is registered once per pool, and what cannot be opened spoils nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+
+from ..errors import FileError
+from ..files import NOT_OPEN, READ, WRITE, NixlFileManager
+from ..registration import (
+    Buffer,
+    NixlRegistration,
+    StorageTuple,
+    buffer_addresses,
+    buffer_sizes,
+    growing_pause,
+)
+
+
+class RegisteredFiles(ExitStack):
+    """Files that stay open and registered until ``close()``, or the end of a ``with``.
+
+    Attributes
+    ----------
+    registration
+        NIXL's list of them.
+    """
+
+    registration: Any = None
+
+
+class Lifetime:
+    """Descriptors and storage registrations live for one call, those of host memory as long as the pool."""
+
+    def __init__(self, registration: NixlRegistration, file_manager: NixlFileManager | None):
+        self.registration = registration
+        self.file_manager = file_manager
+        self._pool = ExitStack()
+        self._pool_ranges: list[tuple[int, int]] = []
+        self._owners: set[RegisteredFiles] = set()
+
+    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
+        """Register the host memory of all pages, in place of what was registered before."""
+        self._pool_ranges = []
+        self._pool.close()
+        for tensor in memory:
+            start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+            self._pool.enter_context(self.registration.registered_buffers([(start, size)]))
+            self._pool_ranges.append((start, start + size))
+
+    def register_files(self, paths: Sequence[str]) -> RegisteredFiles:
+        """Open and register files; the owner returned closes them, and so does ``close()``."""
+        with RegisteredFiles() as stack:
+            fds, faults = stack.enter_context(self.file_manager.opened(paths, os.O_RDWR))
+            for fault in faults.values():
+                raise fault
+            tuples = [(0, 0, fd, path) for fd, path in zip(fds, paths, strict=True)]
+            registration = stack.enter_context(self.registration.registered(tuples, "FILE"))
+            owner = stack.pop_all()
+        owner.registration = registration
+        self._owners.add(owner)
+        owner.callback(self._owners.discard, owner)
+        return owner
+
+    def _execute_transfer(
+        self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
+    ) -> dict[int, FileError]:
+        """Move bytes between buffers and files or objects; returns what was left out, by position."""
+        sizes = buffer_sizes(buffers)
+        if self.registration.mem_type != "FILE":
+            self._move(buffers, self.registration.objects_to_nixl_tuples(keys, sizes), direction)
+            return {}
+        flags, wanted = (WRITE, None) if direction == "WRITE" else (READ, sizes)
+        flags |= self.file_manager.direct_flag(buffer_addresses(buffers), sizes)
+        with self.file_manager.opened(keys, flags, wanted) as (fds, faults):
+            if faults:
+                buffers = [buffer for buffer, fd in zip(buffers, fds, strict=True) if fd != NOT_OPEN]
+            tuples = [(0, size, fd, "") for size, fd in zip(sizes, fds, strict=True) if fd != NOT_OPEN]
+            if tuples:
+                self._move(buffers, tuples, direction)
+        return faults
+
+    def _move(self, buffers: Sequence[Buffer], tuples: Sequence[StorageTuple], direction: str) -> None:
+        with self.registration.registered(tuples, self.registration.mem_type), self._registered(buffers):
+            host_descs, storage_descs = self.registration.xfer_descs(buffers, tuples)
+            handle = self.registration.initialize(direction, host_descs, storage_descs)
+            self.registration.run(handle, growing_pause)
+
+    def _registered(self, buffers: Sequence[Buffer]) -> AbstractContextManager[Any]:
+        """Hold buffers registered for this call, unless they lie in the pool's memory."""
+        if isinstance(buffers[0], tuple):
+            first, last = min(buffers)[0], max(map(sum, buffers))
+            if any(start <= first and last <= end for start, end in self._pool_ranges):
+                return nullcontext()
+        return self.registration.registered_buffers(buffers)
+
+    def close(self) -> None:
+        """Close what ``register_files`` opened and was not closed yet, and let the pool's memory go."""
+        with self._pool, ExitStack() as owners:
+            for owner in list(self._owners):
+                owners.callback(owner.close)
