@@ -27,7 +27,6 @@ app = typer.Typer(
 )
 out = Console()
 
-Lifetime = StrEnum("Lifetime", {name: name for name in LIFETIMES})
 Layout = StrEnum("Layout", {name: name for name in LAYOUTS})
 Queue = StrEnum("Queue", {name: name for name in QUEUES})
 
@@ -59,8 +58,8 @@ def replay(
         str, typer.Argument(help="pr24671, single_call, steady, or a CSV with columns operation and keys.")
     ] = "pr24671",
     connector: Annotated[
-        Lifetime, typer.Option(help="Who owns descriptors and registrations.")
-    ] = Lifetime.leaky,
+        str, typer.Option(help=f"{', '.join(LIFETIMES)}, or a release of SGLang, such as sglang==0.5.12.")
+    ] = "leaky",
     storage_dir: Annotated[
         Path | None,
         typer.Option(help="An existing folder for the page files; the replay cleans up in it."),
@@ -72,6 +71,9 @@ def replay(
     layers: Layers = None,
     layout: Annotated[Layout, typer.Option(help="Memory layout of the host pool.")] = Layout.page_first,
     mla: Annotated[bool, typer.Option("--mla", help="MLA pages: one file each.")] = False,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="O_DIRECT, past the page cache: scoped, and SGLang from 0.5.13.")
+    ] = False,
     baseline_fds: Annotated[
         int | None,
         typer.Option(help="Pad the worker with open descriptors up to this number first (PR: 135)."),
@@ -98,12 +100,13 @@ def replay(
         page_bytes, mla = _page_of(model, page_size, layers)
     table = lab.replay(
         plan,
-        str(connector),
+        connector,
         storage_dir=storage_dir,
         plugin_params=lab.queue_params(str(queue)),
         page_bytes=page_bytes,
         layout=str(layout),
         mla=mla,
+        direct=direct,
         baseline_fds=baseline_fds,
         nofile_limit=nofile_limit,
         seed=seed,

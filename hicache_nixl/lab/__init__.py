@@ -13,11 +13,18 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "claims": ("at_most", "exactly"),
+    "claims": ("above", "at_most", "exactly"),
     "fds": ("fd_table", "opened_by", "trace_opens"),
-    "fixes": ("patch", "ways_out"),
+    "fixes": ("every_fault", "fault_summary", "patch"),
+    "leftovers": (
+        "imports_inside_functions",
+        "owner_of_descriptors",
+        "register_files_left",
+        "release_facts",
+    ),
     "process": ("Worker", "WorkerError"),
-    "replays": ("replay",),
+    "releases": ("at_hand",),
+    "replays": ("replay", "replay_each"),
     "runs": ("Run", "describe"),
     "schedule": (
         "RECORDED_BASELINE",
@@ -30,8 +37,18 @@ _MODULES = {
         "splits",
     ),
     "setup": ("Setup", "queue_params"),
-    "statistics": ("paired_ratio", "ratio_table", "told_apart"),
-    "throughput": ("Cell", "compare", "left_per_key", "usable_queues"),
+    "statistics": (
+        "Ratio",
+        "over_points",
+        "paired_difference",
+        "paired_ratio",
+        "ratio_table",
+        "slope",
+        "slope_table",
+        "told_apart",
+    ),
+    "waiting": ("large_transfer", "small_transfer", "waits"),
+    "throughput": ("Cell", "benchmark", "compare", "left_per_key", "usable_queues"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import HiCacheNixlError
-from .statistics import Ratio
+from .statistics import Estimate, Ratio
 
 HOLDS, FAILS, INCONCLUSIVE = "holds", "fails", "inconclusive"
 
@@ -41,8 +41,8 @@ def exactly(id: str, sentence: str, expected: Any, measured: Any) -> Claim:  # n
     return Claim(id, sentence, str(expected), str(measured), verdict)
 
 
-def at_most(id: str, sentence: str, margin: float, ratio: Ratio) -> Claim:  # noqa: A002
-    """Claim that a ratio of times is not above a margin.
+def at_most(id: str, sentence: str, margin: float, measured: Ratio | Estimate | float) -> Claim:  # noqa: A002
+    """Claim that a measured ratio, other estimate or plain number is not above a margin.
 
     It holds when the whole interval is at or below the margin, fails when the whole interval is above, and
     is inconclusive when the interval reaches to both sides: noise on a shared machine must not break a run.
@@ -52,13 +52,42 @@ def at_most(id: str, sentence: str, margin: float, ratio: Ratio) -> Claim:  # no
     >>> at_most("cost", "...", 1.2, Ratio(1.1, 0.9, 1.3, 8)).verdict
     'inconclusive'
     """
-    if ratio.high <= margin:
+    low, high = _interval(measured)
+    if high <= margin:
         verdict = HOLDS
-    elif ratio.low > margin:
+    elif low > margin:
         verdict = FAILS
     else:
         verdict = INCONCLUSIVE
-    return Claim(id, sentence, f"at most {margin:g}", str(ratio), verdict)
+    return Claim(id, sentence, f"at most {margin:.3g}", _shown(measured), verdict)
+
+
+def above(id: str, sentence: str, margin: float, measured: Ratio | Estimate | float) -> Claim:  # noqa: A002
+    """Claim that a measured ratio or other estimate is above a margin; verdicts as in ``at_most``.
+
+    Examples
+    --------
+    >>> above("grows", "...", 0, Estimate(2.0, 1.9, 2.1, 30)).verdict
+    'holds'
+    """
+    low, high = _interval(measured)
+    if low > margin:
+        verdict = HOLDS
+    elif high <= margin:
+        verdict = FAILS
+    else:
+        verdict = INCONCLUSIVE
+    return Claim(id, sentence, f"above {margin:.3g}", _shown(measured), verdict)
+
+
+def _interval(measured: Ratio | Estimate | float) -> tuple[float, float]:
+    if isinstance(measured, Ratio | Estimate):
+        return measured.low, measured.high
+    return measured, measured
+
+
+def _shown(measured: Ratio | Estimate | float) -> str:
+    return str(measured) if isinstance(measured, Ratio | Estimate) else f"{measured:.3g}"
 
 
 def ledger(claims: list[Claim]) -> pd.DataFrame:

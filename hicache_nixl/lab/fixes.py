@@ -1,21 +1,21 @@
-"""What a fix changes: its text, and what each way out of a transfer leaves behind."""
+"""What a fix changes: its text, and what a call leaves behind when a step of it fails."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
 from .. import lifetimes
-from .faults import FAULTS
+from .faults import KINDS, STEPS
 from .process import Worker
-from .schedule import files_per_key
 from .setup import Setup, queue_params
 
-WAYS = (None, *FAULTS)  # no fault: success is a way out too
+POLLS = 3  # of a transfer that are made to fail; how many there are is a matter of speed
 
 
 def patch(before: str, after: str) -> str:
@@ -32,10 +32,10 @@ def patch(before: str, after: str) -> str:
     return "".join(difflib.unified_diff(*lines, *names))
 
 
-def ways_out(
+def every_fault(
     connector: str,
     *,
-    keys: int = 8,
+    keys: int = 2,
     page_bytes: int = 4096,
     queue: str = "libaio",
     layout: str = "page_first",
@@ -43,41 +43,75 @@ def ways_out(
     storage_dir: str | os.PathLike[str] | None = None,
     timeout: float = 600,
 ) -> pd.DataFrame:
-    """Take every way out of one set and see what it leaves.
+    """Make every step of a set and of a get fail, each in every kind, and see what it leaves.
 
-    Each is a call in the same worker: a step of the transfer is made to fail on the real agent, then the
-    descriptors are counted from outside, then a call without a fault follows.
+    All in one worker, on the real agent and real files.  A call without a fault tells how often each step is
+    reached; then every one of these times fails in a call of its own, and a call without a fault follows.
+    The descriptors are counted from outside.
 
     Returns
     -------
     pandas.DataFrame
-        ``way out``; ``files`` of the call; ``answer`` (``True``, ``False`` or what was raised);
-        ``fds_left`` and ``registrations_left`` by the call; ``next_call_works``; ``logged`` (first line).
+        ``operation``, ``step``, ``nth``, ``kind`` (see ``faults.Fault``); ``answer`` (``True``, ``False`` or
+        what was raised); what the call left: ``fds_left``, ``registrations_left``, ``handles_left``;
+        ``most_closes`` of one descriptor; ``next_call_works``; ``logged`` (first line).
     """
     setup = Setup(connector, queue_params(queue), page_bytes, pages=keys, layout=layout, mla=mla)
     rows = []
     with Worker(setup, storage_dir=storage_dir, timeout=timeout) as worker:
-        last = worker.call("set", keys)
-        for step in WAYS:
-            if step is not None:
-                worker.request("fault", step=step)
-            row = worker.call("set", keys)
-            after = worker.call("set", keys)
-            rows.append(
-                {
-                    "way out": FAULTS[step].title if step else "success",
-                    "files": keys * files_per_key(setup.layout, setup.mla),
-                    "answer": row["raised"] or str(row["pages_ok"] == keys),
-                    "fds_left": row["open_fds"] - last["open_fds"],
-                    "registrations_left": row["registrations"] - last["registrations"],
-                    "next_call_works": after["pages_ok"] == keys,
-                    "logged": _reason(row).replace(f"{worker.folder}/", ""),
-                }
-            )
-            last = after
+        for operation in ("set", "get"):
+            worker.call("set", keys)
+            worker.call(operation, keys)  # the first of its kind may set something up
+            last = worker.call(operation, keys, watch=True)
+            for fault in _faults(last["steps"]):
+                row = worker.call(operation, keys, fault=fault)
+                after = worker.call(operation, keys)
+                if row["fired"]:
+                    rows.append(_told(operation, fault, last, row, after, f"{worker.folder}/"))
+                last = after
     return pd.DataFrame(rows)
 
 
-def _reason(row: dict[str, Any]) -> str:
-    """Return what the log gave as the reason, without the name of the first file."""
-    return row["log"][0].splitlines()[0].partition("': ")[2] if row["log"] else ""
+def fault_summary(faults: pd.DataFrame) -> pd.DataFrame:
+    """Put what ``every_fault`` found into a row per step and kind: the most that any time of it left."""
+    named = faults.assign(
+        left_files_open=faults.fds_left > 0, next_call_fails=~faults.next_call_works.astype(bool)
+    )
+    return named.groupby(["step", "kind"], sort=False, as_index=False).agg(
+        faults=("nth", "size"),
+        left_files_open=("left_files_open", "sum"),
+        most_fds=("fds_left", "max"),
+        most_registrations=("registrations_left", "max"),
+        most_handles=("handles_left", "max"),
+        most_closes=("most_closes", "max"),
+        next_call_fails=("next_call_fails", "sum"),
+        logged=("logged", "last"),
+    )
+
+
+def _faults(steps: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
+    for step in STEPS:
+        reached = steps.get(step, 0)
+        for nth in range(1, (min(reached, POLLS) if step == "poll" else reached) + 1):
+            yield from ((step, nth, kind) for kind in KINDS)
+
+
+def _told(
+    operation: str,
+    fault: tuple[str, int, str],
+    before: Mapping[str, Any],
+    row: Mapping[str, Any],
+    after: Mapping[str, Any],
+    folder: str,
+) -> dict[str, Any]:
+    return {
+        "operation": operation,
+        **dict(zip(("step", "nth", "kind"), fault, strict=True)),
+        "answer": row["raised"] or str(row["pages_ok"] == row["keys"]),
+        "fds_left": row["open_fds"] - before["open_fds"],
+        "registrations_left": row["registrations"] - before["registrations"],
+        "handles_left": row["handles_left"],
+        "most_closes": row["most_closes"],
+        "next_call_works": after["pages_ok"] == after["keys"],
+        "logged": row["log"][0].splitlines()[0].replace(folder, "") if row["log"] else "",
+    }

@@ -21,6 +21,7 @@ import psutil
 from ..config import STORAGE_DIR_VARIABLE
 from ..errors import ConfigError, HiCacheNixlError
 from .fds import ProcessGoneError, count_fds, count_storage_fds, fd_table
+from .releases import ReleaseError, fetch
 from .setup import Setup
 
 LAST_LINES = 12
@@ -29,6 +30,10 @@ PATIENCE = 30  # seconds for a worker to finish its call and clean up
 
 class WorkerError(HiCacheNixlError, RuntimeError):
     """The worker process died, hung or refused; the message ends with its last lines of output."""
+
+
+class RefusedError(WorkerError):
+    """The worker lives, and did not do what was asked."""
 
 
 class Worker:
@@ -74,7 +79,7 @@ class Worker:
                 self._process = self._start(theirs.fileno())
             ends.callback(self._end_process)
             try:
-                self.request("open", setup=setup.as_message())
+                self.open(setup)
                 if baseline_fds is not None or nofile_limit is not None:
                     self.request("limits", baseline_fds=baseline_fds, nofile_limit=nofile_limit)
             except BaseException:
@@ -119,12 +124,27 @@ class Worker:
         return self._process.pid
 
     def open(self, setup: Setup) -> None:
-        """Go on with another connector; the one before is closed and its pages are removed."""
-        self.request("open", setup=setup.as_message())
+        """Go on with another connector; the one before is closed and its pages are removed.
 
-    def call(self, operation: str, keys: int) -> dict[str, Any]:
-        """Make one batch call; its row of a replay, with ``log`` and ``raised`` besides."""
-        row = self.request("call", operation=operation, keys=keys)
+        Raises
+        ------
+        ReleaseError
+            A released connector that cannot be had, or does not load.
+        """
+        wheel = None if setup.version is None else str(fetch(setup.version))
+        try:
+            self.request("open", setup=setup.as_message(), wheel=wheel)
+        except RefusedError as error:
+            if setup.version is None:
+                raise
+            raise ReleaseError(setup.version, f"cannot be used: {error}") from error
+
+    def call(self, operation: str, keys: int, **more: Any) -> dict[str, Any]:
+        """Make one batch call; its row of a replay, with ``log`` and ``raised`` besides.
+
+        ``fault`` and ``watch`` are those of the worker's ``call``.
+        """
+        row = self.request("call", operation=operation, keys=keys, **more)
         try:
             row["open_fds"] = count_fds(self.pid)
             row["storage_fds"] = count_storage_fds(self.pid, self._folder)
@@ -135,6 +155,10 @@ class Worker:
                 raise self._ended(f"call {operation} {keys}") from None
             raise WorkerError(f"the worker's descriptors cannot be counted: {error}") from error
         return row
+
+    def storage_fds(self) -> int:
+        """Count the files of the storage folder that the worker has open now."""
+        return count_storage_fds(self.pid, self._folder)
 
     def fds(self) -> pd.DataFrame:
         """Name every descriptor that the worker has open now."""
@@ -162,7 +186,7 @@ class Worker:
         except (EOFError, ConnectionError):
             raise self._ended(told) from None
         if "error" in answer:
-            raise WorkerError(answer["error"])
+            raise RefusedError(answer["error"])
         return answer
 
     def _ended(self, told: str) -> WorkerError:

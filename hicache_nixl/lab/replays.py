@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,6 +23,7 @@ COLUMNS = [
     "open_fds",
     "storage_fds",
     "registrations",
+    "registration_seconds",
     "rss_bytes",
     "pages_ok",
     "errno",
@@ -38,6 +39,7 @@ def replay(
     page_bytes: int = 65536,
     layout: str = "page_first",
     mla: bool = False,
+    direct: bool = False,
     baseline_fds: int | None = None,
     nofile_limit: int | None = None,
     seed: int = 0,
@@ -48,7 +50,8 @@ def replay(
     Parameters
     ----------
     connector : str
-        A lifetime: ``"leaky"`` or ``"try_finally"``.
+        A lifetime, such as ``"leaky"``, or a released connector, such as ``"sglang==0.5.11"``, whose wheel is
+        fetched into the cache folder (``HICACHE_NIXL_CACHE``, ``~/.cache/hicache-nixl``).
     storage_dir : path, optional
         An existing folder on the disk to measure.  The replay makes a folder of its own in it and removes
         that again.  The folder for temporary files when left out.
@@ -57,6 +60,8 @@ def replay(
         chooses a queue.  The POSIX plugin on libaio when left out.
     page_bytes : int
         Bytes of a page, keys and values together.
+    direct : bool
+        O_DIRECT in place of the page cache, for connectors that have that option.
     baseline_fds : int, optional
         Pad the worker with open descriptors up to this number before the first call, so that counts can be
         compared with those of a server (135 in PR #24671).
@@ -70,9 +75,10 @@ def replay(
     pandas.DataFrame
         A row per call: ``call`` (from 1), ``operation``, ``keys``, ``files``, ``bytes`` (of pages that
         arrived), ``seconds`` (in the connector alone), ``open_fds``, ``storage_fds`` and ``rss_bytes`` (of
-        the worker, from outside, after the call), ``registrations`` (regions alive), ``pages_ok`` (stored,
-        found, or read back bit for bit), ``errno`` (0 for none).  ``attrs["log"]`` holds
-        the warnings and errors that calls logged, by number of the call.
+        the worker, from outside, after the call), ``registrations`` (regions alive), ``registration_seconds``
+        (of ``seconds``, in registering and deregistering), ``pages_ok`` (stored, found, or read back bit for
+        bit), ``errno`` (0 for none).  ``attrs["log"]`` holds the warnings and errors that calls logged, by
+        number of the call.
 
     Raises
     ------
@@ -96,13 +102,34 @@ def replay(
         pages=max(schedule.largest, 1),
         layout=layout,
         mla=mla,
+        direct=direct,
         seed=seed,
     )
     limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
-    rows = []
     with Worker(setup, storage_dir=storage_dir, timeout=timeout, **limits) as worker:
-        for call in tqdm(schedule, desc=f"{connector}: {schedule.name}", unit="call", leave=False):
-            rows.append(worker.call(call.operation, call.keys))
+        return _run(worker, schedule, connector)
+
+
+def replay_each(
+    schedule: Schedule, setups: Sequence[Setup], *, storage_dir: str | os.PathLike[str] | None = None
+) -> list[pd.DataFrame]:
+    """Run a schedule against one setup after the other in a single worker; a table each, as from ``replay``.
+
+    What a connector keeps is closed before the next one, so that ``storage_fds`` and ``registrations`` begin at
+    zero; ``rss_bytes`` does not.
+    """
+    with Worker(setups[0], storage_dir=storage_dir) as worker:
+        tables = []
+        for setup in setups:
+            worker.open(setup)
+            tables.append(_run(worker, schedule, setup.connector))
+        return tables
+
+
+def _run(worker: Worker, schedule: Schedule, connector: str) -> pd.DataFrame:
+    rows = []
+    for call in tqdm(schedule, desc=f"{connector}: {schedule.name}", unit="call", leave=False):
+        rows.append(worker.call(call.operation, call.keys))
     table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "call"])
     table.insert(0, "call", range(1, len(table) + 1))
     table.attrs["log"] = {number: row["log"] for number, row in enumerate(rows, 1) if row["log"]}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import QUEUES, HiCacheStorageConfig, NixlBackendConfig
+from ..config import LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
 from ..errors import ConfigError
 from ..host_pool import LAYOUTS
+from .releases import PREFIX, known_releases, version_of
 
 MODEL_NAME = "replayed-model"
 
@@ -28,6 +30,11 @@ def queue_params(queue: str = "libaio") -> dict[str, Any]:
     return {"plugin": {"posix": {"active": True, QUEUES[queue]: "true"}}}
 
 
+def key_of(seed: int, page_id: int) -> str:
+    """Return the key of a page that a worker stores: 64 hexadecimal digits, as SGLang's."""
+    return hashlib.sha256(f"{seed}:{page_id}".encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Setup:
     """A connector and the pool that it serves; checked when made, so that a typo costs no process.
@@ -35,7 +42,7 @@ class Setup:
     Attributes
     ----------
     connector : str
-        A lifetime: ``"leaky"``, ``"try_finally"``.
+        A lifetime, such as ``"scoped"``, or a released connector, such as ``"sglang==0.5.11"``.
     plugin_params : dict
         SGLang's ``extra_config``, full or flat form, such as ``{"use_uring": "true"}``; the POSIX plugin on
         libaio when left out.
@@ -43,6 +50,8 @@ class Setup:
         Bytes of a page, keys and values together.
     pages : int
         Pages in the host pool: as many as the largest call has keys.
+    direct : bool
+        O_DIRECT in place of the page cache, for connectors that have that option.
     """
 
     connector: str = "leaky"
@@ -51,10 +60,21 @@ class Setup:
     pages: int = 128
     layout: str = "page_first"
     mla: bool = False
+    direct: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        config = NixlBackendConfig(self.extra_config)
+        if self.version is None and self.connector not in LIFETIMES:
+            raise ConfigError(
+                f"connector: {self.connector!r} is unknown; it takes one of {', '.join(LIFETIMES)}, "
+                f"or a release such as {PREFIX}0.5.12"
+            )
+        config = NixlBackendConfig(self.extra_config if self.version is None else self.plugin_params)
+        release = known_releases().get(self.version)
+        if self.direct and release is not None and release.stands_for:
+            raise ConfigError(
+                f"direct: {self.connector} has no such option; it takes scoped, or {PREFIX}0.5.13.post1 or later"
+            )
         if config.plugin == "auto":
             config.init_params("POSIX")  # what auto mode comes to wherever NIXL runs
         if self.layout not in LAYOUTS:
@@ -63,9 +83,27 @@ class Setup:
             raise ConfigError(f"page_bytes: {self.page_bytes} does not work; it takes a multiple of 8")
 
     @property
+    def version(self) -> str | None:
+        """Which release of SGLang the connector is; None for one of ours."""
+        return version_of(self.connector)
+
+    @property
     def extra_config(self) -> dict[str, Any]:
-        """The server's ``extra_config`` with our lifetime in it."""
-        return {**self.plugin_params, "lifetime": self.connector}
+        """The server's ``extra_config``: O_DIRECT as asked for, and our lifetime, or no cleaner of SGLang's.
+
+        The cleaner of 0.5.23 removes pages when the disk is fuller than 80 %, whoever filled it.
+        """
+        if self.version is None:
+            extra = {**self.plugin_params, "lifetime": self.connector}
+            return {**extra, "use_direct_io": True} if self.direct else extra
+        config = NixlBackendConfig(self.plugin_params)
+        plugin = "POSIX" if config.plugin == "auto" else config.plugin
+        section = {"active": True, **config.init_params(plugin)}
+        return {
+            "plugin": {plugin.lower(): section},
+            "use_direct_io": self.direct,
+            "l3_cleaner_enabled": False,
+        }
 
     def storage_config(self) -> HiCacheStorageConfig:
         """The configuration that a server of one rank would pass."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, theilslopes
 
 CONFIDENCE = 0.95
 
@@ -45,24 +45,72 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed:
     >>> print(paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]))
     2.00 [2.00, 2.00]
     """
-    if len(numerator) != len(denominator):
-        raise ValueError(f"{len(numerator)} and {len(denominator)} times are not in pairs")
-    if len(numerator) < 2:
-        raise ValueError(f"{len(numerator)} pairs; an interval takes two or more")
-    ratios = np.asarray(numerator, float) / np.asarray(denominator, float)
-    if np.ptp(ratios) == 0:
-        low = high = ratios[0]
-    else:
-        interval = bootstrap(
-            (ratios,),
-            np.median,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = interval
-    median = float(np.median(ratios))
-    return Ratio(median, min(float(low), median), max(float(high), median), len(ratios))  # but for rounding
+    pairs = _pairs(numerator, denominator)
+    ratios = pairs[:, 0] / pairs[:, 1]
+    low, high = _median_interval(ratios, seed)
+    return Ratio(float(np.median(ratios)), low, high, len(ratios))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value, in its own unit, with its interval of 95 %, from so many calls or pairs."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def paired_difference(minuend: Sequence[float], subtrahend: Sequence[float], seed: int = 0) -> Estimate:
+    """Return the median of ``minuend[i] - subtrahend[i]``, pairs that ran next to each other.
+
+    Examples
+    --------
+    >>> print(paired_difference([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]))
+    1 [1, 1]
+    """
+    differences = _pairs(minuend, subtrahend)
+    values = differences[:, 0] - differences[:, 1]
+    low, high = _median_interval(values, seed)
+    return Estimate(float(np.median(values)), low, high, len(values))
+
+
+def slope(table: pd.DataFrame, column: str) -> Estimate:
+    """Return the growth of a column per call: the median over all pairs of calls (Theil and Sen).
+
+    A few slow calls do not move it, as they would a least-squares line.
+
+    Examples
+    --------
+    >>> print(slope(pd.DataFrame({"call": [1, 2, 3, 4], "fds": [6, 8, 10, 12]}), "fds"))
+    2 [2, 2]
+    """
+    if len(table) < 3:
+        raise ValueError(f"{len(table)} calls; a slope with an interval takes three or more")
+    found = theilslopes(table[column], table.call, alpha=CONFIDENCE)
+    return Estimate(float(found.slope), float(found.low_slope), float(found.high_slope), len(table))
+
+
+def slope_table(tables: Mapping[str, pd.DataFrame], columns: Mapping[str, float]) -> pd.DataFrame:
+    """Return slopes per call by connector and column.
+
+    Parameters
+    ----------
+    tables : mapping
+        Replays by connector.
+    columns : mapping
+        Column to the factor that brings it into the unit to be shown, such as ``{"seconds": 1e6}``.
+    """
+    rows = []
+    for connector, table in tables.items():
+        for column, factor in columns.items():
+            found = slope(table.assign(**{column: table[column] * factor}), column)
+            values = {"per_call": found.median, "low": found.low, "high": found.high}
+            rows.append({"connector": connector, "column": column, **values, "calls": found.count})
+    return pd.DataFrame(rows)
 
 
 def ratio_table(times: pd.DataFrame, by: Sequence[str], before: str, after: str) -> pd.DataFrame:
@@ -104,6 +152,14 @@ def ratio_table(times: pd.DataFrame, by: Sequence[str], before: str, after: str)
     return pd.DataFrame(rows)
 
 
+def over_points(ratios: pd.DataFrame) -> Ratio:
+    """Return the median over the points of a ``ratio_table``, with an interval that counts points, not pairs.
+
+    For what differs from point to point and not from pair to pair, as the place on a disk does.
+    """
+    return paired_ratio(ratios.time_ratio, [1.0] * len(ratios))
+
+
 def told_apart(ratios: pd.DataFrame, operation: str, what: str) -> str:
     """Say for how many cells of a ``ratio_table`` a difference can be told: the title of its figure.
 
@@ -122,3 +178,26 @@ def told_apart(ratios: pd.DataFrame, operation: str, what: str) -> str:
         f"{operation}: slower after the fix for {slower} of {len(chosen)} {what}, faster for {faster}, "
         f"no difference told for {same}"
     )
+
+
+def _pairs(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} times are not in pairs")
+    if len(first) < 2:
+        raise ValueError(f"{len(first)} pairs; an interval takes two or more")
+    return np.column_stack([first, second]).astype(float)
+
+
+def _median_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """Return the bootstrap interval of a median, which it never leaves out by rounding."""
+    median = float(np.median(values))
+    if np.ptp(values) == 0:
+        return median, median
+    interval = bootstrap(
+        (values,),
+        np.median,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return min(float(interval.low), median), max(float(interval.high), median)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ..errors import ConfigError
 from .process import Worker, WorkerError
 from .schedule import files_per_key
 from .setup import Setup, queue_params
+from .statistics import ratio_table
 
 WARM_UP = 1  # pairs that run first and are not counted
 
@@ -30,6 +32,7 @@ class Cell:
     queue: str = "libaio"
     layout: str = "page_first"
     mla: bool = False
+    direct: bool = False
 
     def setup(self, arm: str) -> Setup:
         """Return what a worker of one arm is asked to set up."""
@@ -40,6 +43,7 @@ class Cell:
             pages=self.keys,
             layout=self.layout,
             mla=self.mla,
+            direct=self.direct,
         )
 
     def as_columns(self) -> dict[str, Any]:
@@ -85,10 +89,7 @@ def compare(
             )
     rows = []
     with ExitStack() as stack:
-        workers = {
-            arm: stack.enter_context(Worker(cells[0].setup(arm), storage_dir=storage_dir, timeout=timeout))
-            for arm in arms
-        }
+        workers = _started(stack, {arm: cells[0].setup(arm) for arm in arms}, storage_dir, timeout)
         progress = tqdm(
             total=len(cells) * (repeats + WARM_UP), desc=" | ".join(arms), unit="pair", leave=False
         )
@@ -103,6 +104,42 @@ def compare(
                 progress.update()
     table = pd.DataFrame(rows)
     return table[table.pair >= 0].reset_index(drop=True)
+
+
+def benchmark(
+    arms: tuple[str, str],
+    cells: Sequence[Cell],
+    *,
+    repeats: int,
+    looks: int = 3,
+    storage_dir: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Compare two arms at many points, and look again where the second one seems slower.
+
+    Among many points of few pairs some intervals lie above 1 by chance.  Such a point is measured again, in new
+    folders and with three times the pairs, up to ``looks`` times in all, and the last look counts.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As ``ratio_table`` by operation and ``Cell``: time of the second arm over that of the first; and
+        ``looks``.
+    """
+    by = ["operation", *Cell.__annotations__]
+    latest, doubtful = pd.DataFrame(columns=[*by, "looks"]), list(cells)
+    for look in range(1, looks + 1):
+        pairs = repeats if look == 1 else 3 * repeats
+        times = compare(arms, doubtful, repeats=pairs, storage_dir=storage_dir)
+        ratios = ratio_table(times, by, *arms).assign(looks=look)
+        latest = pd.concat([latest, ratios]) if len(latest) else ratios
+        latest = latest.drop_duplicates(by, keep="last")
+        slower = ratios[ratios.low > 1]
+        doubtful = list(dict.fromkeys(Cell(*row) for row in slower[by[1:]].itertuples(index=False)))
+        if not doubtful:
+            break
+    order = {cell: position for position, cell in enumerate(cells)}
+    position = [order[Cell(*row)] for row in latest[by[1:]].itertuples(index=False)]
+    return latest.assign(position=position).sort_values(["position", "operation"]).drop(columns="position")
 
 
 def left_per_key(times: pd.DataFrame) -> pd.DataFrame:
@@ -141,6 +178,18 @@ def usable_queues(storage_dir: str | os.PathLike[str] | None = None) -> pd.DataF
                 reason = str(error)
             rows.append({"queue": queue, "works": not reason, "reason": reason})
     return pd.DataFrame(rows)
+
+
+def _started(
+    stack: ExitStack, setups: Mapping[str, Setup], storage_dir: str | os.PathLike[str] | None, timeout: float
+) -> dict[str, Worker]:
+    """Start a worker per arm, all at once, since most of that time goes into importing torch."""
+
+    def start(setup: Setup) -> Worker:
+        return stack.enter_context(Worker(setup, storage_dir=storage_dir, timeout=timeout))
+
+    with ThreadPoolExecutor(len(setups)) as pool:
+        return dict(zip(setups, pool.map(start, setups.values()), strict=True))
 
 
 def _timed(worker: Worker, operation: str, keys: int) -> dict[str, Any]:

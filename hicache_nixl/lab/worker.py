@@ -8,7 +8,6 @@ parent does, from outside, so that counting works at the limit too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,8 @@ import shutil
 import sys
 import time
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,10 +28,12 @@ from ..config import NixlBackendConfig
 from ..connector import HiCacheNixl
 from ..errors import HiCacheNixlError
 from ..host_pool import pool_for_page_bytes
+from ..lifetimes import scoped
 from ..plugins import load_nixl
-from . import faults, fds
-from .schedule import files_per_key
-from .setup import Setup
+from ..registration import growing_pause, steady_pause
+from . import faults, fds, releases
+from .schedule import OPERATIONS, files_per_key
+from .setup import Setup, key_of
 
 ERRNO = re.compile(r"\[Errno (\d+)\]")
 MIX = 0x1E3779B97F4A7C15  # odd, so that every key's page differs in every number
@@ -56,25 +58,42 @@ class LogTail(logging.Handler):
 
 
 class RegistrationCounter:
-    """Counts the regions that are registered with NIXL, whoever registers them."""
+    """Counts the regions that are registered with NIXL, whoever registers them, and times that.
 
-    def __init__(self, plugin: str) -> None:
+    Attributes
+    ----------
+    alive : int
+        Regions registered now.
+    seconds : float
+        Spent on registering and deregistering since the last ``take_seconds``.
+    """
+
+    def __init__(self, agent_class: Any) -> None:
         self.alive = 0
-        agent_class = load_nixl(plugin).nixl_agent
+        self.seconds = 0.0
         register, deregister = agent_class.register_memory, agent_class.deregister_memory
 
         def counting_register(agent: Any, *args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
             registration = register(agent, *args, **kwargs)
+            self.seconds += time.perf_counter() - start
             self.alive += registration.descCount()
             return registration
 
         def counting_deregister(agent: Any, registration: Any, *args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
             result = deregister(agent, registration, *args, **kwargs)
+            self.seconds += time.perf_counter() - start
             self.alive -= registration.descCount()
             return result
 
         agent_class.register_memory = counting_register
         agent_class.deregister_memory = counting_deregister
+
+    def take_seconds(self) -> float:
+        """Return the seconds since the last take."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 class Host:
@@ -85,36 +104,54 @@ class Host:
         self.log = LogTail()
         logging.getLogger().addHandler(self.log)
         self.registrations: RegistrationCounter | None = None
-        self.connector: HiCacheNixl | None = None
+        self.connector: Any = None
         self.padding: list[int] = []
         self.traces = ExitStack()
         self.opened: dict[int, fds.Opened] = {}
 
-    def open(self, setup: dict[str, Any]) -> dict[str, Any]:
-        """Make a connector, after the end of the one before it."""
+    def open(self, setup: dict[str, Any], wheel: str | None = None) -> dict[str, Any]:
+        """Make a connector, out of a wheel or our own, after the end of the one before it."""
         self.end_connector()
         self.setup = Setup(**setup)
-        plugin = NixlBackendConfig(self.setup.extra_config).plugin
-        self.registrations = self.registrations or RegistrationCounter(plugin)
+        plugin = NixlBackendConfig(self.setup.plugin_params).plugin
+        self.agent_class = load_nixl(plugin).nixl_agent
+        self.registrations = self.registrations or RegistrationCounter(self.agent_class)
         self.pool = pool_for_page_bytes(
             self.setup.page_bytes, pages=self.setup.pages, layout=self.setup.layout, mla=self.setup.mla
         )
-        self.connector = HiCacheNixl(self.setup.storage_config(), self.storage_dir)
-        self.connector.register_mem_pool_host(self.pool)
+        self.connector = self._make_connector(wheel)
         generator = torch.Generator().manual_seed(self.setup.seed)
         self.base = torch.randint(-(2**62), 2**62, (self.setup.page_bytes // 8,), generator=generator)
         self.poison = torch.full_like(self.base, -1).view(self.pool.dtype)
         self.next_id = 0
-        self.stored: list[int] = []
+        self.stored: deque[int] = deque(maxlen=self.setup.pages)  # no call asks for more
         self.log.take()
+        self.registrations.take_seconds()
         return {}
+
+    def _make_connector(self, wheel: str | None) -> Any:
+        config = self.setup.storage_config()
+        if wheel is None:
+            connector = HiCacheNixl(config, self.storage_dir)
+            connector.register_mem_pool_host(self.pool)
+            return connector
+        released, storage_config = releases.connector_class(wheel)
+        try:
+            connector = released(storage_config(**vars(config)), self.storage_dir)
+            connector.register_mem_pool_host(self.pool)
+        except Exception as error:
+            raise HiCacheNixlError(
+                f"its connector cannot be made: {type(error).__name__}: {error}"
+            ) from error
+        return connector
 
     def end_connector(self) -> None:
         """Close the connector and every storage file that it leaked, and remove its pages."""
         if self.connector is None:
             return
         self.connector.clear()
-        self.connector.close()
+        if hasattr(self.connector, "close"):  # 0.5.11 and 0.5.12 have none
+            self.connector.close()
         self.connector = None
         self.registrations.alive = 0
         table = fds.fd_table(storage_dir=self.storage_dir)
@@ -147,21 +184,36 @@ class Host:
         """Tell which line opened each storage file that is open now."""
         return {"descriptors": fds.opened_by(self.opened, self.storage_dir)}
 
-    def fault(self, step: str) -> dict[str, Any]:
-        """Make a step of the next transfer fail."""
-        faults.arm(self.connector, step)
-        return {}
+    def call(
+        self, operation: str, keys: int, fault: list[Any] | None = None, watch: bool = False
+    ) -> dict[str, Any]:
+        """Make one batch call and check every page that it brought back.
 
-    def call(self, operation: str, keys: int) -> dict[str, Any]:
-        """Make one batch call and check every page that it brought back."""
+        Parameters
+        ----------
+        fault : list, optional
+            Step, number and kind of what is to fail.
+        watch : bool
+            Add what the call did, step by step; always with a fault.
+        """
+        if operation not in OPERATIONS:
+            raise HiCacheNixlError(
+                f"operation {operation!r} is unknown; it takes one of {', '.join(OPERATIONS)}"
+            )
         run = {"set": self._set, "get": self._get, "exists": self._exists}[operation]
-        raised = None
-        try:
-            seconds, pages_ok = run(keys)
-        except BaseException as error:  # a KeyboardInterrupt is injected here and must be told, not obeyed
-            seconds, pages_ok, raised = 0.0, 0, type(error).__name__
-        finally:
-            faults.disarm(self.connector)
+        raised, watched, self.spent = None, {}, {"seconds": 0.0, "core_seconds": 0.0}
+        with ExitStack() as during:
+            if fault or watch:
+                made = faults.Fault(*fault) if fault else None
+                seen = during.enter_context(faults.watched(self.agent_class, self.storage_dir, made))
+            try:
+                pages_ok = run(keys)
+            except (
+                BaseException
+            ) as error:  # a KeyboardInterrupt is injected here and must be told, not obeyed
+                pages_ok, raised = 0, type(error).__name__
+        if fault or watch:
+            watched = seen.as_columns()
         lines = self.log.take()
         found = ERRNO.search("\n".join(lines))
         return {
@@ -169,50 +221,86 @@ class Host:
             "keys": keys,
             "files": keys * files_per_key(self.setup.layout, self.setup.mla),
             "bytes": 0 if operation == "exists" else pages_ok * self.setup.page_bytes,
-            "seconds": seconds,
+            **self.spent,
             "registrations": self.registrations.alive,
+            "registration_seconds": self.registrations.take_seconds(),
             "pages_ok": pages_ok,
             "errno": int(found[1]) if found else 0,
             "log": lines,
             "raised": raised,
+            **watched,
         }
 
-    def _set(self, count: int) -> tuple[float, int]:
+    def pause(self, name: str) -> dict[str, Any]:
+        """Choose how ``scoped`` waits from now on: one of ``PAUSES``."""
+        if name not in PAUSES:
+            raise HiCacheNixlError(f"pause {name!r} is unknown; it takes one of {', '.join(PAUSES)}")
+        if self.setup.connector != "scoped":
+            raise HiCacheNixlError(
+                f"pause: {self.setup.connector} waits in a way of its own; it takes scoped"
+            )
+        scoped.growing_pause = PAUSES[name]
+        return {}
+
+    def register_files(self, calls: int) -> dict[str, Any]:
+        """Call the connector's ``register_files`` with one file, and close the owner where it returns one.
+
+        ``offered`` in the answer tells whether it has that method: SGLang from 0.5.13 on has not.
+        """
+        if not hasattr(self.connector, "register_files"):
+            return {"offered": False}
+        path = os.path.join(self.storage_dir, "registered")
+        open(path, "ab").close()
+        for _ in range(calls):
+            owner = self.connector.register_files([path])
+            if owner is None:
+                raise HiCacheNixlError(f"register_files failed: {'; '.join(self.log.take())}")
+            if hasattr(owner, "close"):
+                owner.close()
+        return {"offered": True}
+
+    def _set(self, count: int) -> int:
         ids = list(range(self.next_id, self.next_id + count))
         self.next_id += count
         for position, page_id in enumerate(ids):
             self.pool.set_from_flat_data_page(position * self.pool.page_size, self._page(page_id))
         keys, indices = self._keys(ids), self.pool.page_indices(0, count)
-        start = time.perf_counter()
-        results = self.connector.batch_set_v1(keys, indices)
-        seconds = time.perf_counter() - start
+        with self._timed():
+            results = self.connector.batch_set_v1(keys, indices)
         self.stored += [page_id for page_id, stored in zip(ids, results, strict=True) if stored]
-        return seconds, sum(results)
+        return sum(results)
 
-    def _get(self, count: int) -> tuple[float, int]:
+    def _get(self, count: int) -> int:
         ids = self._latest(count)
         for position in range(count):
             self.pool.set_from_flat_data_page(position * self.pool.page_size, self.poison)
         keys, indices = self._keys(ids), self.pool.page_indices(0, count)
-        start = time.perf_counter()
-        results = self.connector.batch_get_v1(keys, indices)
-        seconds = time.perf_counter() - start
+        with self._timed():
+            results = self.connector.batch_get_v1(keys, indices)
         good = 0
         for position, (page_id, loaded) in enumerate(zip(ids, results, strict=True)):
             page = self.pool.get_data_page(position * self.pool.page_size)
             good += bool(loaded) and torch.equal(
                 page.view(torch.int64), self._page(page_id).view(torch.int64)
             )
-        return seconds, good
+        return good
 
-    def _exists(self, count: int) -> tuple[float, int]:
+    def _exists(self, count: int) -> int:
         keys = self._keys(self._latest(count))
-        start = time.perf_counter()
-        found = self.connector.batch_exists(keys)
-        return time.perf_counter() - start, found
+        with self._timed():
+            return self.connector.batch_exists(keys)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Measure the connector alone: seconds on the clock, and of this thread on a core."""
+        clock, core = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.spent = {"seconds": time.perf_counter() - clock, "core_seconds": time.thread_time() - core}
 
     def _latest(self, count: int) -> list[int]:
-        stored = self.stored
+        stored = list(self.stored)
         if not stored:
             return list(range(count))  # none of them is there
         return stored[-count:] if count <= len(stored) else [stored[i % len(stored)] for i in range(count)]
@@ -221,10 +309,11 @@ class Host:
         return (self.base + page_id * MIX % 2**62).view(self.pool.dtype)
 
     def _keys(self, ids: list[int]) -> list[str]:
-        return [hashlib.sha256(f"{self.setup.seed}:{page_id}".encode()).hexdigest() for page_id in ids]
+        return [key_of(self.setup.seed, page_id) for page_id in ids]
 
 
-REQUESTS = ("open", "limits", "trace", "opened_by", "fault", "call")
+PAUSES = {"none": lambda running: None, "growing": growing_pause, "steady": steady_pause}
+REQUESTS = ("open", "limits", "trace", "opened_by", "call", "pause", "register_files")
 
 
 def serve(connection: Connection, storage_dir: str) -> None:

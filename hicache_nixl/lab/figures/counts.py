@@ -1,9 +1,9 @@
-"""The figures: one question each, its answer as the title, lines labelled directly."""
+"""Figures of counts over calls: descriptors, registrations, memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -11,30 +11,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-_OKABE_ITO = mpl.color_sequences["okabe_ito"]
-BEFORE, AFTER, INK = _OKABE_ITO[6], _OKABE_ITO[5], "#333333"
-STYLES = {"leaky": (BEFORE, "-"), "try_finally": (AFTER, "--")}
-NAMES = {"leaky": "before (leaky)", "try_finally": "after (try_finally)"}
-LOOK = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": "medium",
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
-    "figure.titlesize": "medium",
-    "figure.titleweight": "bold",
-    "font.size": 9,
-    "legend.frameon": False,
-    "savefig.facecolor": "white",
-}
+from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, name, step
 
 
 @mpl.rc_context(LOOK)
-def growth(table: pd.DataFrame, recorded: pd.DataFrame, baseline: int, title: str) -> Figure:
+def growth(
+    table: pd.DataFrame,
+    recorded: pd.DataFrame,
+    baseline: int,
+    title: str,
+    peers: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+) -> Figure:
     """Draw open descriptors over the calls of one replay, with the PR's points as rings.
 
     Parameters
@@ -45,10 +34,13 @@ def growth(table: pd.DataFrame, recorded: pd.DataFrame, baseline: int, title: st
         ``call`` and ``open_fds`` of the points of the PR's log.
     baseline : int
         Descriptors before the first call, padding included.
+    peers : mapping
+        Replays of released connectors, drawn as dots.
     """
     figure, axes = plt.subplots(figsize=(7, 3.6))
     _steps(axes, table, baseline, "leaky")
     _rings(axes, recorded)
+    _dots(axes, peers, "open_fds")
     _label_padding(axes, baseline, len(table))
     axes.set(
         title=title, xlabel="call", ylabel="open descriptors", xlim=(0, len(table) + 1.5), ylim=(0, None)
@@ -147,14 +139,19 @@ def hero(
 
 @mpl.rc_context(LOOK)
 def two_counts(
-    tables: dict[str, pd.DataFrame], column: str, ylabel: str, baseline: int, title: str
+    tables: Mapping[str, pd.DataFrame],
+    column: str,
+    ylabel: str,
+    baseline: int,
+    title: str,
+    peers: Mapping[str, pd.DataFrame] = MappingProxyType({}),
 ) -> Figure:
-    """Draw one column of several replays over their calls in one panel."""
+    """Draw one column of two replays over their calls in one panel, and released connectors as dots."""
     figure, axes = plt.subplots(figsize=(7, 3.4))
     for (arm, table), above in zip(tables.items(), (True, False), strict=True):
         colour, line = STYLES[arm]
         values = [baseline, *table[column]]
-        _step(axes, values, color=colour, linestyle=line)
+        step(axes, values, color=colour, linestyle=line)
         middle = len(values) * 3 // 5
         axes.annotate(
             NAMES[arm],
@@ -164,143 +161,77 @@ def two_counts(
             color=colour,
             ha="right" if above else "left",
         )
+    _dots(axes, peers, column)
     axes.set(title=title, xlabel="call", ylabel=ylabel, ylim=(0, None))
     axes.margins(x=0.02, y=0.15)
     return figure
 
 
 @mpl.rc_context(LOOK)
-def ways_out(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the descriptors that each way out of a transfer leaves, before and after.
+def faults(summaries: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Draw the most descriptors that a fault in each step leaves, by lifetime.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        ``way out`` and a column of descriptors per lifetime.
+    summaries : mapping
+        From ``fault_summary``, by lifetime.
     """
-    figure, axes = plt.subplots(figsize=(7, 3.8))
-    rows = np.arange(len(table))[::-1]
-    for arm, marker, offset in (("leaky", "o", 0.12), ("try_finally", "s", -0.12)):
+    figure, axes = plt.subplots(figsize=(7, 5))
+    for position, (arm, summary) in enumerate(summaries.items()):
         colour, _ = STYLES[arm]
-        axes.hlines(rows + offset, 0, table[arm], color=colour, linewidth=1)
-        axes.plot(table[arm], rows + offset, marker, color=colour, label=NAMES[arm], markersize=5)
-    axes.set_yticks(rows, table["way out"])
-    axes.set(title=title, xlabel="descriptors left open by the call")
+        rows = np.arange(len(summary))[::-1] + 0.12 - 0.24 * position
+        axes.hlines(rows, 0, summary.most_fds, color=colour, linewidth=1)
+        axes.plot(summary.most_fds, rows, "os^"[position], color=colour, label=name(arm), markersize=5)
+    labels = [f"{row.step}: {row.kind}" for row in summary.itertuples()]
+    axes.set_yticks(np.arange(len(summary))[::-1], labels)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(title=title, xlabel="descriptors left open by the call, at most")
     axes.margins(x=0.04)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     return figure
 
 
 @mpl.rc_context(LOOK)
-def pairs_and_ratios(
-    times: pd.DataFrame, ratios: pd.DataFrame, factor: str, labels: Sequence[str], operation: str, title: str
-) -> Figure:
-    """Draw every pair as a line, before to after, and beside it the ratio with its interval.
+def second_leak(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Draw registrations, the time of a get and resident memory over the calls, one panel each.
 
     Parameters
     ----------
-    times : pandas.DataFrame
-        From ``compare``.
-    ratios : pandas.DataFrame
-        From ``ratio_table`` over ``operation`` and ``factor``.
-    factor : str
-        The column that the cells differ in.
-    labels : sequence of str
-        A label per value of the factor, in order of appearance.
-    operation : str
-        ``"set"`` or ``"get"``.
+    tables : mapping
+        Replays by connector.  Times are drawn as a running median of nine gets.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), gridspec_kw={"width_ratios": [2, 1]})
-    chosen = times[times.operation == operation]
-    for position, (_, group) in enumerate(chosen.groupby(factor, sort=False)):
-        wide = (group.bytes / group.seconds / 2**20).groupby([group.pair, group.arm]).first().unstack()
-        for pair in wide.itertuples():
-            left.plot(
-                [position - 0.22, position + 0.22],
-                [pair.leaky, pair.try_finally],
-                color="0.75",
-                linewidth=0.8,
-                zorder=1,
-            )
-        for arm, x, marker in (("leaky", position - 0.22, "o"), ("try_finally", position + 0.22, "s")):
-            left.plot(
-                [x] * len(wide),
-                wide[arm],
-                marker,
-                color=STYLES[arm][0],
-                markersize=3.5,
-                markerfacecolor="none",
-            )
-            left.plot([x - 0.1, x + 0.1], [wide[arm].median()] * 2, color=STYLES[arm][0], linewidth=2)
-    for arm, word in (("leaky", "before"), ("try_finally", "after")):
-        left.plot([], [], color=STYLES[arm][0], linewidth=2, label=f"{word}, median")
-    left.legend(loc="best", fontsize="small")
-    left.set_yscale("log")
-    left.set_xticks(range(len(labels)), labels)
-    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    left.yaxis.set_minor_formatter(NullFormatter())
-    left.set(ylabel="MiB/s", xlabel=factor.replace("_", " "))
-    _ratio_panel(right, ratios[ratios.operation == operation], labels)
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
-
-
-@mpl.rc_context(LOOK)
-def over_calls(times: pd.DataFrame, title: str) -> Figure:
-    """Draw the throughput of sets and gets over a steady load, before and after.
-
-    Parameters
-    ----------
-    times : pandas.DataFrame
-        From ``compare``, one cell.
-    """
-    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2))
-    for axes, operation in zip(panels, ("set", "get"), strict=True):
-        for arm in ("leaky", "try_finally"):
-            colour, line = STYLES[arm]
-            chosen = times[(times.operation == operation) & (times.arm == arm)]
-            speed = chosen.bytes / chosen.seconds / 2**20
-            axes.plot(chosen.pair + 1, speed, line, color=colour, marker="o", markersize=3, label=NAMES[arm])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(title=operation, xlabel="pair of calls", ylabel="MiB/s", ylim=(0, None))
-    panels[1].legend(loc="lower right", fontsize="small")
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
-
-
-@mpl.rc_context(LOOK)
-def latency(times: pd.DataFrame, title: str) -> Figure:
-    """Draw the distribution of call times, before and after, with p50 and p99."""
-    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
-    for axes, operation in zip(panels, ("set", "get"), strict=True):
-        for arm in ("leaky", "try_finally"):
-            colour, line = STYLES[arm]
-            milliseconds = times[(times.operation == operation) & (times.arm == arm)].seconds * 1e3
-            axes.ecdf(milliseconds, color=colour, linestyle=line, label=NAMES[arm])
-            for quantile in (0.5, 0.99):
-                axes.plot(np.quantile(milliseconds, quantile), quantile, "o", color=colour, markersize=4)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-        axes.tick_params(axis="x", which="minor", labelsize="x-small")
-        axes.set(title=operation, xlabel="milliseconds per call")
-        for quantile in (0.5, 0.99):
-            axes.axhline(quantile, color="0.85", linewidth=0.8, zorder=0)
-    panels[0].set_yticks([0, 0.5, 0.99], ["0", "p50", "p99"])
-    panels[1].legend(loc="center right", fontsize="small")
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3.9))
+    for connector, table in tables.items():
+        colour, line = STYLES[connector]
+        gets = table[table.operation == "get"]
+        times = gets.seconds.rolling(9, center=True, min_periods=1).median() * 1e3
+        memory = (table.rss_bytes - table.rss_bytes.iloc[0]) / 2**20
+        look = {"color": colour, "linestyle": line, "linewidth": 1.6}
+        panels[0].plot(table.call, table.registrations, label=name(connector), **look)
+        panels[1].plot(gets.call, times, **look)
+        panels[2].plot(table.call, memory, **look)
+    for axes, what in zip(
+        panels, ("live registrations", "ms per get", "MiB since the first call"), strict=True
+    ):
+        axes.set(title=what, xlabel="call")
+        axes.set_ylim(min(0, axes.get_ylim()[0]), None)
+    figure.legend(loc="outside lower center", ncols=len(tables))
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
 def _steps(axes: Axes, table: pd.DataFrame, baseline: int, arm: str) -> None:
-    _step(axes, [baseline, *table.open_fds], color=STYLES[arm][0], linewidth=1.6)
+    step(axes, [baseline, *table.open_fds], color=STYLES[arm][0], linewidth=1.6)
 
 
-def _step(axes: Axes, values: Sequence[float], **look: Any) -> None:
-    """Draw a count that holds from each call to the next, the last one for a while too."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.step([*range(len(values)), len(values) - 0.4], [*values, values[-1]], where="post", **look)
+def _dots(axes: Axes, peers: Mapping[str, pd.DataFrame], column: str) -> None:
+    """Draw released connectors over the steps of ours, with a line that says so."""
+    for table in peers.values():
+        axes.plot(table.call + 0.3, table[column], ".", color=INK, markersize=4, zorder=4)
+    if peers:
+        names = " and ".join(name(connector) for connector in peers)
+        told = f"dots: {names}, as released"
+        axes.text(0.02, 0.97, told, transform=axes.transAxes, va="top", color=INK, fontsize="small")
 
 
 def _rings(axes: Axes, recorded: pd.DataFrame) -> None:
@@ -363,15 +294,3 @@ def _label_padding(axes: Axes, baseline: int, calls: int) -> None:
         color="0.45",
         fontsize="small",
     )
-
-
-def _ratio_panel(axes: Axes, ratios: pd.DataFrame, labels: Sequence[str]) -> None:
-    rows = np.arange(len(ratios))[::-1]
-    errors: Any = [ratios.time_ratio - ratios.low, ratios.high - ratios.time_ratio]
-    axes.axvline(1, color="0.6", linewidth=1)
-    axes.errorbar(
-        ratios.time_ratio, rows, xerr=errors, fmt="D", color=INK, markersize=4, capsize=3, linewidth=1.2
-    )
-    axes.set_yticks(rows, labels)
-    axes.set(xlabel="time after / before\n(median of pairs, 95 % interval)")
-    axes.margins(x=0.15, y=0.15)

@@ -1,0 +1,54 @@
+"""What every figure has in common: colours, line styles, names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+_OKABE_ITO = mpl.color_sequences["okabe_ito"]
+BEFORE, AFTER, SCOPED, INK = _OKABE_ITO[6], _OKABE_ITO[5], _OKABE_ITO[3], "#333333"
+STYLES = {  # a release has the colour of the lifetime that stands for it, and a style of its own
+    "leaky": (BEFORE, "-"),
+    "try_finally": (AFTER, "--"),
+    "scoped": (SCOPED, "-"),
+    "sglang==0.5.11": (BEFORE, ":"),
+    "sglang==0.5.12": (AFTER, ":"),
+    "sglang==0.5.13.post1": (SCOPED, ":"),
+    "sglang==0.5.23": (SCOPED, "-."),
+}
+NAMES = {"leaky": "before (leaky)", "try_finally": "after (try_finally)"}
+LOOK = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "figure.titlesize": "medium",
+    "figure.titleweight": "bold",
+    "font.size": 9,
+    "legend.frameon": False,
+    "savefig.facecolor": "white",
+}
+
+
+def arms(times: pd.DataFrame) -> list[str]:
+    """Return the arms of a table of times, in the order of ``STYLES``."""
+    return [arm for arm in STYLES if arm in set(times.arm)]
+
+
+def name(connector: str) -> str:
+    """Return what a connector is called in a figure."""
+    return NAMES.get(connector, connector.replace("sglang==", "SGLang "))
+
+
+def step(axes: Axes, values: Sequence[float], **look: Any) -> None:
+    """Draw a count that holds from each call to the next, the last one for a while too."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.step([*range(len(values)), len(values) - 0.4], [*values, values[-1]], where="post", **look)
