@@ -244,7 +244,7 @@ class HiCacheNixl(HiCacheStorage):
         return self._guarded(direction, keys, failed, self._transfer, buffers, keys, direction)
 
     def _transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[bool | None]:
-        if len(buffers) != len(keys):
+        if not keys or len(buffers) != len(keys):
             raise PageIndexError(f"{len(buffers)} buffers for {len(keys)} files or objects")
         with self._one_at_a_time:
             try:
@@ -253,11 +253,11 @@ class HiCacheNixl(HiCacheStorage):
                 fault = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE")
                 if self._as_released or len(keys) == 1:
                     raise fault or error from error
+                logger.warning("%s of %d failed, each by itself now: %s", direction, len(keys), fault or error)
             else:
                 for fault in faults.values():
                     logger.error("%s: %s", direction, fault)
                 return [None if position in faults else True for position in range(len(keys))]
-        # one of them is bad, and NIXL does not say which: each by itself
         alone = zip(buffers, keys, strict=True)
         return [self._execute_transfer([buffer], [key], direction) for buffer, key in alone]
 

@@ -22,6 +22,7 @@ from .registration import Buffer
 logger = logging.getLogger(__name__)
 
 STAGED_PAGES = 128  # what SGLang's controller asks for at most in one set or get
+STAGED_BYTES = 2**28  # for each direction; fewer pages where they are large
 
 
 class Pages:
@@ -139,7 +140,8 @@ class Staged(Copied):
     def __init__(self, pool: Any):
         super().__init__(pool)
         page = pool.get_dummy_flat_data_page()
-        self.batch = min(STAGED_PAGES, pool.size // pool.page_size)
+        fitting = max(1, STAGED_BYTES // page.nbytes)
+        self.batch = min(STAGED_PAGES, fitting, pool.size // pool.page_size)
         self._slots = [
             aligned_tensor((self.batch, page.numel()), page.dtype) for _ in ("leaving", "arriving")
         ]

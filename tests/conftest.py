@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from support import LEFT, Left, close_below, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.config import LIFETIMES, PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
+from hicache_nixl.config import DEFAULT_LIFETIME, LIFETIMES, PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
 from hicache_nixl.host_pool import LAYOUTS, HostKVPool
 
 os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")  # read when nixl is first imported
@@ -59,7 +60,7 @@ def make_store(tmp_path: Path, folder: Path) -> Iterator[Callable[..., HiCacheNi
     stores = []
 
     def make(
-        lifetime: str = "try_finally", *, pool: HostKVPool | None = None, path: Any = None, **config: Any
+        lifetime: str = DEFAULT_LIFETIME, *, pool: HostKVPool | None = None, path: Any = None, **config: Any
     ) -> HiCacheNixl:
         store = HiCacheNixl(storage_config(lifetime, **config), path or str(folder))
         stores.append(store)
@@ -130,14 +131,17 @@ def regions_alive(
     def watch(store: HiCacheNixl) -> Counter[str]:
         agent, alive = store.registration.agent, Counter[str]()
         register, deregister = agent.register_memory, agent.deregister_memory
+        counting = threading.Lock()
 
         def counted_register(*args: Any, **kwargs: Any) -> Any:
             regions = register(*args, **kwargs)
-            alive[regions.getType().name] += regions.descCount()
+            with counting:
+                alive[regions.getType().name] += regions.descCount()
             return regions
 
         def counted_deregister(regions: Any, *args: Any, **kwargs: Any) -> Any:
-            alive[regions.getType().name] -= regions.descCount()
+            with counting:
+                alive[regions.getType().name] -= regions.descCount()
             return deregister(regions, *args, **kwargs)
 
         replace_method(agent, "register_memory", counted_register)

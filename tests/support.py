@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hicache_nixl import HiCacheStorageConfig, MlaHostPool, MultiHeadHostPool
+from hicache_nixl import HiCacheNixl, HiCacheStorageConfig, MlaHostPool, MultiHeadHostPool
+from hicache_nixl.config import DEFAULT_LIFETIME, RELEASED
 from hicache_nixl.host_pool import HostKVPool
 
 MODEL = "org/model"  # its files end in _org-model_0_1, MLA: _org-model
@@ -25,7 +27,7 @@ TESTS = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Left:
-    """What one lifetime leaves alive, per file (or buffer) that a call used.
+    """What one lifetime leaves alive, per file (or buffer) that a call used, and what it answers.
 
     Attributes
     ----------
@@ -34,9 +36,11 @@ class Left:
     file_registrations, buffer_registrations : int
         Regions registered with NIXL per file and per buffer of a transfer.
     registered_fds : int
-        Descriptors per path of ``register_files``.
+        Descriptors per path of ``register_files`` after its caller let the registration go.
     interrupted_opens : int
         Of the files that were open when an interrupt came between two opens, how many stay open each.
+    fails_together : bool
+        Whether one bad page fails its whole batch with one line, as in SGLang.
     """
 
     fds: int
@@ -44,24 +48,34 @@ class Left:
     buffer_registrations: int
     registered_fds: int
     interrupted_opens: int
+    fails_together: bool
+
+    def answers(self, *good: bool) -> list[bool]:
+        """Return what a batch call answers when these of its pages are good."""
+        return [all(good)] * len(good) if self.fails_together else list(good)
+
+    def lines(self, bad_files: int) -> int:
+        """Return how many lines are logged for so many bad files in a batch."""
+        return 1 if self.fails_together else bad_files
 
 
 # The one table of what the lifetimes differ in; everything else in the contract is the same for all.
 LEFT = {
-    "leaky": Left(fds=1, file_registrations=1, buffer_registrations=1, registered_fds=1, interrupted_opens=1),
-    "try_finally": Left(
-        fds=0, file_registrations=1, buffer_registrations=1, registered_fds=1, interrupted_opens=1
-    ),
+    "leaky": Left(1, 1, 1, 1, 1, fails_together=True),
+    "try_finally": Left(0, 1, 1, 1, 1, fails_together=True),
+    "scoped": Left(0, 0, 0, 0, 0, fails_together=False),
 }
 
 
 def storage_config(
-    lifetime: str = "try_finally",
+    lifetime: str = DEFAULT_LIFETIME,
     *,
     mla: bool = False,
     model: str | None = MODEL,
     tp_rank: int = 0,
     tp_size: int = 1,
+    pp: tuple[int, int] = (0, 1),
+    cp: tuple[int, int] = (0, 1),
     posix: dict[str, Any] | None = None,
     **extra: Any,
 ) -> HiCacheStorageConfig:
@@ -69,10 +83,10 @@ def storage_config(
     return HiCacheStorageConfig(
         tp_rank=tp_rank,
         tp_size=tp_size,
-        pp_rank=0,
-        pp_size=1,
-        attn_cp_rank=0,
-        attn_cp_size=1,
+        pp_rank=pp[0],
+        pp_size=pp[1],
+        attn_cp_rank=cp[0],
+        attn_cp_size=cp[1],
         is_mla_model=mla,
         enable_storage_metrics=False,
         is_page_first_layout=True,
@@ -81,13 +95,20 @@ def storage_config(
     )
 
 
-def make_pool(mla: bool, layout: str, pages: int = 8) -> HostKVPool:
-    """Return the pool of the table in facts.md, full of random bits."""
-    shape = {"layers": 3, "page_size": 4, "pages": pages, "layout": layout}
+def make_pool(
+    mla: bool, layout: str, pages: int = 8, *, page_size: int = 64, dtype: torch.dtype = torch.bfloat16
+) -> HostKVPool:
+    """Return a pool of random bits whose pages have as many bytes as those of the table in facts.md.
+
+    Pages of 64 tokens are named alike in every lifetime; those of the table have 4.
+    """
+    shape = {"layers": 3, "page_size": page_size, "pages": pages, "layout": layout, "dtype": dtype}
     if mla:
-        pool: HostKVPool = MlaHostPool(kv_lora_rank=64, qk_rope_head_dim=16, **shape)
+        pool: HostKVPool = MlaHostPool(
+            kv_lora_rank=256 // page_size, qk_rope_head_dim=64 // page_size, **shape
+        )
     else:
-        pool = MultiHeadHostPool(kv_heads=2, head_dim=64, **shape)
+        pool = MultiHeadHostPool(kv_heads=2, head_dim=256 // page_size, **shape)
     scramble(pool)
     return pool
 
@@ -121,9 +142,10 @@ def page_files(pool: HostKVPool, mla: bool, page: int) -> dict[str, bytes]:
     return dict(zip(("_k",) if mla else ("_k", "_v"), planes, strict=True))
 
 
-def suffix(mla: bool) -> str:
-    """Return what stands behind the key in the name of a file."""
-    return "_org-model" if mla else "_org-model_0_1"
+def suffix(mla: bool, layout: str = "page_first", lifetime: str = DEFAULT_LIFETIME) -> str:
+    """Return what stands behind the key in the name of a page's file, before ``_k`` or ``_v``."""
+    differs = layout == "page_first_direct" and lifetime not in RELEASED
+    return ("_org-model" if mla else "_org-model_0_1") + f"+{layout}" * differs
 
 
 def keys_of(count: int, prefix: str = "page") -> list[str]:
@@ -163,6 +185,12 @@ def close_below(folder: Path) -> None:
         os.close(fd)
 
 
+def let_go(store: HiCacheNixl, registration: Any) -> None:
+    """End what ``register_files`` returned, as far as its caller can."""
+    end = getattr(registration, "close", None) or partial(store.registration.deregister, registration)
+    end()
+
+
 def files_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
@@ -188,6 +216,17 @@ def free_descriptors(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let a write end where the file has this size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
 def without_capabilities() -> Iterator[None]:
     """Let permissions count for root too: give up the effective capabilities for a while."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -200,6 +239,14 @@ def without_capabilities() -> Iterator[None]:
         yield
     finally:
         assert libc.capset(header, held) == 0
+
+
+def unshare() -> tuple[str, ...]:
+    """Return how to run a program in a mount namespace of its own, as root or with user namespaces."""
+    for options in (("--mount",), ("--mount", "--map-root-user")):
+        if subprocess.run(["unshare", *options, "true"], capture_output=True).returncode == 0:
+            return ("unshare", *options)
+    raise OSError("these tests mount a small tmpfs and need unshare(1): root, or user namespaces")
 
 
 def run_python(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ KEY_IDS = ["empty", "slash", "inner slash", "parent", "dots", "inner dots", "nul
 
 @pytest.fixture
 def pool():
-    return make_pool(False, "page_first")
+    return make_pool(False, "page_first", page_size=4)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_model_name_that_fits_no_file_name_is_an_error_at_construction(tmp_pat
 
 def test_a_file_in_the_place_of_the_storage_folder_is_an_error_at_construction(tmp_path, lifetime):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"storage folder .*file.*\[Errno 17\]"):
+    with pytest.raises(ConfigError, match=r"storage folder .*file.*\[Errno 20\]"):
         HiCacheNixl(storage_config(lifetime), str(tmp_path / "file"))
 
 

@@ -15,6 +15,7 @@ from hicache_nixl.config import (
     OBJ_PLUGINS,
     PLUGIN_VARIABLE,
     QUEUES,
+    RELEASED,
     HiCacheStorageConfig,
     NixlBackendConfig,
 )
@@ -135,6 +136,12 @@ def test_what_is_left_at_its_default_is_left_out():
 def test_without_a_plugin_it_is_auto_mode_and_the_default_lifetime(extra):
     config = NixlBackendConfig(extra)
     assert (config.plugin, config.lifetime) == ("auto", DEFAULT_LIFETIME)
+    assert DEFAULT_LIFETIME == "scoped"
+    assert config.use_direct_io is False
+
+
+def test_every_lifetime_but_the_releases_is_ours():
+    assert set(LIFETIMES) - set(RELEASED) == {"scoped"}
 
 
 @pytest.mark.parametrize("name", ["POSIX", "posix"])
@@ -170,6 +177,19 @@ def test_either_form_may_hold_the_lifetime(form, lifetime):
     assert config.init_params("POSIX") == {}
 
 
+@pytest.mark.parametrize("form", [{}, posix()], ids=["flat", "full"])
+@pytest.mark.parametrize(("given", "wanted"), [(True, True), ("true", True), (1, True), ("false", False)])
+def test_either_form_may_ask_for_direct_io(form, given, wanted):
+    config = NixlBackendConfig({**form, "use_direct_io": given})
+    assert config.use_direct_io is wanted
+    assert config.init_params("POSIX") == {}
+
+
+@pytest.mark.parametrize("lifetime", RELEASED)
+def test_direct_io_may_be_declined_in_every_lifetime(lifetime):
+    assert NixlBackendConfig({"lifetime": lifetime, "use_direct_io": False}).use_direct_io is False
+
+
 def test_what_sglang_s_dynamic_loader_adds_is_not_passed_to_nixl():
     added = {
         "backend_name": "nixl",
@@ -189,6 +209,20 @@ def test_what_sglang_s_dynamic_loader_adds_is_not_passed_to_nixl():
     [
         ({"lifetime": "eternal"}, ["lifetime", "'eternal'", *LIFETIMES]),
         ({"lifetime": None}, ["lifetime", *LIFETIMES]),
+        ({"lifetime": "Scoped"}, ["lifetime", "'Scoped'", *LIFETIMES]),
+        (
+            {"lifetime": "leaky", "use_direct_io": True},
+            ["use_direct_io", "lifetime leaky", "takes lifetime scoped"],
+        ),
+        (
+            {"lifetime": "try_finally", "use_direct_io": "true"},
+            ["use_direct_io", "0.5.12", "takes lifetime scoped"],
+        ),
+        ({"use_direct_io": "perhaps"}, ["use_direct_io", "'perhaps'", "boolean"]),
+        ({"use_direct_io": 2}, ["use_direct_io", "boolean"]),
+        ({"use_direct_io": None}, ["use_direct_io", "boolean"]),
+        ({"use_direct_io": ["true"]}, ["use_direct_io", "boolean"]),
+        (posix(use_direct_io=True), ["posix.use_direct_io", "queue"]),
         ({"plugin": {"floppy": {"active": True}}}, ["plugin", "FLOPPY", *FILE_PLUGINS, *OBJ_PLUGINS]),
         ({"plugin": {"posix": {"active": False}}}, ["none of posix is active"]),
         ({"plugin": {}}, ["plugin", "active"]),

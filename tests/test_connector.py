@@ -17,6 +17,7 @@ from support import (
     as_bytes,
     files_in,
     keys_of,
+    let_go,
     names_open,
     storage_config,
 )
@@ -86,9 +87,22 @@ def test_register_files(store, left, folder, regions_alive):
     alive = regions_alive(store)
     paths = [str(folder / f"{key}_org-model_0_1") for key in keys_of(3)]
     assert store.register_files(paths) is not None
-    opened = sorted(Path(path).name for path in paths) * left.registered_fds
-    assert names_open(folder) == sorted(already_open + opened), "fd leak after register_files"
+    assert names_open(folder) == sorted(already_open + [Path(path).name for path in paths])
     assert alive["FILE_SEG"] == 3
+
+
+@pytest.mark.parametrize("calls", [1, 10, 100])
+def test_what_register_files_returned_is_let_go(store, left, folder, regions_alive, calls):
+    """Third remark in the review of PR #24671: in a release nobody can close what it opened."""
+    assert store.batch_set(keys_of(3), values_of(3))
+    already_open = names_open(folder)
+    alive = regions_alive(store)
+    names = [f"{key}_org-model_0_1" for key in keys_of(3)]
+    for _ in range(calls):
+        let_go(store, store.register_files([str(folder / name) for name in names]))
+    opened = names * calls * left.registered_fds
+    assert names_open(folder) == sorted(already_open + opened), "fd leak after register_files"
+    assert alive["FILE_SEG"] == 0
 
 
 def test_register_files_of_a_missing_file_leaves_nothing_open(store, folder, log):

@@ -64,7 +64,7 @@ def starts(pool):
 
 @pytest.fixture
 def pool(mla, layout):
-    return make_pool(mla, layout, PAGES)
+    return make_pool(mla, layout, PAGES, page_size=4)
 
 
 # -- the table -------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def pool(mla, layout):
 
 @pytest.mark.parametrize(("mla", "layout", "buffer", "pieces", "piece_bytes", "page"), TABLE)
 def test_shapes_and_pieces_are_those_of_sglang_s_pools(mla, layout, buffer, pieces, piece_bytes, page):
-    pool = make_pool(mla, layout, PAGES)
+    pool = make_pool(mla, layout, PAGES, page_size=4)
     assert tuple(pool.kv_buffer.shape) == buffer
     assert pool.kv_buffer.dtype == torch.bfloat16
     assert tuple(pool.get_data_page(0, flat=False).shape) == page
@@ -83,13 +83,13 @@ def test_shapes_and_pieces_are_those_of_sglang_s_pools(mla, layout, buffer, piec
 
 
 def test_pieces_of_layer_first_are_k_and_v_of_each_layer_in_turn():
-    pool = make_pool(False, "layer_first", PAGES)
+    pool = make_pool(False, "layer_first", PAGES, page_size=4)
     addresses, _ = pool.get_page_buffer_meta(pool.page_indices(1, 1))
     assert addresses == [pool.kv_buffer[kv, layer, 4].data_ptr() for layer in range(3) for kv in range(2)]
 
 
 def test_pieces_of_the_page_first_layouts_are_k_then_v_page_by_page():
-    pool = make_pool(False, "page_first", PAGES)
+    pool = make_pool(False, "page_first", PAGES, page_size=4)
     addresses, _ = pool.get_page_buffer_meta(torch.cat([pool.page_indices(page, 1) for page in (5, 2)]))
     assert addresses == [pool.kv_buffer[kv, token].data_ptr() for token in (20, 8) for kv in range(2)]
 

@@ -11,7 +11,8 @@ from hicache_nixl.errors import ConfigError, HiCacheNixlError, KeyRefusedError
 from hicache_nixl.names import NAME_MAX, PageNames, check_key
 
 SGLANG_KEYS = st.text("0123456789abcdef", min_size=64, max_size=64)
-MODELS = st.text("abc_/-0", max_size=12)
+MODELS = st.text("am_/-01kv+", max_size=12)
+PLAIN = st.booleans()
 
 
 @pytest.mark.parametrize("key", ["page", "0123456789abcdef" * 4, "a.b", ".", "ключ", "a key", "-k"])
@@ -61,14 +62,22 @@ def test_a_model_name_that_cannot_be_part_of_a_file_name_is_an_error(model):
         PageNames(storage_config(model=model))
 
 
-@given(key=SGLANG_KEYS, model=MODELS, mla=st.booleans(), zero_copy=st.booleans())
-def test_every_name_that_is_given_is_own(key, model, mla, zero_copy):
-    names = PageNames(storage_config(model=model, mla=mla))
+@given(key=SGLANG_KEYS, model=MODELS, mla=st.booleans(), zero_copy=st.booleans(), plain=PLAIN)
+def test_every_name_that_is_given_is_own(key, model, mla, zero_copy, plain):
+    names = PageNames(storage_config(model=model, mla=mla), plain=plain)
     assert all(names.is_own(name) for name in names.of_pages([key, f"d:{key}", "any_key"], zero_copy))
 
 
-@given(key=SGLANG_KEYS, mine=MODELS, other=MODELS, mla=st.booleans(), zero_copy=st.booleans())
-def test_no_name_of_another_model_is_own(key, mine, other, mla, zero_copy):
+@given(
+    key=SGLANG_KEYS,
+    mine=MODELS,
+    other=MODELS,
+    longer=st.booleans(),
+    mla=st.booleans(),
+    zero_copy=st.booleans(),
+)
+def test_no_name_of_another_model_is_own(key, mine, other, longer, mla, zero_copy):
+    other = f"{other}_{mine}" if longer else other
     names, others = (PageNames(storage_config(model=model, mla=mla)) for model in (mine, other))
     if names.suffix != others.suffix:
         assert not any(names.is_own(name) for name in others.of_pages([key], zero_copy))

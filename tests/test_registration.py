@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
-from support import storage_config
+from hypothesis import given
+from hypothesis import strategies as st
+from support import make_pool, storage_config
 
-from hicache_nixl.config import NixlBackendConfig
+from hicache_nixl import registration as module
+from hicache_nixl.config import RELEASED, NixlBackendConfig
 from hicache_nixl.errors import RegistrationError, TransferError
 from hicache_nixl.plugins import make_backend
-from hicache_nixl.registration import NixlRegistration, buffer_sizes
+from hicache_nixl.registration import (
+    EAGER_SECONDS,
+    POLL_SECONDS,
+    NixlRegistration,
+    buffer_addresses,
+    buffer_sizes,
+    growing_pause,
+)
 
 
 @pytest.fixture
@@ -119,6 +131,119 @@ def test_every_object_gets_a_number_of_its_own(registration):
 def test_buffer_sizes_are_bytes():
     tensors = [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(2, 5), torch.zeros(0)]
     assert buffer_sizes([*tensors, (1234, 56)]) == [6, 40, 0, 56]
+
+
+def test_buffer_addresses_are_where_the_first_number_is():
+    tensor = torch.zeros(3)
+    assert buffer_addresses([tensor, tensor[1:], (1234, 56)]) == [
+        tensor.data_ptr(),
+        tensor.data_ptr() + 4,
+        1234,
+    ]
+
+
+# -- regions that are held ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [None, ValueError(), KeyboardInterrupt()], ids=["success", "error", "interrupt"]
+)
+def test_held_regions_end_with_the_block(registration, regions_alive, page, error):
+    alive = regions_alive(SimpleNamespace(registration=registration))
+    with (
+        suppress(ValueError, KeyboardInterrupt),
+        registration.registered([page], "FILE"),
+        registration.registered_buffers([torch.zeros(4), torch.zeros(4)]),
+    ):
+        assert alive == {"FILE_SEG": 1, "DRAM_SEG": 2}
+        if error:
+            raise error
+    assert alive == {"FILE_SEG": 0, "DRAM_SEG": 0}
+
+
+def test_held_regions_end_with_the_agent_that_they_began_with(registration, regions_alive):
+    first = regions_alive(SimpleNamespace(registration=registration))
+    with registration.registered_buffers([torch.zeros(4)]):
+        registration.attach(make_backend(NixlBackendConfig(storage_config().extra_config)))
+        second = regions_alive(SimpleNamespace(registration=registration))
+    assert first == {"DRAM_SEG": 0}
+    assert second == {}
+
+
+# -- the wait ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """What was slept, in place of sleeping."""
+    pauses: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    return pauses
+
+
+def pause_of(running):
+    """How long growing_pause sleeps."""
+    pauses = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.time, "sleep", pauses.append)
+        growing_pause(running)
+    return sum(pauses)
+
+
+@given(st.floats(0, EAGER_SECONDS, exclude_max=True))
+def test_a_transfer_that_may_be_short_is_polled_without_a_pause(running):
+    assert pause_of(running) == 0
+
+
+@given(st.floats(EAGER_SECONDS, 3600), st.floats(0, 3600))
+def test_pauses_grow_with_the_time_that_a_transfer_runs_up_to_sglang_s(running, longer):
+    assert 0 < pause_of(running) <= pause_of(running + longer) <= POLL_SECONDS == 100e-6
+
+
+def test_a_long_transfer_is_polled_as_often_as_in_sglang():
+    assert pause_of(1) == POLL_SECONDS
+
+
+def test_run_tells_the_pause_how_long_the_transfer_has_been_running(registration, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
+    states, told = ["PROC"] * 4 + ["DONE"], []
+    registration.agent = SimpleNamespace(
+        transfer=lambda handle: states.pop(0),
+        check_xfer_state=lambda handle: states.pop(0),
+        release_xfer_handle=told.append,
+    )
+    registration.run("handle", told.append)
+    assert told == [1.0, 2.0, 3.0, "handle"]
+
+
+def test_run_releases_a_transfer_that_is_done_at_once_and_does_not_wait(registration, slept):
+    released = []
+    registration.agent = SimpleNamespace(transfer=lambda handle: "DONE", release_xfer_handle=released.append)
+    registration.run("handle")
+    assert released == ["handle"]
+    assert slept == []
+
+
+def test_a_release_pauses_as_sglang_does_and_scoped_not_at_first(make_store, lifetime, replace_method, slept):
+    pool = make_pool(False, "page_first")
+    store = make_store(lifetime, pool=pool)
+    agent, polls = store.registration.agent, []
+    poll = agent.check_xfer_state
+
+    def slow_poll(handle):
+        polls.append(handle)
+        return "PROC" if len(polls) <= 5 else poll(handle)
+
+    replace_method(agent, "check_xfer_state", slow_poll)
+    assert all(store.batch_set_v1(["page"], pool.page_indices(0, 1)))
+    assert len(polls) > 5
+    if lifetime in RELEASED:
+        assert set(slept) == {100e-6}
+        assert len(slept) >= 5
+    else:
+        assert all(pause <= 100e-6 for pause in slept)
+        assert len(slept) < len(polls) - 1
 
 
 def test_close_drops_the_agent_and_may_be_called_twice(registration):

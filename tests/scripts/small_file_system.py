@@ -54,7 +54,13 @@ def fill(folder: Path, lines: Lines, lifetime: str, queue: str) -> dict:
         result["batch"] = {"answers": answers, "lines": lines.taken(), "files": files_in(folder)}
     result["open"] = len(fds_below(folder))
     close_below(folder)  # a removed file gives its space back when its last descriptor is closed
+    remove_all(folder)
     return result
+
+
+def remove_all(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def make_read_only(folder: Path, lines: Lines, lifetime: str) -> dict:
@@ -77,8 +83,7 @@ def make_read_only(folder: Path, lines: Lines, lifetime: str) -> dict:
     except ConfigError as error:
         result["construction"] = str(error)
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-    for path in folder.iterdir():
-        path.unlink()
+    remove_all(folder)
     return result
 
 
