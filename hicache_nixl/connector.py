@@ -253,7 +253,9 @@ class HiCacheNixl(HiCacheStorage):
                 fault = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE")
                 if self._as_released or len(keys) == 1:
                     raise fault or error from error
-                logger.warning("%s of %d failed, each by itself now: %s", direction, len(keys), fault or error)
+                logger.warning(
+                    "%s of %d failed, each by itself now: %s", direction, len(keys), fault or error
+                )
             else:
                 for fault in faults.values():
                     logger.error("%s: %s", direction, fault)

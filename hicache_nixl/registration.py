@@ -149,8 +149,9 @@ class NixlRegistration:
         agent, state = self.agent, "PROC"
         try:
             state, start = agent.transfer(handle), time.perf_counter()
-            while state == "PROC" and (state := agent.check_xfer_state(handle)) == "PROC":
+            while state == "PROC":
                 pause(time.perf_counter() - start)
+                state = agent.check_xfer_state(handle)
         except Exception as error:
             raise TransferError(f"the transfer failed in NIXL: {error}") from error
         finally:

@@ -50,8 +50,8 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_there_are_three_numbered_from_01():
-    assert [name[:3] for name in NOTEBOOKS] == ["01_", "02_", "03_"]
+def test_there_are_four_numbered_from_01():
+    assert [name[:3] for name in NOTEBOOKS] == ["01_", "02_", "03_", "04_"]
 
 
 class TestParameters:

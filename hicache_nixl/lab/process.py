@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
@@ -21,6 +20,7 @@ import psutil
 from ..config import STORAGE_DIR_VARIABLE
 from ..errors import ConfigError, HiCacheNixlError
 from .fds import ProcessGoneError, count_fds, count_storage_fds, fd_table
+from .nursery import NURSERY, Forked
 from .releases import ReleaseError, fetch
 from .setup import Setup
 
@@ -87,20 +87,12 @@ class Worker:
                 raise
             self._ends = ends.pop_all()
 
-    def _start(self, socket: int) -> subprocess.Popen[bytes]:
+    def _start(self, socket: int) -> Forked:
         environment = {
             name: value for name, value in os.environ.items() if name != STORAGE_DIR_VARIABLE
         }  # a server's folder must never be the one that a replay clears
         environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
-        return subprocess.Popen(
-            [sys.executable, "-m", "hicache_nixl.lab.worker", str(socket), str(self._folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            pass_fds=[socket],
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process only, which then ends the worker
-        )
+        return NURSERY.fork(str(self._folder), socket, self._output.fileno(), environment)
 
     def _end_process(self) -> None:
         """Hang up and wait for the worker to go; one that does not is killed."""

@@ -1,7 +1,7 @@
-"""The process in which a connector is measured: ``python -m hicache_nixl.lab.worker FD``.
+"""The process in which a connector is measured, forked by ``lab.nursery``.
 
-A fresh interpreter: no descriptors of a notebook's kernel in the count, a limit of its own, a nixl of its
-own.  It answers requests, one JSON message each, over the socket it is given, and ends when the other side
+As fresh as a new interpreter: no descriptors of a notebook's kernel in the count, a limit of its own, a nixl of
+its own.  It answers requests, one JSON message each, over the socket it is given, and ends when the other side
 closes that.  What it prints goes to a file of the parent's.  It counts nothing about its descriptors: the
 parent does, from outside, so that counting works at the limit too.
 """
@@ -339,14 +339,10 @@ def serve(connection: Connection, storage_dir: str) -> None:
         shutil.rmtree(storage_dir, ignore_errors=True)
 
 
-def main() -> None:
-    """Run a worker on the socket and folder of the command line."""
+def main(connection: Connection, storage_dir: str) -> None:
+    """Run a worker on a socket and a storage folder."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     torch.set_num_threads(1)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    serve(Connection(int(sys.argv[1])), sys.argv[2])
-
-
-if __name__ == "__main__":
-    main()
+    serve(connection, storage_dir)

@@ -77,8 +77,13 @@ LAW = pd.DataFrame(
         for keys in (1, 4, 16)
     ]
 )
-WAYS = pd.DataFrame(
-    {"way out": ["success", "an open fails half way"], "leaky": [16, 0], "try_finally": [0, 0]}
+FAULTS = pd.DataFrame({"step": ["open", "post"], "kind": ["error", "interrupt"], "most_fds": [0, 16]})
+SLOWER = PR.assign(seconds=1e-3, rss_bytes=2**28 + PR.registrations * 50)
+BENCHMARK = ratio_table(
+    pd.concat([TIMES.assign(direct=direct, queue="libaio") for direct in (False, True)]),
+    ["operation", "direct", "queue", "page_bytes"],
+    "leaky",
+    "try_finally",
 )
 
 DRAWN: dict[str, Callable[[], Figure]] = {
@@ -89,7 +94,11 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "two_counts": lambda: figures.two_counts(
         {"leaky": PR, "try_finally": PR_FLAT}, "open_fds", "open descriptors", BASELINE, TITLE
     ),
-    "ways_out": lambda: figures.ways_out(WAYS, TITLE),
+    "faults": lambda: figures.faults({"leaky": FAULTS, "try_finally": FAULTS.assign(most_fds=0)}, TITLE),
+    "second_leak": lambda: figures.second_leak(
+        {"try_finally": SLOWER, "scoped": SLOWER.assign(registrations=1)}, TITLE
+    ),
+    "benchmarks": lambda: figures.benchmarks(BENCHMARK, ("leaky", "try_finally"), TITLE),
     "pairs_and_ratios": lambda: figures.pairs_and_ratios(
         TIMES, RATIOS, "page_bytes", ["4 KiB", "64 KiB"], "set", TITLE
     ),
@@ -108,12 +117,7 @@ def lines_with(figure: Figure, marker: str) -> list[Line2D]:
 
 class TestEveryFigure:
     def test_every_figure_of_the_lab_is_drawn_here(self):
-        public = {
-            name
-            for name, thing in vars(figures).items()
-            if callable(thing) and getattr(thing, "__module__", "") == figures.__name__ and name[0] != "_"
-        }
-        assert public == set(DRAWN)
+        assert set(figures.__all__) == set(DRAWN)
 
     @pytest.mark.parametrize("name", DRAWN)
     def test_it_has_its_title_and_becomes_a_picture(self, name):
@@ -227,8 +231,25 @@ class TestComparisons:
         assert figure.axes[0].get_ylabel() == "live registrations"
         assert figure.axes[0].lines[0].get_ydata()[-1] == PR.registrations.iloc[-1]
 
-    def test_ways_out_names_every_way(self):
-        assert set(WAYS["way out"]) <= set(texts(DRAWN["ways_out"]()))
+    def test_faults_names_every_step_and_kind(self):
+        assert {"open: error", "post: interrupt"} <= set(texts(DRAWN["faults"]()))
+
+    def test_second_leak_has_a_panel_for_each_thing_that_grows(self):
+        titles = [axes.get_title(loc="left") for axes in DRAWN["second_leak"]().axes]
+        assert titles == ["live registrations", "ms per get", "MiB since the first call"]
+
+    def test_a_released_connector_is_drawn_as_dots_that_are_named(self):
+        figure = figures.growth(PR, recorded_log(), BASELINE, TITLE, {"sglang==0.5.11": PR})
+        assert lines_with(figure, ".")[0].get_ydata().tolist() == PR.open_fds.tolist()
+        assert any("SGLang 0.5.11, as released" in text for text in texts(figure))
+
+    def test_benchmarks_name_every_point_and_both_arms(self):
+        figure = DRAWN["benchmarks"]()
+        points = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert points == [
+            f"{cache}, libaio, {size} KiB" for cache in ("page cache", "O_DIRECT") for size in (4, 64)
+        ]
+        assert "time of try_finally / time of leaky" in figure.axes[1].get_xlabel()
 
     def test_every_pair_is_a_line_from_before_to_after(self):
         left = DRAWN["pairs_and_ratios"]().axes[0]

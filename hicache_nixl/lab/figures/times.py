@@ -89,7 +89,7 @@ def over_calls(times: pd.DataFrame, title: str) -> Figure:
             axes.plot(chosen.pair + 1, speed, line, color=colour, marker="o", markersize=3, label=name(arm))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=operation, xlabel="pair of calls", ylabel="MiB/s", ylim=(0, None))
-    panels[1].legend(loc="lower right", fontsize="small")
+    _legend_below(figure, panels[0])
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -113,7 +113,7 @@ def latency(times: pd.DataFrame, title: str) -> Figure:
         for quantile in (0.5, 0.99):
             axes.axhline(quantile, color="0.85", linewidth=0.8, zorder=0)
     panels[0].set_yticks([0, 0.5, 0.99], ["0", "p50", "p99"])
-    panels[1].legend(loc="center right", fontsize="small")
+    _legend_below(figure, panels[0])
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -137,11 +137,21 @@ def benchmarks(ratios: pd.DataFrame, arms: tuple[str, str], title: str) -> Figur
             for row in chosen.itertuples()
         ]
         _ratio_panel(axes, chosen, labels)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(y=0.05)
         axes.set(
             title=operation, xlabel=f"time of {arms[1]} / time of {arms[0]}\n(median of pairs, 95 % interval)"
         )
     figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
 
 
 def _ratio_panel(axes: Axes, ratios: pd.DataFrame, labels: Sequence[str]) -> None:
