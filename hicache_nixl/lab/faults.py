@@ -1,7 +1,8 @@
 """Making the k-th step of a call fail, on the real agent and the real files, and watching what it owned.
 
 It patches NIXL's agent class and ``os`` for the time of one call, so that it works alike for our lifetimes and
-for the released connectors.  An open that NIXL makes itself (path mode) is out of its reach.
+for the released connectors.  A fault comes in the place of a step: what a signal does between a step and the
+assignment of its result is not tried.  An open that NIXL makes itself (path mode) is out of its reach.
 """
 
 from __future__ import annotations

@@ -92,7 +92,10 @@ class Worker:
             name: value for name, value in os.environ.items() if name != STORAGE_DIR_VARIABLE
         }  # a server's folder must never be the one that a replay clears
         environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
-        return NURSERY.fork(str(self._folder), socket, self._output.fileno(), environment)
+        try:
+            return NURSERY.fork(str(self._folder), socket, self._output.fileno(), environment)
+        except OSError as error:
+            raise WorkerError(f"no worker could be forked: {error}") from error
 
     def _end_process(self) -> None:
         """Hang up and wait for the worker to go; one that does not is killed."""

@@ -85,11 +85,11 @@ def slope(table: pd.DataFrame, column: str) -> Estimate:
 
     Examples
     --------
-    >>> print(slope(pd.DataFrame({"call": [1, 2, 3, 4], "fds": [6, 8, 10, 12]}), "fds"))
+    >>> print(slope(pd.DataFrame({"call": [1, 2, 3, 4, 5], "fds": [6, 8, 10, 12, 14]}), "fds"))
     2 [2, 2]
     """
-    if len(table) < 3:
-        raise ValueError(f"{len(table)} calls; a slope with an interval takes three or more")
+    if len(table) < 5:  # of fewer, all pairs may rise by chance
+        raise ValueError(f"{len(table)} calls; a slope with an interval takes five or more")
     found = theilslopes(table[column], table.call, alpha=CONFIDENCE)
     return Estimate(float(found.slope), float(found.low_slope), float(found.high_slope), len(table))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from hicache_nixl.config import PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
+from hicache_nixl.lab.releases import at_hand
 
 IO_URING_SETUP = 425  # the number of the system call, on every architecture
 IO_URING_PARAMS_BYTES = 120
@@ -21,6 +22,18 @@ def shell_without_settings() -> Iterator[None]:
         for variable in (PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE, "AWS_DEFAULT_BUCKET"):
             patch.delenv(variable, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def released() -> Callable[[str], str]:
+    """Give back the name of a released connector, fetched; skip where neither cache nor registry has it."""
+
+    def connector(name: str) -> str:
+        if reason := at_hand([name])[name]:
+            pytest.skip(reason)
+        return name
+
+    return connector
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hicache_nixl.lab.claims import FAILS, HOLDS, INCONCLUSIVE, Claim, at_most, exactly, ledger
-from hicache_nixl.lab.statistics import Ratio, paired_ratio, ratio_table, told_apart
+from hicache_nixl.lab.claims import FAILS, HOLDS, INCONCLUSIVE, Claim, above, at_most, exactly, ledger
+from hicache_nixl.lab.statistics import Estimate, Ratio, paired_ratio, ratio_table, told_apart
 
 SECONDS = st.floats(1e-4, 10)
 PAIRS = st.lists(st.tuples(SECONDS, SECONDS), min_size=2, max_size=12)
@@ -54,6 +54,39 @@ class TestAtMost:
     def test_it_keeps_the_margin_and_the_interval_as_text(self):
         claim = at_most("cost", "Cheap.", 1.25, ratio(0.9, 1.1))
         assert (claim.expected, claim.measured) == ("at most 1.25", "1.00 [0.90, 1.10]")
+
+    def test_an_estimate_in_its_own_unit_is_claimed_alike(self):
+        claim = at_most("growth", "Flat.", 0.5, Estimate(0.4, -0.1, 0.52, 30))
+        assert claim == Claim("growth", "Flat.", "at most 0.5", "0.4 [-0.1, 0.52]", INCONCLUSIVE)
+
+
+class TestAbove:
+    @pytest.mark.parametrize(
+        ("low", "high", "verdict"),
+        [
+            (0.1, 0.3, HOLDS),
+            (0.0, 0.3, INCONCLUSIVE),
+            (-0.1, 0.3, INCONCLUSIVE),
+            (-0.1, 0.0, FAILS),
+            (-0.3, -0.1, FAILS),
+            (0.0, 0.0, FAILS),
+        ],
+    )
+    def test_the_interval_decides(self, low, high, verdict):
+        estimate = Estimate((low + high) / 2, low, high, 30)
+        assert above("grows", "A sentence.", 0, estimate).verdict == verdict
+
+    def test_a_ratio_is_claimed_alike(self):
+        assert above("slower", "Slower.", 1, ratio(1.1, 1.3)).verdict == HOLDS
+
+    def test_it_keeps_the_margin_and_the_interval_as_text(self):
+        claim = above("grows", "It grows.", 0.01, Estimate(2, 1.9, 2.25, 30))
+        assert claim == Claim("grows", "It grows.", "above 0.01", "2 [1.9, 2.25]", HOLDS)
+
+    @pytest.mark.parametrize(("low", "high"), [(1.3, 1.4), (1.0, 1.4), (1.0, 1.2), (1.25, 1.25)])
+    def test_it_never_holds_together_with_at_most(self, low, high):
+        verdicts = [claim("c", "A sentence.", 1.25, ratio(low, high)).verdict for claim in (above, at_most)]
+        assert verdicts in ([HOLDS, FAILS], [FAILS, HOLDS], [INCONCLUSIVE, INCONCLUSIVE])
 
 
 class TestLedger:

@@ -1,4 +1,4 @@
-"""The text of the fix, and what every way out of a transfer leaves before and after it."""
+"""The text of the fix, and the table of what faults leave, summed up."""
 
 from __future__ import annotations
 
@@ -9,28 +9,10 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from hicache_nixl.errors import HiCacheNixlError
-from hicache_nixl.lab.faults import FAULTS, arm
-from hicache_nixl.lab.fixes import patch, ways_out
+from hicache_nixl.config import LIFETIMES, ConfigError
+from hicache_nixl.lab import fixes
+from hicache_nixl.lab.fixes import every_fault, fault_summary, patch
 from hicache_nixl.lifetimes import leaky, try_finally
-
-KEYS = 3
-FILES = 2 * KEYS
-
-
-@pytest.fixture(scope="module")
-def before() -> pd.DataFrame:
-    return ways_out("leaky", keys=KEYS).set_index("way out")
-
-
-@pytest.fixture(scope="module")
-def after() -> pd.DataFrame:
-    return ways_out("try_finally", keys=KEYS).set_index("way out")
-
-
-@pytest.fixture(params=["before", "after"])
-def ways(request: pytest.FixtureRequest) -> pd.DataFrame:
-    return request.getfixturevalue(request.param)
 
 
 def changed(sign: str) -> list[str]:
@@ -51,10 +33,11 @@ def docstring_lines(module: ModuleType) -> set[str]:
 
 
 class TestPatch:
-    def test_it_is_a_diff_of_the_two_modules(self):
-        first, second, *_ = patch("leaky", "try_finally").splitlines()
-        assert first == "--- hicache_nixl/lifetimes/leaky.py"
-        assert second == "+++ hicache_nixl/lifetimes/try_finally.py"
+    @pytest.mark.parametrize(("before", "after"), [("leaky", "try_finally"), ("try_finally", "scoped")])
+    def test_it_is_a_diff_of_the_two_modules(self, before, after):
+        first, second, *_ = patch(before, after).splitlines()
+        assert first == f"--- hicache_nixl/lifetimes/{before}.py"
+        assert second == f"+++ hicache_nixl/lifetimes/{after}.py"
 
     def test_it_adds_what_the_pr_adds_in_its_order(self):
         added = changed("+")
@@ -88,60 +71,55 @@ class TestPatch:
             "self.file_manager.close_file(fd)",
         ]
 
-    def test_a_module_has_no_difference_to_itself(self):
-        assert patch("leaky", "leaky") == ""
+    @pytest.mark.parametrize("lifetime", LIFETIMES)
+    def test_a_module_has_no_difference_to_itself(self, lifetime):
+        assert patch(lifetime, lifetime) == ""
 
 
-class TestWaysOut:
-    def test_both_tables_have_success_and_every_fault(self, ways):
-        assert ways.index.tolist() == ["success", *(fault.title for fault in FAULTS.values())]
-        assert ways.files.unique().tolist() == [FILES]
+class TestFaultSummary:
+    @pytest.fixture
+    def summary(self) -> pd.DataFrame:
+        columns = [
+            "operation",
+            "step",
+            "nth",
+            "kind",
+            "fds_left",
+            "registrations_left",
+            "handles_left",
+            "most_closes",
+            "next_call_works",
+            "logged",
+        ]
+        rows = [
+            ("set", "register", 1, "error", 0, 0, 0, 1, True, "first"),
+            ("set", "register", 2, "error", 4, 2, 0, 1, False, "second"),
+            ("get", "register", 1, "error", 3, 8, 1, 2, True, "third"),
+            ("set", "open", 1, "interrupt", 0, 0, 0, 0, True, ""),
+        ]
+        table = fault_summary(pd.DataFrame(rows, columns=columns))
+        return table.set_index(["step", "kind"])
 
-    def test_before_all_but_an_open_that_fails_leave_every_file_open(self, before):
-        expected = [0 if way == "an open fails half way" else FILES for way in before.index]
-        assert before.fds_left.tolist() == expected
+    def test_a_row_per_step_and_kind_in_the_order_of_the_steps(self, summary):
+        assert summary.index.tolist() == [("register", "error"), ("open", "interrupt")]
+        assert summary.faults.tolist() == [3, 1]
 
-    def test_after_no_way_out_leaves_a_descriptor(self, after):
-        assert after.fds_left.tolist() == [0] * len(after)
+    def test_it_counts_the_faults_that_left_something_and_keeps_the_most_of_it(self, summary):
+        row = summary.loc[("register", "error")]
+        assert (row.left_files_open, row.most_fds, row.most_registrations) == (2, 4, 8)
+        assert (row.most_handles, row.most_closes, row.next_call_fails, row.logged) == (1, 2, 1, "third")
 
-    def test_registrations_are_left_by_both_alike(self, before, after):
-        """Of files, then of buffers, then of the buffers again when initialization failed."""
-        expected = {
-            "an open fails half way": 0,
-            "registering the files fails": 0,
-            "registering the buffers fails": FILES,
-            "initialization fails, and again": 3 * FILES,
-        }
-        for ways in (before, after):
-            assert ways.registrations_left.to_dict() == {
-                way: expected.get(way, 2 * FILES) for way in ways.index
-            }
-
-    def test_a_fault_answers_false_and_only_the_interrupt_is_raised(self, ways):
-        expected = {"success": "True", "KeyboardInterrupt": "KeyboardInterrupt"}
-        assert ways.answer.to_dict() == {way: expected.get(way, "False") for way in ways.index}
-
-    def test_the_next_call_works_after_each(self, ways):
-        assert ways.next_call_works.all()
-
-    def test_every_false_has_logged_its_reason(self, ways):
-        assert (ways.logged[ways.answer == "False"].str.len() > 0).all()
-
-    def test_success_logs_nothing(self, ways):
-        assert ways.logged["success"] == ""
-
-    def test_the_log_of_a_failed_open_has_its_errno(self, ways):
-        assert "[Errno 24] Too many open files" in ways.logged["an open fails half way"]
-
-    def test_no_line_of_the_log_names_the_folder_of_this_run(self, ways):
-        assert not ways.logged.str.contains("hicache-nixl-").any()
+    def test_where_nothing_was_left_it_says_zero(self, summary):
+        row = summary.loc[("open", "interrupt")]
+        assert (row.left_files_open, row.most_fds, row.most_registrations, row.next_call_fails) == (
+            0,
+            0,
+            0,
+            0,
+        )
 
 
-def test_an_unknown_fault_is_refused_with_those_that_are_known():
-    with pytest.raises(HiCacheNixlError, match="fault 'flood' is unknown; it takes one of open, register"):
-        arm(object(), "flood")
-
-
-def test_an_unknown_connector_is_refused():
-    with pytest.raises(HiCacheNixlError, match="'leeky' is unknown; it takes one of leaky, try_finally"):
-        ways_out("leeky")
+def test_an_unknown_connector_is_refused_before_any_process(monkeypatch):
+    monkeypatch.setattr(fixes, "Worker", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(ConfigError, match="'leeky' is unknown; it takes one of leaky, try_finally, scoped"):
+        every_fault("leeky")

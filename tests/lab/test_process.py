@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import PATIENCE, have_ended, nurseries_of, wait_until, workers_of
 
 from hicache_nixl.lab import process
 from hicache_nixl.lab.fds import count_fds
@@ -26,7 +27,6 @@ from hicache_nixl.lab.schedule import Schedule
 from hicache_nixl.lab.setup import Setup
 
 PAGE = 4096  # bytes
-PATIENCE = 30.0  # seconds to wait for what should come much sooner
 ENDLESS = Schedule.steady(200_000, 16)  # nobody waits for its end
 
 # A process that replays until it is stopped; its one argument is the storage folder.  A shell that started
@@ -38,23 +38,6 @@ from hicache_nixl.lab.replays import replay
 from hicache_nixl.lab.schedule import Schedule
 replay(Schedule.steady(200_000, 16), "try_finally", page_bytes=4096, storage_dir=sys.argv[1])
 """
-
-
-def workers_of(storage_dir: Path) -> list[psutil.Process]:
-    """Return the worker processes whose folder lies below ``storage_dir``."""
-    found = []
-    for running in psutil.process_iter(["cmdline"]):
-        command = running.info["cmdline"] or []
-        if "hicache_nixl.lab.worker" in command and command[-1].startswith(f"{storage_dir}/"):
-            found.append(running)
-    return found
-
-
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 def in_the_middle(storage_dir: Path) -> bool:
@@ -71,7 +54,7 @@ def with_the_worker_of_a_replay(
     def act() -> None:
         wait_until(lambda: when(storage_dir))
         time.sleep(0.3)  # some more steps
-        (worker,) = workers_of(storage_dir)
+        (worker,) = workers_of()
         action(worker)
 
     thread = threading.Thread(target=act)
@@ -83,7 +66,7 @@ def with_the_worker_of_a_replay(
 
 
 def assert_nothing_is_left(storage_dir: Path) -> None:
-    assert workers_of(storage_dir) == []
+    assert workers_of() == []
     assert list(storage_dir.iterdir()) == []
 
 
@@ -108,8 +91,9 @@ class TestWorkerDies:
         """Nothing that it had is open any more, but 0 is not what was open after the call."""
 
         def count_when_it_has_died(pid: int) -> int:
-            os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+            worker = psutil.Process(pid)
+            worker.kill()
+            wait_until(lambda: have_ended([worker]))
             return count_fds(pid)
 
         monkeypatch.setattr(process, "count_fds", count_when_it_has_died)
@@ -138,8 +122,12 @@ class TestWorkerRefuses:
                 worker.open(Setup(plugin_params=plugin, page_bytes=PAGE, pages=2))
             with pytest.raises(WorkerError, match="request 'sing' is unknown; it takes one of open, limits"):
                 worker.request("sing")
-            with pytest.raises(WorkerError, match="fault 'flood' is unknown; it takes one of open, register"):
-                worker.request("fault", step="flood")
+            with pytest.raises(WorkerError, match="step 'flood' is unknown; it takes one of open, register"):
+                worker.call("set", 2, fault=["flood", 1, "error"])
+            with pytest.raises(
+                WorkerError, match="operation 'sing' is unknown; it takes one of set, get, exi"
+            ):
+                worker.call("sing", 2)
             worker.open(Setup("try_finally", page_bytes=PAGE, pages=2))
             assert worker.call("set", 2)["pages_ok"] == 2
 
@@ -147,8 +135,8 @@ class TestWorkerRefuses:
 class TestWorkerHangs:
     def test_one_that_does_not_come_up_in_time_is_ended(self, tmp_path):
         started = time.monotonic()
-        with pytest.raises(WorkerError, match=r"did not answer within 0\.3 s, at: open"):
-            replay(ENDLESS, page_bytes=PAGE, storage_dir=tmp_path, timeout=0.3)
+        with pytest.raises(WorkerError, match=r"did not answer within 0\.001 s, at: open"):
+            replay(ENDLESS, page_bytes=PAGE, storage_dir=tmp_path, timeout=0.001)
         assert time.monotonic() - started < 10
         assert_nothing_is_left(tmp_path)
 
@@ -156,7 +144,9 @@ class TestWorkerHangs:
         """A stopped process takes no other signal than SIGKILL."""
         started = time.monotonic()
         with (
-            with_the_worker_of_a_replay(tmp_path, lambda worker: worker.suspend(), when=workers_of),
+            with_the_worker_of_a_replay(
+                tmp_path, lambda worker: worker.suspend(), when=lambda _: workers_of()
+            ),
             pytest.raises(WorkerError, match=r"did not answer within 2 s"),
         ):
             replay(ENDLESS, "try_finally", page_bytes=PAGE, storage_dir=tmp_path, timeout=2)
@@ -197,27 +187,30 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pare
 class TestParentDies:
     def test_ctrl_c_ends_worker_and_folder_before_the_process_is_over(self, parents):
         parent = parents["interrupted"]
-        assert len(workers_of(parent.storage_dir)) == 1
+        (worker,) = workers = workers_of(parent.process.pid)
+        assert worker.is_running()
         parent.process.send_signal(signal.SIGINT)
         _, errors = parent.process.communicate(timeout=PATIENCE)
+        assert have_ended(workers)
         assert_nothing_is_left(parent.storage_dir)
         assert parent.process.returncode == -signal.SIGINT
         assert errors.decode().rstrip().endswith("KeyboardInterrupt")
 
-    def test_the_worker_of_a_killed_process_cleans_up_by_itself(self, parents):
+    def test_the_worker_of_a_killed_process_cleans_up_by_itself_and_the_nursery_ends(self, parents):
         parent = parents["killed"]
-        assert len(workers_of(parent.storage_dir)) == 1
+        workers, nurseries = workers_of(parent.process.pid), nurseries_of(parent.process.pid)
+        assert (len(workers), len(nurseries)) == (1, 1)
         parent.process.kill()
         parent.process.wait()
         wait_until(
-            lambda: not workers_of(parent.storage_dir) and not list(parent.storage_dir.iterdir()), seconds=10
+            lambda: have_ended(workers + nurseries) and not list(parent.storage_dir.iterdir()), seconds=10
         )
 
 
 def test_an_exception_in_the_with_block_ends_it_and_closing_again_does_no_harm(tmp_path):
     worker = Worker(Setup(page_bytes=PAGE, pages=1), storage_dir=tmp_path)
     assert worker.folder.parent == tmp_path
-    assert [found.pid for found in workers_of(tmp_path)] == [worker.pid]
+    assert [found.pid for found in workers_of()] == [worker.pid]
     assert worker.call("set", 1)["pages_ok"] == 1
     with pytest.raises(ZeroDivisionError), worker:
         raise ZeroDivisionError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,9 +19,13 @@ from hicache_nixl.lab.process import Worker, WorkerError
 from hicache_nixl.lab.replays import replay
 from hicache_nixl.lab.schedule import Schedule, ScheduleError, files_per_key, predicted_fds
 from hicache_nixl.lab.setup import Setup, queue_params
+from hicache_nixl.lab.worker import RegistrationCounter
 
 PAGE = 4096  # bytes
-COLUMNS = "call, operation, keys, files, bytes, seconds, open_fds, storage_fds, registrations, rss_bytes, pages_ok, errno"
+COLUMNS = (
+    "call, operation, keys, files, bytes, seconds, open_fds, storage_fds, registrations, registration_seconds, "
+    "rss_bytes, pages_ok, errno"
+)
 PR = Schedule.pr24671()
 KEYS = [call.keys for call in PR]
 
@@ -102,6 +107,11 @@ class TestBeforeTheFix:
     def test_times_and_memory_are_measured(self, before_the_fix):
         assert (before_the_fix.table.seconds > 0).all()
         assert (before_the_fix.table.rss_bytes > 10 * 2**20).all()
+
+    def test_registering_is_a_part_of_the_time_of_every_call(self, before_the_fix):
+        table = before_the_fix.table
+        assert (table.registration_seconds > 0).all()
+        assert (table.registration_seconds < table.seconds).all()
 
     def test_the_folder_that_it_made_is_gone(self, before_the_fix):
         assert list(before_the_fix.storage_dir.iterdir()) == []
@@ -206,6 +216,42 @@ class TestCalls:
         assert set(worker.fds().query("kind == 'storage file'").target) == set(opened.target)
 
 
+class TestRegistrationSeconds:
+    def test_deregistering_is_in_it_and_a_call_that_registers_nothing_has_none(self, worker):
+        worker.open(Setup("scoped", page_bytes=PAGE, pages=8))
+        rows = [worker.call(operation, 8) for operation in ("set", "exists", "get", "exists")]
+        spent = [row["registration_seconds"] for row in rows]
+        assert [seconds > 0 for seconds in spent] == [True, False, True, False]
+        assert spent[1] == spent[3] == 0.0
+        assert [row["registrations"] for row in rows] == [1] * 4
+
+    def test_both_ends_of_a_registration_are_timed_and_taken_once(self):
+        class Regions:
+            def descCount(self):  # noqa: N802
+                return 3
+
+        class Agent:
+            def register_memory(self, regions):
+                time.sleep(0.02)
+                return regions
+
+            def deregister_memory(self, regions):
+                time.sleep(0.01)
+
+        counter, agent = RegistrationCounter(Agent), Agent()
+        kept = agent.register_memory(Regions())
+        assert counter.alive == 3
+        assert counter.take_seconds() >= 0.02
+        agent.deregister_memory(kept)
+        assert counter.alive == 0
+        assert counter.take_seconds() >= 0.01
+        assert counter.take_seconds() == 0.0
+
+    def test_what_the_setting_up_registers_is_no_part_of_the_first_call(self, worker):
+        worker.open(Setup("scoped", page_bytes=PAGE, pages=8))
+        assert worker.call("exists", 8)["registration_seconds"] == 0.0
+
+
 class TestQueues:
     @pytest.mark.parametrize(
         "plugin_params",
@@ -236,7 +282,19 @@ class TestRefusedBeforeAnyProcess:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"connector": "leeky"}, "'leeky' is unknown; it takes one of leaky, try_finally"),
+            (
+                {"connector": "leeky"},
+                r"'leeky' is unknown; it takes one of leaky, try_finally, scoped, or a release such as sglang==",
+            ),
+            (
+                {"connector": "sglang==newest"},
+                "sglang==newest is no version, such as 0.5.11; known to work: ",
+            ),
+            ({"direct": True}, "use_direct_io: lifetime leaky .* no such option; it takes lifetime scoped"),
+            (
+                {"connector": "sglang==0.5.12", "direct": True},
+                r"direct: sglang==0\.5\.12 has no such option; it takes scoped, or sglang==0\.5\.13",
+            ),
             ({"layout": "page_last"}, "'page_last' .* layer_first, page_first, page_first_direct"),
             (
                 {"plugin_params": {"plugin": {"tape": {"active": True}}}},
@@ -254,6 +312,9 @@ class TestRefusedBeforeAnyProcess:
         ],
         ids=[
             "connector",
+            "release",
+            "O_DIRECT of a lifetime",
+            "O_DIRECT of a release",
             "layout",
             "plugin",
             "no active plugin",

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import workers_of
 
 from hicache_nixl.config import QUEUES, ConfigError
+from hicache_nixl.lab import throughput
 from hicache_nixl.lab.process import Worker
-from hicache_nixl.lab.throughput import Cell, compare, left_per_key, usable_queues
+from hicache_nixl.lab.releases import CACHE_VARIABLE, ReleaseError
+from hicache_nixl.lab.throughput import Cell, benchmark, compare, left_per_key, usable_queues
 
 ARMS = ("leaky", "try_finally")
 CELLS = [Cell(keys=2, page_bytes=4096), Cell(keys=3, page_bytes=4096, layout="layer_first")]
@@ -59,6 +62,90 @@ class TestCompare:
         assert list(storage_dir.iterdir()) == []
 
 
+class TestReleaseAsAnArm:
+    def test_it_is_timed_beside_the_lifetime_that_stands_for_it(self, released):
+        arms = ("leaky", released("sglang==0.5.11"))
+        times = compare(arms, CELLS[:1], repeats=REPEATS)
+        assert times.arm.tolist() == [arm for arm in (*arms, *reversed(arms)) for _ in range(2)]
+        assert times.groupby("arm").open_fds.agg(lambda counts: counts.max() - counts.min()).tolist() == [
+            12,
+            12,
+        ]
+
+    def test_one_that_cannot_be_had_ends_the_workers_of_the_others(self, monkeypatch, tmp_path):
+        """The other one is up by then, or comes up while pip is asked."""
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+        (tmp_path / "storage").mkdir()
+        with pytest.raises(ReleaseError, match=r"sglang==0\.0\.1 cannot be had: No matching distribution"):
+            compare(("leaky", "sglang==0.0.1"), CELLS, repeats=REPEATS, storage_dir=tmp_path / "storage")
+        assert workers_of() == []
+        assert list((tmp_path / "storage").iterdir()) == []
+        assert list((tmp_path / "cache").iterdir()) == []
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, *ratios_by_look: dict[int, float]) -> list[tuple[list[int], int]]:
+    """Let ``compare`` measure these ratios, by keys, one look after the other; note what it was asked."""
+    asked: list[tuple[list[int], int]] = []
+
+    def compared(arms, cells, *, repeats, storage_dir):
+        ratios = ratios_by_look[len(asked)]
+        asked.append(([cell.keys for cell in cells], repeats))
+        return pd.DataFrame(
+            {
+                **cell.as_columns(),
+                "pair": pair,
+                "arm": arm,
+                "operation": operation,
+                "bytes": 1,
+                "seconds": seconds,
+            }
+            for cell in cells
+            for pair in range(repeats)
+            for operation in ("set", "get")
+            for arm, seconds in zip(
+                arms, (1.0, ratios[cell.keys] if operation == "set" else 1.0), strict=True
+            )
+        )
+
+    monkeypatch.setattr(throughput, "compare", compared)
+    return asked
+
+
+class TestBenchmark:
+    POINTS = (Cell(keys=1), Cell(keys=64), Cell(keys=8))
+
+    def test_a_point_that_is_not_slower_is_looked_at_once(self, monkeypatch):
+        asked = looks(monkeypatch, {1: 1.0, 64: 0.5, 8: 1.0})
+        table = benchmark(ARMS, self.POINTS, repeats=4)
+        assert asked == [([1, 64, 8], 4)]
+        assert table["keys"].tolist() == [1, 1, 64, 64, 8, 8]
+        assert table.operation.tolist() == ["get", "set"] * 3
+        assert table.time_ratio.tolist() == [1, 1, 1, 0.5, 1, 1]
+        assert table.looks.unique().tolist() == [1]
+
+    def test_one_that_seems_slower_is_looked_at_again_with_more_pairs_and_the_last_look_counts(
+        self, monkeypatch
+    ):
+        asked = looks(monkeypatch, {1: 1.5, 64: 1.4, 8: 1.0}, {1: 1.0, 64: 1.3}, {64: 1.2})
+        table = benchmark(ARMS, self.POINTS, repeats=4)
+        assert asked == [([1, 64, 8], 4), ([1, 64], 12), ([64], 12)]
+        sets = table[table.operation == "set"]
+        assert sets["keys"].tolist() == [1, 64, 8]
+        assert sets.time_ratio.tolist() == [1.0, 1.2, 1.0]
+        assert sets.looks.tolist() == [2, 3, 1]
+        assert sets.pairs.tolist() == [12, 12, 4]
+
+    def test_one_that_stays_slower_is_told_so_after_the_last_look(self, monkeypatch):
+        asked = looks(monkeypatch, *[{1: 2.0, 64: 1.0, 8: 1.0}] * 3)
+        table = benchmark(ARMS, self.POINTS, repeats=2)
+        assert len(asked) == 3
+        row = table[(table["keys"] == 1) & (table.operation == "set")].iloc[0]
+        assert (row.time_ratio, row.low, row.looks) == (2.0, 2.0, 3)
+
+
 class TestRefused:
     def test_more_repeats_than_the_limit_has_room_for(self, monkeypatch):
         monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
@@ -85,7 +172,7 @@ def test_usable_queues_says_of_each_whether_it_works_and_if_not_why(io_uring_fd)
 
 
 def test_left_per_key_is_the_law_for_each_cell_and_arm():
-    cell = {"keys": 4, "page_bytes": 4096, "queue": "libaio", "layout": "page_first", "mla": False}
+    cell = Cell(keys=4, page_bytes=4096).as_columns()
     counts = {"leaky": [8, 16, 24], "try_finally": [6, 6, 6]}
     times = pd.DataFrame([{**cell, "arm": arm, "open_fds": fds} for arm in counts for fds in counts[arm]])
     table = left_per_key(times).set_index("arm")
