@@ -214,7 +214,7 @@ def test_run_tells_the_pause_how_long_the_transfer_has_been_running(registration
         release_xfer_handle=told.append,
     )
     registration.run("handle", told.append)
-    assert told == [1.0, 2.0, 3.0, "handle"]
+    assert told == [1.0, 2.0, 3.0, 4.0, "handle"]
 
 
 def test_run_releases_a_transfer_that_is_done_at_once_and_does_not_wait(registration, slept):

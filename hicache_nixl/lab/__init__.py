@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "claims": ("above", "at_most", "exactly"),
+    "claims": ("above", "at_most", "exactly", "not_above"),
     "fds": ("fd_table", "opened_by", "trace_opens"),
     "fixes": ("every_fault", "fault_summary", "patch"),
     "leftovers": (

@@ -80,6 +80,20 @@ def above(id: str, sentence: str, margin: float, measured: Ratio | Estimate | fl
     return Claim(id, sentence, f"above {margin:.3g}", _shown(measured), verdict)
 
 
+def not_above(id: str, sentence: str, margin: float, measured: Ratio | Estimate) -> Claim:  # noqa: A002
+    """Claim that nothing above a margin can be told: the interval reaches the margin, or lies below it.
+
+    Weaker than ``at_most``, for two things that may well be equal; it fails when the whole interval is above.
+
+    Examples
+    --------
+    >>> not_above("same", "...", 1, Ratio(1.01, 0.9, 1.1, 8)).verdict
+    'holds'
+    """
+    verdict = HOLDS if measured.low <= margin else FAILS
+    return Claim(id, sentence, f"{margin:.3g} or less within its interval", str(measured), verdict)
+
+
 def _interval(measured: Ratio | Estimate | float) -> tuple[float, float]:
     if isinstance(measured, Ratio | Estimate):
         return measured.low, measured.high

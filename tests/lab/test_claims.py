@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hicache_nixl.lab.claims import FAILS, HOLDS, INCONCLUSIVE, Claim, above, at_most, exactly, ledger
+from hicache_nixl.lab.claims import (
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    Claim,
+    above,
+    at_most,
+    exactly,
+    ledger,
+    not_above,
+)
 from hicache_nixl.lab.statistics import Estimate, Ratio, paired_ratio, ratio_table, told_apart
 
 SECONDS = st.floats(1e-4, 10)
@@ -198,3 +208,13 @@ class TestToldApart:
         assert told_apart(self.ratios((1.0, 1.2), (0.8, 1.0)), "set", "page sizes") == (
             "set: no difference between before and after can be told for any of 2 page sizes"
         )
+
+
+class TestNotAbove:
+    @pytest.mark.parametrize(
+        ("low", "high", "verdict"),
+        [(0.8, 0.9, "holds"), (0.9, 1.4, "holds"), (1.0, 1.4, "holds"), (1.01, 1.4, "fails")],
+    )
+    def test_it_fails_only_when_the_whole_interval_is_above(self, low, high, verdict):
+        claim = not_above("same", "Not slower.", 1, Ratio((low + high) / 2, low, high, 8))
+        assert (claim.verdict, claim.expected) == (verdict, "1 or less within its interval")
