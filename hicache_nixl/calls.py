@@ -20,17 +20,23 @@ class Calls:
         self._changed = threading.Condition()
         self._running = 0
         self._closed = False
+        self._this_thread = threading.local()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Be a running call; raises ``ClosedError`` after ``close``."""
+        """Be a running call, or a part of one; raises ``ClosedError`` for one that begins after ``close``."""
+        if getattr(self._this_thread, "inside", False):
+            yield
+            return
         with self._changed:
             if self._closed:
                 raise ClosedError("the connector is closed")
             self._running += 1
+        self._this_thread.inside = True
         try:
             yield
         finally:
+            self._this_thread.inside = False
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import threading
@@ -34,7 +35,8 @@ class HiCacheNixl(HiCacheStorage):
     """Stores KV pages through NIXL, one file or object per piece of a page.
 
     Names are SGLang's, see ``hicache_nixl.names``.  A transfer that fails answers False and logs one line;
-    nothing raises but the constructor, and KeyboardInterrupt.
+    nothing raises but the constructor,
+    ``register_mem_pool_host``, and KeyboardInterrupt.
 
     Parameters
     ----------
@@ -81,13 +83,19 @@ class HiCacheNixl(HiCacheStorage):
     # -- the batch calls of the cache controller -------------------------------------------------------
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
-        """Take the host pool; its layout decides between zero-copy and contiguous copies."""
-        super().register_mem_pool_host(mem_pool_host)
+        """Take the host pool; its layout decides between zero-copy and contiguous copies.
+
+        Raises
+        ------
+        ConfigError, RegistrationError
+            The pool before it, if there was one, stays with its names; its memory is not registered any more.
+        """
         direct = self.file_manager is not None and self.file_manager.direct
-        pages = pages_of(mem_pool_host, staged=not self._as_released, direct=direct)
-        self.names.for_pool(mem_pool_host, pages.zero_copy)
+        pages, names = pages_of(mem_pool_host, not self._as_released, direct), copy.copy(self.names)
+        names.for_pool(mem_pool_host, pages.zero_copy)
         self.lifetime.register_pool(pages.memory)  # while what was registered before is still there
-        self.pages = pages
+        super().register_mem_pool_host(mem_pool_host)
+        self.pages, self.names = pages, names
 
     @property
     def is_zero_copy(self) -> bool:
@@ -194,10 +202,14 @@ class HiCacheNixl(HiCacheStorage):
         )
 
     def register_files(self, file_paths: Sequence[str]) -> Any:
-        """Open files and register them with NIXL; their registration, or None."""
-        return self._guarded(
-            "register_files", file_paths, None, lambda: self.lifetime.register_files(file_paths)
-        )
+        """Open files and register them with NIXL; an owner with ``close()`` in ``scoped``, else NIXL's list.
+
+        None when it failed, and with OBJ, which has no files.
+        """
+        if self.file_manager is None:
+            logger.error("register_files opens files, and OBJ has none: use register_objects")
+            return None
+        return self._guarded("register_files", file_paths, None, self.lifetime.register_files, file_paths)
 
     def register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None = None) -> Any:
         """Register objects with NIXL; their registration, or None."""

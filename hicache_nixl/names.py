@@ -7,7 +7,9 @@ piece: ``<key>_<model>``, zero-copy ``<key>_<model>_k``.  ``/`` in a model's nam
 Whatever else changes the bytes of a page stands behind that as ``+part``, and only where it differs from the
 plain case, so that what SGLang wrote for the plain case is still found: the rank and size of pipeline and of
 context parallelism (``+pp1of2``, ``+cp0of4``), the number type unless it is bfloat16, the layout unless it is
-``page_first`` in pieces or ``layer_first`` in one, and the tokens of a page unless they are 64 (``+page32``).  Mixing these corrupted caches silently elsewhere: sglang #24794, #33268.
+``page_first`` in pieces or ``layer_first`` in one, and the tokens of a page unless they are 64 (``+page32``).
+Mixing these corrupted caches silently elsewhere: sglang #24794, #33268.  A model's name that could be read as
+such an ending (``m_0_1``, ``m+pp0of2``, ``m_k``) is followed by a hash; SGLang's own files of it are not found.
 """
 
 from __future__ import annotations

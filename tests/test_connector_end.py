@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from support import _open_fds, fds_below, files_in, keys_of, make_pool, storage_
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import QUEUES
+from hicache_nixl.errors import RegistrationError
 
 
 def test_clear_removes_the_pages_of_this_rank_and_nothing_else(make_store, folder, mla, layout, log):
@@ -132,3 +134,51 @@ def test_close_waits_for_a_transfer_of_another_thread(make_store, folder, replac
     closing.join(10)
     assert answers == [[True]]
     assert store.batch_set_v1(["b"], pool.page_indices(0, 1)) == [False]
+
+
+@pytest.mark.parametrize("layout", ["page_first", "layer_first"])
+def test_close_waits_for_a_call_that_has_begun_and_has_moved_nothing_yet(
+    make_store, folder, replace_method, layout
+):
+    """A call is its parts, too: the transfer inside it is not a new one that comes after the end."""
+    pool = make_pool(False, layout)
+    store = make_store("scoped", pool=pool)
+    keys, indices = keys_of(4), pool.page_indices(0, 4)
+    assert all(store.batch_set_v1(keys, indices))
+    before = files_in(folder)
+    began, go_on, results = threading.Event(), threading.Event(), []
+    leaving = store.pages.leaving
+
+    def slow(*args):
+        began.set()
+        assert go_on.wait(20)
+        return leaving(*args)
+
+    replace_method(store.pages, "leaving", slow)
+    setting = threading.Thread(target=lambda: results.extend(store.batch_set_v1(keys, indices)))
+    setting.start()
+    assert began.wait(20)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    while not store._calls._closed:
+        time.sleep(0.001)
+    go_on.set()
+    setting.join()
+    closing.join()
+    assert results == [True] * 4
+    assert files_in(folder) == before
+
+
+def test_a_pool_that_cannot_be_registered_leaves_the_names_of_the_one_before(make_store, replace_method):
+    """Else pages of the one layout would be stored under the names of the other."""
+    store = make_store("scoped", pool=make_pool(False, "page_first"))
+    names = store.names.of_pages(["key"], True)
+
+    def refused(*args):
+        raise RegistrationError("made to fail")
+
+    replace_method(store.lifetime, "register_pool", refused)
+    with pytest.raises(RegistrationError):
+        store.register_mem_pool_host(make_pool(False, "page_first_direct"))
+    assert store.names.of_pages(["key"], True) == names
+    assert store.mem_pool_host.layout == "page_first"

@@ -23,6 +23,7 @@ _MODULES = {
         "release_facts",
     ),
     "process": ("Worker", "WorkerError"),
+    "publishing": ("publish_times",),
     "releases": ("at_hand",),
     "replays": ("replay", "replay_each"),
     "runs": ("Run", "describe"),
@@ -48,7 +49,7 @@ _MODULES = {
         "told_apart",
     ),
     "waiting": ("large_transfer", "small_transfer", "waits"),
-    "throughput": ("Cell", "benchmark", "compare", "left_per_key", "usable_queues"),
+    "throughput": ("Cell", "benchmark", "compare", "left_per_key", "spread", "usable_queues"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

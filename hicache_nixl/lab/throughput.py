@@ -73,7 +73,7 @@ def compare(
 
     Every arm has a worker of its own; both stay alive through all cells, and each cell begins with a new
     connector in them.  A set stores new pages into files that did not exist; the get right after it reads
-    them, so it measures the page cache.  Every page that came back is compared bit for bit, outside the
+    them, so it measures the page cache, unless the cell is ``direct``.  Every page that came back is compared bit for bit, outside the
     measured time.
 
     Returns
@@ -145,6 +145,24 @@ def benchmark(
     return latest.assign(position=position).sort_values(["position", "operation"]).drop(columns="position")
 
 
+def spread(
+    cell: Cell, arm: str, *, workers: int = 4, storage_dir: str | os.PathLike[str] | None = None
+) -> dict[str, float]:
+    """Measure how much a connector differs from itself, in other processes and folders.
+
+    Returns
+    -------
+    dict
+        Per operation, the longest over the shortest of the median times of so many workers.
+    """
+    medians = []
+    for _ in tqdm(range(workers), desc=f"{arm} against itself", unit="worker", leave=False):
+        times = compare([arm], [cell], repeats=3, storage_dir=storage_dir)
+        medians.append(times.groupby("operation").seconds.median())
+    table = pd.DataFrame(medians)
+    return (table.max() / table.min()).to_dict()
+
+
 def left_per_key(times: pd.DataFrame) -> pd.DataFrame:
     """Return how many descriptors each call of ``compare`` left per key, next to what the law says.
 
@@ -186,7 +204,7 @@ def usable_queues(storage_dir: str | os.PathLike[str] | None = None) -> pd.DataF
 def _started(
     stack: ExitStack, setups: Mapping[str, Setup], storage_dir: str | os.PathLike[str] | None, timeout: float
 ) -> dict[str, Worker]:
-    """Start a worker per arm, all at once, since most of that time goes into importing torch."""
+    """Start a worker per arm, all at once."""
 
     def start(setup: Setup) -> Worker:
         return stack.enter_context(Worker(setup, storage_dir=storage_dir, timeout=timeout))

@@ -13,7 +13,7 @@ from hicache_nixl.config import QUEUES, ConfigError
 from hicache_nixl.lab import throughput
 from hicache_nixl.lab.process import Worker
 from hicache_nixl.lab.releases import CACHE_VARIABLE, ReleaseError
-from hicache_nixl.lab.throughput import Cell, benchmark, compare, left_per_key, usable_queues
+from hicache_nixl.lab.throughput import Cell, benchmark, compare, left_per_key, spread, usable_queues
 
 ARMS = ("leaky", "try_finally")
 CELLS = [Cell(keys=2, page_bytes=4096), Cell(keys=3, page_bytes=4096, layout="layer_first")]
@@ -178,3 +178,10 @@ def test_left_per_key_is_the_law_for_each_cell_and_arm():
     table = left_per_key(times).set_index("arm")
     assert table.loc["leaky", ["predicted", "least", "most"]].tolist() == [2, 2.0, 2.0]
     assert table.loc["try_finally", ["least", "most"]].tolist() == [0.0, 0.0]
+
+
+def test_a_connector_against_itself_has_a_spread_of_one_or_more_per_operation(tmp_path):
+    found = spread(Cell(keys=2, page_bytes=4096), "scoped", workers=2, storage_dir=tmp_path)
+    assert set(found) == {"set", "get"}
+    assert min(found.values()) >= 1
+    assert list(tmp_path.iterdir()) == []
