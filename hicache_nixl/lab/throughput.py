@@ -120,7 +120,7 @@ def benchmark(
     """Compare two arms at many points, and look again where the second one seems slower.
 
     Among many points of few pairs some intervals lie above 1 by chance.  Such a point is measured again, in new
-    folders and with three times the pairs, up to ``looks`` times in all, and the last look counts.
+    folders and with twice the pairs, up to ``looks`` times in all, and the last look counts.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def benchmark(
     by = ["operation", *Cell.__annotations__]
     latest, doubtful = pd.DataFrame(columns=[*by, "looks"]), list(cells)
     for look in range(1, looks + 1):
-        pairs = repeats if look == 1 else 3 * repeats
+        pairs = repeats if look == 1 else 2 * repeats
         times = compare(arms, doubtful, repeats=pairs, storage_dir=storage_dir)
         ratios = ratio_table(times, by, *arms).assign(looks=look)
         latest = pd.concat([latest, ratios]) if len(latest) else ratios

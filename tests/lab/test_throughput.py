@@ -131,12 +131,12 @@ class TestBenchmark:
     ):
         asked = looks(monkeypatch, {1: 1.5, 64: 1.4, 8: 1.0}, {1: 1.0, 64: 1.3}, {64: 1.2})
         table = benchmark(ARMS, self.POINTS, repeats=4)
-        assert asked == [([1, 64, 8], 4), ([1, 64], 12), ([64], 12)]
+        assert asked == [([1, 64, 8], 4), ([1, 64], 8), ([64], 8)]
         sets = table[table.operation == "set"]
         assert sets["keys"].tolist() == [1, 64, 8]
         assert sets.time_ratio.tolist() == [1.0, 1.2, 1.0]
         assert sets.looks.tolist() == [2, 3, 1]
-        assert sets.pairs.tolist() == [12, 12, 4]
+        assert sets.pairs.tolist() == [8, 8, 4]
 
     def test_one_that_stays_slower_is_told_so_after_the_last_look(self, monkeypatch):
         asked = looks(monkeypatch, *[{1: 2.0, 64: 1.0, 8: 1.0}] * 3)
