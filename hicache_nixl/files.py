@@ -135,7 +135,7 @@ class NixlFileManager:
         try:
             for path in paths:
                 tuples.append((0, 0, self.open_file(path), path))
-        except Exception:
+        except Exception:  # whatever it was, as in SGLang, but for an interrupt
             for _, _, fd, _ in tuples:
                 self.close_file(fd)
             raise
