@@ -7,16 +7,16 @@ import copy
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle, takewhile
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from . import lifetimes
 from .calls import Calls
 from .config import OBJ_PLUGINS, RELEASED, STORAGE_DIR_VARIABLE, HiCacheStorageConfig, NixlBackendConfig
-from .errors import ConfigError, FileError, HiCacheNixlError, PageIndexError, TransferError
+from .errors import ConfigError, FileError, PageIndexError, TransferError
 from .files import NixlFileManager
 from .names import PageNames
 from .pages import Pages, pages_of
@@ -25,8 +25,6 @@ from .registration import Buffer, NixlRegistration, buffer_sizes
 from .storage import HiCacheStorage
 
 logger = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 DEFAULT_STORAGE_DIR = "/tmp/hicache_storage"
 
@@ -120,20 +118,24 @@ class HiCacheNixl(HiCacheStorage):
             One per page.  A page that fails leaves the others alone, except in ``leaky`` and
             ``try_finally``, where it fails the batch, as in every release of SGLang up to 0.5.23.
         """
-        return self._guarded("batch_set_v1", keys, [False] * len(keys), self._set_pages, keys, host_indices)
+        return self._calls.guarded(
+            "batch_set_v1", keys, [False] * len(keys), self._set_pages, keys, host_indices
+        )
 
     def batch_get_v1(
         self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
     ) -> list[bool]:
         """Load pages into the host pool; parameters and answer as in ``batch_set_v1``."""
-        return self._guarded("batch_get_v1", keys, [False] * len(keys), self._get_pages, keys, host_indices)
+        return self._calls.guarded(
+            "batch_get_v1", keys, [False] * len(keys), self._get_pages, keys, host_indices
+        )
 
     def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
         """Return the number of leading pages of which every piece is present with all its bytes.
 
         ``leaky`` and ``try_finally`` do not look at the bytes, as no release of SGLang up to 0.5.23 does.
         """
-        return self._guarded("batch_exists", keys, 0, self._count_leading, keys)
+        return self._calls.guarded("batch_exists", keys, 0, self._count_leading, keys)
 
     def exists(self, key: str) -> bool:
         """Tell whether every piece of a page is present."""
@@ -162,7 +164,7 @@ class HiCacheNixl(HiCacheStorage):
             addresses in either case.
         """
         nothing = [None] * len(keys)
-        return self._guarded(
+        return self._calls.guarded(
             "batch_get", keys, nothing, self._get_values, keys, target_locations, target_sizes
         )
 
@@ -186,7 +188,7 @@ class HiCacheNixl(HiCacheStorage):
         target_sizes: Sequence[int] | None = None,
     ) -> bool:
         """Store tensors, or the bytes at addresses; True when all were stored."""
-        return self._guarded(
+        return self._calls.guarded(
             "batch_set", keys, False, self._set_values, keys, values, target_locations, target_sizes
         )
 
@@ -194,7 +196,7 @@ class HiCacheNixl(HiCacheStorage):
 
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
         """Register host memory with NIXL; its registration, or None."""
-        return self._guarded(
+        return self._calls.guarded(
             "register_buffers",
             buffers if isinstance(buffers, list | tuple) else [buffers],
             None,
@@ -209,17 +211,19 @@ class HiCacheNixl(HiCacheStorage):
         if self.file_manager is None:
             logger.error("register_files opens files, and OBJ has none: use register_objects")
             return None
-        return self._guarded("register_files", file_paths, None, self.lifetime.register_files, file_paths)
+        return self._calls.guarded(
+            "register_files", file_paths, None, self.lifetime.register_files, file_paths
+        )
 
     def register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None = None) -> Any:
         """Register objects with NIXL; their registration, or None."""
-        return self._guarded("register_objects", keys, None, self._register_objects, keys, sizes)
+        return self._calls.guarded("register_objects", keys, None, self._register_objects, keys, sizes)
 
     # -- the end ---------------------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Remove the pages of this model and rank; other files of the folder stay."""
-        self._guarded("clear", (), None, self._clear)
+        self._calls.guarded("clear", (), None, self._clear)
 
     def close(self) -> None:
         """Wait for calls of other threads, then release the agent and what the lifetime owns.
@@ -253,7 +257,7 @@ class HiCacheNixl(HiCacheStorage):
     def _move(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[bool | None]:
         """Move bytes as ``_execute_transfer`` does, with an answer per buffer; None where nothing was touched."""
         failed: list[bool | None] = [False] * max(len(keys), 1)
-        return self._guarded(direction, keys, failed, self._transfer, buffers, keys, direction)
+        return self._calls.guarded(direction, keys, failed, self._transfer, buffers, keys, direction)
 
     def _transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[bool | None]:
         if not keys or len(buffers) != len(keys):
@@ -287,22 +291,6 @@ class HiCacheNixl(HiCacheStorage):
             if self.pages is not None:
                 self.lifetime.register_pool(self.pages.memory)
         return fault
-
-    def _guarded(
-        self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
-    ) -> Answer:
-        """Run an action; on an error log one line and answer ``failure``.
-
-        This is the connector's edge: inside errors are raised, outside SGLang's threads must go on.
-        """
-        try:
-            with self._calls.running():
-                return action(*args)
-        except HiCacheNixlError as error:
-            logger.error("%s of %d, first %s: %s", operation, len(keys), _first(keys), error)
-        except Exception:  # whatever it is, the server's thread must live
-            logger.exception("%s of %d, first %s: unexpected error", operation, len(keys), _first(keys))
-        return failure
 
     # -- pages -----------------------------------------------------------------------------------------
 
@@ -405,8 +393,3 @@ class HiCacheNixl(HiCacheStorage):
         if self.file_manager is None:
             raise ConfigError("clear removes files; empty a bucket with the tools of its store")
         self.file_manager.clear(self.names.is_own)
-
-
-def _first(keys: Sequence[Any]) -> str:
-    first = keys[0] if len(keys) else "(none)"
-    return repr(first) if isinstance(first, str) else type(first).__name__

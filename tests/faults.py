@@ -13,6 +13,7 @@ import pytest
 from support import keys_of
 
 from hicache_nixl import HiCacheNixl
+from hicache_nixl.host_pool import HostKVPool
 
 PAGES = 2  # four files: <key>_k and <key>_v, twice
 NAMES = sorted(f"{key}_org-model_0_1{ending}" for key in keys_of(PAGES) for ending in ("_k", "_v"))
@@ -231,3 +232,11 @@ class Observed:
             return release(handle)
 
         self._replace(self.agent, "release_xfer_handle", observed_release)
+
+
+def set_pages(store: HiCacheNixl, pool: HostKVPool) -> list[bool]:
+    return store.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES))
+
+
+def get_pages(store: HiCacheNixl, pool: HostKVPool) -> list[bool]:
+    return store.batch_get_v1(keys_of(PAGES), pool.page_indices(0, PAGES))

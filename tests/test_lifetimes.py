@@ -9,7 +9,19 @@ from collections import Counter
 
 import pytest
 import torch
-from faults import FAULTS, IN_NIXL, INTERRUPTS, NAMES, PAGES, Fault, Observed, err_once_it_is_over, raising
+from faults import (
+    FAULTS,
+    IN_NIXL,
+    INTERRUPTS,
+    NAMES,
+    PAGES,
+    Fault,
+    Observed,
+    err_once_it_is_over,
+    get_pages,
+    raising,
+    set_pages,
+)
 from support import LEFT, as_bytes, files_in, keys_of, make_pool, names_open, scramble
 
 from hicache_nixl import lifetimes
@@ -29,14 +41,6 @@ def store(make_store, lifetime, pool):
 @pytest.fixture
 def observed(store, folder, replace_method, monkeypatch):
     return Observed(store, folder, replace_method, monkeypatch)
-
-
-def set_pages(store, pool):
-    return store.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES))
-
-
-def get_pages(store, pool):
-    return store.batch_get_v1(keys_of(PAGES), pool.page_indices(0, PAGES))
 
 
 def lines_of(left, fault):

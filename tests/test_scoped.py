@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from faults import FAULTS, IN_NIXL, INTERRUPTS, NAMES, PAGES, Fault, Observed, raising
+from faults import FAULTS, IN_NIXL, INTERRUPTS, NAMES, Fault, Observed, get_pages, raising, set_pages
 from support import (
     as_bytes,
     file_size_limit,
@@ -45,14 +45,6 @@ def store(make_store, pool):
 @pytest.fixture
 def observed(store, folder, replace_method, monkeypatch):
     return Observed(store, folder, replace_method, monkeypatch)
-
-
-def set_pages(store, pool):
-    return store.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES))
-
-
-def get_pages(store, pool):
-    return store.batch_get_v1(keys_of(PAGES), pool.page_indices(0, PAGES))
 
 
 # -- teardown: deregister, then close ----------------------------------------------------------------------

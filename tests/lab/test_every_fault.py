@@ -154,9 +154,8 @@ class TestScopedLeavesNothing:
     def test_on_libaio(self, scoped):
         assert_nothing_is_left(scoped)
 
-    def test_on_io_uring(self, io_uring_fd):
-        if io_uring_fd is None:
-            pytest.skip("the kernel refuses io_uring here")
+    @pytest.mark.usefixtures("needs_io_uring")
+    def test_on_io_uring(self):
         assert_nothing_is_left(every_fault("scoped", keys=KEYS, queue="io_uring"))
 
     def test_on_posix_aio(self):

@@ -50,9 +50,8 @@ class TestReleases:
         assert table.registrations.tolist() == [8, 16, 24, 32]
         assert table.pages_ok.tolist() == [2] * 4
 
-    def test_a_queue_in_the_flat_form_reaches_it(self, shared_worker, released, io_uring_fd):
-        if io_uring_fd is None:
-            pytest.skip("the kernel refuses io_uring here")
+    @pytest.mark.usefixtures("needs_io_uring")
+    def test_a_queue_in_the_flat_form_reaches_it(self, shared_worker, released):
         name = released("sglang==0.5.11")
         shared_worker.open(Setup(name, {"use_uring": "true"}, page_bytes=PAGE, pages=8))
         shared_worker.call("set", 8)
