@@ -1,42 +1,23 @@
-"""The command hicache-nixl."""
+"""hicache-nixl replay: one schedule against one connector."""
 
 from __future__ import annotations
 
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from .config import LIFETIMES, QUEUES
-from .errors import ConfigError, HiCacheNixlError
-from .host_pool import LAYOUTS
-from .models import model_geometry
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="A HiCache storage backend on NIXL, and the investigation of what its descriptors cost.",
-)
-out = Console()
+from ..config import LIFETIMES, QUEUES
+from ..errors import ConfigError
+from ..host_pool import LAYOUTS
+from .app import Layers, Model, PageSize, app, out, page_of
 
 Layout = StrEnum("Layout", {name: name for name in LAYOUTS})
 Queue = StrEnum("Queue", {name: name for name in QUEUES})
-
-Model = Annotated[
-    str | None, typer.Option(help="Take the pages of a model, such as Qwen2.5-32B, instead of page_bytes.")
-]
-PageSize = Annotated[int, typer.Option(help="With --model: tokens per page.")]
-Layers = Annotated[
-    int | None, typer.Option(help="With --model: fewer layers than it has, for a small machine.")
-]
 
 SHOWN = {  # column of a replay: its heading
     "call": "call",
@@ -91,13 +72,13 @@ def replay(
 
     A server's own log: hicache-nixl replay log.csv --model Qwen2.5-32B --layers 8 --storage-dir /mnt/nvme
     """
-    from . import lab
+    from .. import lab
 
     plan = _schedule(schedule, calls, keys)
     if csv is not None and not csv.absolute().parent.is_dir():
         raise ConfigError(f"--csv {csv}: there is no folder {csv.absolute().parent}")
     if model is not None:
-        page_bytes, mla = _page_of(model, page_size, layers)
+        page_bytes, mla = page_of(model, page_size, layers)
     table = lab.replay(
         plan,
         connector,
@@ -130,85 +111,8 @@ def replay(
         )
 
 
-@app.command()
-def reproduce(
-    profile: Annotated[str, typer.Option(help="A file of notebooks/parameters: quick or full.")] = "quick",
-    notebook: Annotated[
-        list[str] | None, typer.Option(help="Only this notebook, by name or number (01); may be repeated.")
-    ] = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-p", "--parameter", metavar="NAME=VALUE", help="A notebook parameter; may be repeated."
-        ),
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="Name of the folder below runs/; profile and time if left out.")
-    ] = None,
-    model: Model = None,
-    page_size: PageSize = 64,
-    layers: Layers = None,
-) -> None:
-    """Run the notebooks headlessly through papermill into runs/NAME, with a page of each.
-
-    Exit code 0 when every claim holds or is inconclusive; 1 when one fails, naming notebook, cell and claim.
-
-    On one's own disk, model and queue:
-    hicache-nixl reproduce -p storage_dir=/mnt/nvme -p queue=io_uring --model Qwen2.5-32B --layers 4
-    """
-    from .lab import reproduction
-
-    chosen = reproduction.chosen_notebooks(notebook or [])
-    given = reproduction.parse_parameters(parameter or [])
-    if "run_dir" in given:
-        raise ConfigError("run_dir is set by --run")
-    if model is not None:
-        given["page_bytes"], given["mla"] = _page_of(model, page_size, layers)
-    if isinstance(given.get("storage_dir"), str) and given["storage_dir"]:
-        given["storage_dir"] = str(_existing_folder(given["storage_dir"]))
-    parameters = reproduction.parameters_for(chosen, reproduction.read_profile(profile), given)
-    folder = reproduction.new_run_folder(run or reproduction.default_run_name(profile))
-    shown = os.path.relpath(folder)
-    outcomes = []
-    try:
-        for name, path in chosen.items():
-            outcomes.append(reproduction.run_notebook(name, path, folder, parameters[name]))
-            if outcomes[-1].error:
-                break
-    except KeyboardInterrupt:
-        out.print(f"\ninterrupted in {name}; what ran is in {shown}/", highlight=False)
-        raise typer.Exit(130) from None
-    table = Table("notebook", "seconds", "claims hold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for outcome in outcomes:
-        held = f"{outcome.count('holds')} of {len(outcome.claims)}"
-        table.add_row(outcome.notebook, f"{outcome.seconds:.0f}", held)
-    out.print(table)
-    for outcome in outcomes:
-        for claim in outcome.claims[outcome.claims.verdict == "inconclusive"].itertuples():
-            out.print(
-                f"inconclusive: {claim.id}: {claim.measured}, expected {claim.expected}", highlight=False
-            )
-    out.print(f"{reproduction.verdict(outcomes)}; tables, figures and pages are in {shown}/", highlight=False)
-    errors = [error for outcome in outcomes for error in outcome.errors()]
-    if errors:
-        raise reproduction.NotebookFailedError(
-            f"{'; '.join(errors)}. The executed notebook is in {shown}/notebooks/"
-        )
-
-
-def main() -> None:
-    """Run the command; an error that we know is one line."""
-    try:
-        app()
-    except HiCacheNixlError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        sys.exit(1 if not isinstance(error, ConfigError) else 2)
-
-
 def _schedule(name: str, calls: int, keys: int) -> Any:
-    from .lab import Schedule
+    from ..lab import Schedule
 
     ready = {"pr24671": Schedule.pr24671, "single_call": Schedule.single_call}
     if name in ready:
@@ -220,19 +124,6 @@ def _schedule(name: str, calls: int, keys: int) -> Any:
             f"schedule {name!r} is unknown; it takes {', '.join(ready)}, steady or a CSV file that exists"
         )
     return Schedule.from_csv(name)
-
-
-def _page_of(model: str, page_size: int, layers: int | None) -> tuple[int, bool]:
-    """Return the bytes of a model's page, and whether it is an MLA page."""
-    geometry = model_geometry(model)
-    return geometry.page_bytes(page_size, layers), geometry.is_mla
-
-
-def _existing_folder(path: str) -> Path:
-    folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
-        raise ConfigError(f"storage_dir {path}: no such folder; it takes an existing, writable folder")
-    return folder
 
 
 def _show(table: Any, title: str) -> None:
