@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from jupyter_client import KernelManager
 
 from hicache_nixl import lab
 from hicache_nixl.lab import figures, reproduction
@@ -31,6 +32,7 @@ ASKED_FOR = {
     "run_dir",
     "strict",
 }
+KERNEL = "hicache-nixl"
 TYPES = {"str", "int", "float", "bool", "list"}
 LONGEST_CELL = 20  # lines that are not blank
 
@@ -48,6 +50,12 @@ def notebook(name: str) -> nbformat.NotebookNode:
 @pytest.fixture
 def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_kernel_that_they_name_is_registered_and_runs_in_this_environment():
+    manager = KernelManager(kernel_name=KERNEL)
+    assert Path(manager.kernel_spec.resource_dir).is_relative_to(sys.prefix)
+    assert manager.format_kernel_cmd()[0] == sys.executable
 
 
 def test_there_are_four_numbered_from_01():
@@ -121,7 +129,7 @@ class TestCells:
     def test_the_metadata_is_of_no_machine(self, notebook):
         assert set(notebook.metadata) <= {"kernelspec", "language_info"}
         assert dict(notebook.metadata.language_info) == {"name": "python"}
-        assert notebook.metadata.kernelspec.name == "python3"
+        assert notebook.metadata.kernelspec == {"display_name": KERNEL, "language": "python", "name": KERNEL}
         assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
 
     def test_no_cell_is_long(self, code):

@@ -192,6 +192,7 @@ def run_notebook(name: str, path: Path, folder: Path, parameters: Mapping[str, A
                 execution_timeout=CELL_TIMEOUT,
                 config=Config({"KernelManager": {"transport": "ipc"}}),  # no port for others to listen at
                 cwd=str(folder),
+                kernel_name="python3",  # this interpreter, also where the project's kernel is not registered
             )
         except papermill.PapermillExecutionError as failure:
             error = f"{name}, cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
