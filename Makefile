@@ -18,12 +18,12 @@ reproduce: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/pytest $(ARGS)
 
-# Opens on the first notebook.  Neither news nor updates are asked for.  Kernels are reached through sockets in
+# Opens on the first notebook, and does not ask whether to fetch news.  Kernels are reached through sockets in
 # the file system, as in a headless run.  Root, as in a container, is let in: the server listens on 127.0.0.1.
-LAB := --allow-root --KernelManager.transport=ipc \
-  --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+LAB := --allow-root --KernelManager.transport=ipc --LabApp.app_settings_dir=$(CURDIR)/share/jupyter/lab/settings \
+  --LabApp.default_url=/lab/tree/01_reproduce_the_leak.ipynb
 lab: $(INSTALLED)
-	$(VENV)/bin/jupyter lab $(LAB) $(ARGS) notebooks/01_reproduce_the_leak.ipynb
+	$(VENV)/bin/jupyter lab $(LAB) $(ARGS) notebooks
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else \
