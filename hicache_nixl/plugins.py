@@ -20,7 +20,7 @@ from .errors import NixlMissingError, PluginError
 
 logger = logging.getLogger(__name__)
 
-_VARIANTS = ("nixl_cu12", "nixl_cu13")
+VARIANTS = ("nixl_cu12", "nixl_cu13")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def load_nixl(plugin: str = "auto") -> ModuleType:
     NixlMissingError
         One line that says what to install.
     """
-    for variant in _VARIANTS:
+    for variant in VARIANTS:
         if f"{variant}._api" in sys.modules:
             return sys.modules[f"{variant}._api"]
     try:
@@ -148,7 +148,7 @@ def _way_out(plugin: str, params: dict[str, str]) -> str:
     if plugin.startswith("GDS"):
         return "It needs an NVIDIA GPU with GPUDirect Storage; POSIX works without."
     if plugin == "OBJ":
-        variant = next((name for name in _VARIANTS if name in sys.modules), "nixl")
+        variant = next((name for name in VARIANTS if name in sys.modules), "nixl")
         return f"This process uses {variant}; OBJ loads without CUDA only from nixl_cu12, in a process of its own."
     if params.get("use_uring") == "true":
         return (

@@ -21,7 +21,7 @@ from ..config import STORAGE_DIR_VARIABLE
 from ..errors import ConfigError, HiCacheNixlError
 from .fds import ProcessGoneError, count_fds, count_storage_fds, fd_table
 from .nursery import NURSERY, Forked
-from .releases import ReleaseError, fetch
+from .releases import ReleaseError, source_of
 from .setup import Setup
 
 LAST_LINES = 12
@@ -126,7 +126,7 @@ class Worker:
         ReleaseError
             A released connector that cannot be had, or does not load.
         """
-        wheel = None if setup.version is None else str(fetch(setup.version))
+        wheel = source_of(setup.connector)
         try:
             self.request("open", setup=setup.as_message(), wheel=wheel)
         except RefusedError as error:

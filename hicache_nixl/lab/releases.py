@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..errors import ConfigError, HiCacheNixlError
 from ..resources import resource
@@ -29,6 +29,7 @@ from ..resources import resource
 logger = logging.getLogger(__name__)
 
 PREFIX = "sglang=="
+INSTALLED = "sglang@"
 CACHE_VARIABLE = "HICACHE_NIXL_CACHE"
 PATIENCE = 20  # seconds that pip waits for a registry, twice
 # One wheel for every Python and machine, so that one hash holds: the connector in it is plain Python.
@@ -50,6 +51,7 @@ ANY_MACHINE = [
 
 _STACK = "sglang.srt.mem_cache"
 _EMPTY = ("sglang", "sglang.srt", _STACK, f"{_STACK}.storage", f"{_STACK}.storage.nixl", "sglang.srt.utils")
+_CONNECTOR = f"{_STACK}.storage.nixl.hicache_nixl"
 _HOST_POOL = (f"{_STACK}.memory_pool_host", f"{_STACK}.pool_host")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.(post|dev)[0-9]+)?")
 
@@ -82,6 +84,44 @@ def version_of(connector: str) -> str | None:
     if not _VERSION.fullmatch(version):
         raise ReleaseError(version, "is no version, such as 0.5.11")
     return version
+
+
+def installed_in(connector: str) -> Path | None:
+    """Return the site-packages folder of ``"sglang@FOLDER"``, None for what is no installed SGLang.
+
+    Raises
+    ------
+    ConfigError
+        When there is no SGLang with a connector for NIXL in it.
+
+    Examples
+    --------
+    >>> installed_in("sglang==0.5.11")
+    >>> installed_in("sglang@/nowhere")
+    Traceback (most recent call last):
+    hicache_nixl.errors.ConfigError: sglang@/nowhere: no connector for NIXL in it; it takes the site-packages folder that SGLang is installed in
+    """
+    if not connector.startswith(INSTALLED):
+        return None
+    folder = Path(connector.removeprefix(INSTALLED))
+    if not has_connector(folder):
+        raise ConfigError(
+            f"{connector}: no connector for NIXL in it; it takes the site-packages folder that SGLang is installed in"
+        )
+    return folder.resolve()
+
+
+def has_connector(folder: Path) -> bool:
+    """Tell whether an SGLang with a connector for NIXL is installed in a site-packages folder."""
+    return os.path.isfile(folder / f"{_CONNECTOR.replace('.', '/')}.py")
+
+
+def source_of(connector: str) -> str | None:
+    """Return what ``connector_class`` takes: a release's wheel, fetched, or a folder; None for one of ours."""
+    if (version := version_of(connector)) is not None:
+        return str(fetch(version))
+    folder = installed_in(connector)
+    return None if folder is None else str(folder)
 
 
 def cache_folder() -> Path:
@@ -128,15 +168,17 @@ def at_hand(connectors: Iterable[str]) -> dict[str, str]:
 
 
 def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:
-    """Import ``HiCacheNixl`` and ``HiCacheStorageConfig`` from a wheel, into this process.
+    """Import ``HiCacheNixl`` and ``HiCacheStorageConfig`` from a wheel or a folder, into this process.
 
-    In a process of its own: the modules that it puts into ``sys.modules`` are no working SGLang.
+    In a process of its own: the modules that it puts into ``sys.modules`` are no working SGLang, and from then
+    on it writes no bytecode, for the folder belongs to somebody else.
 
     Raises
     ------
     HiCacheNixlError
         When the connector does not load without the serving stack.
     """
+    sys.dont_write_bytecode = True
     for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
         del sys.modules[name]
     for name in _EMPTY:
@@ -148,7 +190,7 @@ def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:
         module.HostKVCache = type("HostKVCache", (), {})
         sys.modules[name] = module
     try:
-        connector = importlib.import_module(f"{_STACK}.storage.nixl.hicache_nixl").HiCacheNixl
+        connector = importlib.import_module(_CONNECTOR).HiCacheNixl
         config = importlib.import_module(f"{_STACK}.hicache_storage").HiCacheStorageConfig
     except Exception as error:
         raise HiCacheNixlError(f"its connector does not load: {type(error).__name__}: {error}") from error

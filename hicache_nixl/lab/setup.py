@@ -10,7 +10,7 @@ from typing import Any
 from ..config import LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
 from ..errors import ConfigError
 from ..host_pool import LAYOUTS
-from .releases import PREFIX, known_releases, version_of
+from .releases import INSTALLED, PREFIX, installed_in, known_releases, version_of
 
 MODEL_NAME = "replayed-model"
 
@@ -42,7 +42,8 @@ class Setup:
     Attributes
     ----------
     connector : str
-        A lifetime, such as ``"scoped"``, or a released connector, such as ``"sglang==0.5.11"``.
+        A lifetime, such as ``"scoped"``, a released connector, such as ``"sglang==0.5.11"``, or the one of an
+        SGLang that is installed, ``"sglang@FOLDER"`` with its site-packages folder.
     plugin_params : dict
         SGLang's ``extra_config``, full or flat form, such as ``{"use_uring": "true"}``; the POSIX plugin on
         libaio when left out.
@@ -64,12 +65,12 @@ class Setup:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.version is None and self.connector not in LIFETIMES:
+        if not self.is_ours and self.version is None and installed_in(self.connector) is None:
             raise ConfigError(
                 f"connector: {self.connector!r} is unknown; it takes one of {', '.join(LIFETIMES)}, "
-                f"or a release such as {PREFIX}0.5.12"
+                f"or a release such as {PREFIX}0.5.12, or {INSTALLED}FOLDER with the folder that SGLang is in"
             )
-        config = NixlBackendConfig(self.extra_config if self.version is None else self.plugin_params)
+        config = NixlBackendConfig(self.extra_config if self.is_ours else self.plugin_params)
         release = known_releases().get(self.version)
         if self.direct and release is not None and release.stands_for:
             raise ConfigError(
@@ -83,8 +84,13 @@ class Setup:
             raise ConfigError(f"page_bytes: {self.page_bytes} does not work; it takes a multiple of 8")
 
     @property
+    def is_ours(self) -> bool:
+        """Whether the connector is a lifetime of this package."""
+        return self.connector in LIFETIMES
+
+    @property
     def version(self) -> str | None:
-        """Which release of SGLang the connector is; None for one of ours."""
+        """Which release of SGLang the connector is; None for one of ours, and for an installed one."""
         return version_of(self.connector)
 
     @property
@@ -93,7 +99,7 @@ class Setup:
 
         The cleaner of 0.5.23 removes pages when the disk is fuller than 80 %, whoever filled it.
         """
-        if self.version is None:
+        if self.is_ours:
             extra = {**self.plugin_params, "lifetime": self.connector}
             return {**extra, "use_direct_io": True} if self.direct else extra
         config = NixlBackendConfig(self.plugin_params)

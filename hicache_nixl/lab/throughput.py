@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..config import QUEUES
 from ..errors import ConfigError
@@ -181,23 +181,24 @@ def left_per_key(times: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def usable_queues(storage_dir: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+def usable_queues(storage_dir: str | os.PathLike[str] | None = None, *, timeout: float = 60) -> pd.DataFrame:
     """Try the POSIX plugin's queues: ``queue``, ``works``, and the ``reason`` when one does not.
 
-    io_uring is refused in many containers; what cannot run is told instead of breaking a run.
+    io_uring is refused in many containers, libaio where its requests are used up; what cannot run is told
+    instead of breaking a run.  Each queue is tried in a process of its own, for ``timeout`` seconds at most.
     """
     rows = []
-    with Worker(Setup(pages=1), storage_dir=storage_dir) as worker:
-        for queue in QUEUES:
-            reason = ""
-            try:
-                worker.open(Setup(plugin_params=queue_params(queue), pages=1))
+    for queue in QUEUES:
+        reason = ""
+        try:
+            setup = Setup(plugin_params=queue_params(queue), pages=1)
+            with Worker(setup, storage_dir=storage_dir, timeout=timeout) as worker:
                 moved = worker.call("set", 1)
                 if not moved["pages_ok"]:
                     reason = "; ".join(moved["log"])
-            except WorkerError as error:
-                reason = str(error)
-            rows.append({"queue": queue, "works": not reason, "reason": reason})
+        except WorkerError as error:
+            reason = str(error)
+        rows.append({"queue": queue, "works": not reason, "reason": reason})
     return pd.DataFrame(rows)
 
 

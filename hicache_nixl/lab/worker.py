@@ -110,7 +110,7 @@ class Host:
         self.opened: dict[int, fds.Opened] = {}
 
     def open(self, setup: dict[str, Any], wheel: str | None = None) -> dict[str, Any]:
-        """Make a connector, out of a wheel or our own, after the end of the one before it."""
+        """Make a connector, out of a wheel or a folder or our own, after the end of the one before it."""
         self.end_connector()
         self.setup = Setup(**setup)
         plugin = NixlBackendConfig(self.setup.plugin_params).plugin
