@@ -261,7 +261,10 @@ class TestReproduce:
             "--model Qwen2.5-32B --layers 1 --page-size 4"
         )
         assert answer.code == 0
-        assert "1 of 2 claims hold, 1 inconclusive; tables, figures and pages are in" in answer.prose
+        assert re.search(
+            r"1 of 2 claims hold, 1 inconclusive; the report is \S+runs/mine/index.html", answer.prose
+        )
+        assert (tiny / "mine" / "index.html").exists()
         assert re.search(r"inconclusive: cost: 1\.20 \[1\.10, 1\.30\], expected at most 1\.25", answer.prose)
         assert re.search(r"01_holds \d+ 1 of 2", answer.prose)
         assert (tiny / "mine" / "html" / "01_holds.html").exists()

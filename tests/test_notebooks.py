@@ -172,7 +172,7 @@ class TestCells:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "run.figure"
         ]
         assert calls
-        assert all(len(call.args) == 3 for call in calls)
+        assert all(len(call.args) in (3, 4) for call in calls)
 
 
 class TestProse:

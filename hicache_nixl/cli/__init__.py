@@ -1,6 +1,6 @@
 """The command hicache-nixl; a module per command."""
 
-from . import replay, reproduce
+from . import doctor, replay, report, reproduce
 from .app import app, main
 
-__all__ = ["app", "main", "replay", "reproduce"]
+__all__ = ["app", "doctor", "main", "replay", "report", "reproduce"]

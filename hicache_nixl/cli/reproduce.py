@@ -32,14 +32,14 @@ def reproduce(
     page_size: PageSize = 64,
     layers: Layers = None,
 ) -> None:
-    """Run the notebooks headlessly through papermill into runs/NAME, with a page of each.
+    """Run the notebooks headlessly through papermill into runs/NAME, and make the report runs/NAME/index.html.
 
     Exit code 0 when every claim holds or is inconclusive; 1 when one fails, naming notebook, cell and claim.
 
     On one's own disk, model and queue:
     hicache-nixl reproduce -p storage_dir=/mnt/nvme -p queue=io_uring --model Qwen2.5-32B --layers 4
     """
-    from ..lab import reproduction
+    from ..lab import report, reproduction
 
     chosen = reproduction.chosen_notebooks(notebook or [])
     given = reproduction.parse_parameters(parameter or [])
@@ -59,7 +59,9 @@ def reproduce(
             if outcomes[-1].error:
                 break
     except KeyboardInterrupt:
-        out.print(f"\ninterrupted in {name}; what ran is in {shown}/", highlight=False)
+        out.print(
+            f"\ninterrupted in {name}; what ran is in {shown}/ (hicache-nixl report {shown})", highlight=False
+        )
         raise typer.Exit(130) from None
     table = Table("notebook", "seconds", "claims hold", box=box.SIMPLE_HEAD, pad_edge=False)
     for outcome in outcomes:
@@ -71,7 +73,15 @@ def reproduce(
             out.print(
                 f"inconclusive: {claim.id}: {claim.measured}, expected {claim.expected}", highlight=False
             )
-    out.print(f"{reproduction.verdict(outcomes)}; tables, figures and pages are in {shown}/", highlight=False)
+    with out.status("making the report"):
+        page = report.build(folder)
+    for connector, reason in report.read_record(folder).not_run().items():
+        out.print(f"not run: {connector}: {reason}", highlight=False)
+    out.print(
+        f"{reproduction.verdict(outcomes)}; the report is {os.path.relpath(page)}",
+        highlight=False,
+        soft_wrap=True,
+    )
     errors = [error for outcome in outcomes for error in outcome.errors()]
     if errors:
         raise reproduction.NotebookFailedError(

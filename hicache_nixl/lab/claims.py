@@ -104,6 +104,20 @@ def _shown(measured: Ratio | Estimate | float) -> str:
     return str(measured) if isinstance(measured, Ratio | Estimate) else f"{measured:.3g}"
 
 
+def tally(claims: pd.DataFrame) -> str:
+    """Say in one line how the claims of a ledger went.
+
+    Examples
+    --------
+    >>> tally(pd.DataFrame({"verdict": ["holds", "holds", "inconclusive"]}))
+    '2 of 3 claims hold, 1 inconclusive'
+    """
+    count = {verdict: int((claims.verdict == verdict).sum()) for verdict in (HOLDS, FAILS, INCONCLUSIVE)}
+    text = f"{count[HOLDS]} of {len(claims)} claims hold"
+    text += f", {count[FAILS]} fail" if count[FAILS] else ""
+    return text + (f", {count[INCONCLUSIVE]} inconclusive" if count[INCONCLUSIVE] else "")
+
+
 def ledger(claims: list[Claim]) -> pd.DataFrame:
     """Return claims as a table."""
     columns = [field.name for field in dataclasses.fields(Claim)]

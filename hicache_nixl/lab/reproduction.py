@@ -11,21 +11,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 import papermill
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 from ..errors import ConfigError, HiCacheNixlError
 from ..resources import resource, runs_folder
-from .claims import FAILS, HOLDS
+from .claims import FAILS, tally
+from .report import write_notebook_page
 
 PROFILES = "notebooks/parameters"
 NUMBERED = "[0-9][0-9]_*.ipynb"
-TEMPLATES = Path(__file__).parent / "templates"
 CELL_TIMEOUT = 1800  # seconds; papermill itself knows no limit
 
 
@@ -199,7 +197,7 @@ def run_notebook(name: str, path: Path, folder: Path, parameters: Mapping[str, A
         except (DeadKernelError, CellTimeoutError) as failure:
             error = f"{name}: {type(failure).__name__}: {failure}"
     seconds = (datetime.now() - started).total_seconds()
-    return Outcome(name, seconds, claims_of(folder, name), to_html(output, folder), error)
+    return Outcome(name, seconds, claims_of(folder, name), write_notebook_page(folder, name), error)
 
 
 def claims_of(folder: Path, notebook: str | None = None) -> pd.DataFrame:
@@ -211,25 +209,9 @@ def claims_of(folder: Path, notebook: str | None = None) -> pd.DataFrame:
     return table if notebook is None else table[table.notebook == notebook]
 
 
-def to_html(executed: Path, folder: Path) -> Path:
-    """Convert an executed notebook into a page that opens offline."""
-    exporter = HTMLExporter(template_name="hicache", extra_template_basedirs=[str(TEMPLATES)])
-    node = nbformat.read(executed, as_version=4)
-    body, _ = exporter.from_notebook_node(node, {"metadata": {"name": executed.stem}})
-    page = folder / "html" / f"{executed.stem}.html"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(body)
-    return page
-
-
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """Say in one line how a run went."""
-    held = sum(outcome.count(HOLDS) for outcome in outcomes)
-    total = sum(len(outcome.claims) for outcome in outcomes)
-    failed = sum(outcome.count(FAILS) for outcome in outcomes)
-    open_ = total - held - failed
-    text = f"{held} of {total} claims hold"
-    return text + (f", {failed} fail" if failed else "") + (f", {open_} inconclusive" if open_ else "")
+    """Say in one line how the claims of a run went."""
+    return tally(pd.concat([outcome.claims for outcome in outcomes]))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,8 +43,9 @@ INTERACTIVE = "interactive"
 class Run:
     """What one notebook writes into the folder of a run.
 
-    Tables go to ``tables/``, figures to ``figures/``, claims to ``claims.csv`` (shared by the notebooks of
-    a run), where it ran and with what to ``provenance.json``.
+    Tables go to ``tables/``, figures to ``figures/``; ``claims.csv`` and ``figures.csv`` (shared by the notebooks
+    of a run) list claims and figures with the cell that stated or drew them; where it ran and with what goes to
+    ``provenance.json``.
 
     Parameters
     ----------
@@ -77,6 +78,7 @@ class Run:
         self.folder = Path(run_dir) if run_dir else runs_folder() / INTERACTIVE
         self.strict = strict
         self._claims: dict[str, tuple[int, Claim]] = {}
+        self._figures: dict[str, dict[str, Any]] = {}
         for name in ("tables", "figures"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._note_provenance(parameters)
@@ -86,25 +88,36 @@ class Run:
         frame.to_csv(self.folder / "tables" / f"{self.notebook}_{name}.csv", index=False)
         return frame
 
-    def figure(self, name: str, figure: Figure, alt: str) -> None:
-        """Save a figure as PNG, show it, and close it.
+    def figure(self, name: str, figure: Figure, alt: str, tables: Sequence[str] = ()) -> None:
+        """Save a figure as PNG, show it, close it, and note it in ``figures.csv``.
 
         Parameters
         ----------
         alt : str
             What the figure shows, for those who do not see it.
+        tables : sequence of str
+            The tables of this notebook that hold its numbers; the one of the same name when left out.
+
+        Raises
+        ------
+        ValueError
+            Without an alt text.
         """
-        figure.savefig(
-            self.folder / "figures" / f"{self.notebook}_{name}.png", dpi=150, metadata={"Description": alt}
-        )
+        if not alt.strip():
+            raise ValueError(f"figure {name!r} has no alt text")
+        title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+        file = f"{self.notebook}_{name}"
+        figure.savefig(self.folder / "figures" / f"{file}.png", dpi=150, metadata={"Description": alt})
         if get_ipython() is not None:
             display(figure, metadata={"image/png": {"alt": alt}})
         plt.close(figure)
+        row = {"notebook": self.notebook, "cell": _cell(), "figure": name, "title": title, "alt": alt}
+        self._figures[name] = {**row, "tables": " ".join(tables or [name])}
+        self._write("figures.csv", pd.DataFrame(self._figures.values()))
 
     def claim(self, *claims: Claim) -> None:
         """State claims; they are remembered with the number of the cell that measured them."""
-        shell = get_ipython()
-        cell = len(shell.user_ns["In"]) - 1 if shell is not None else 0
+        cell = _cell()
         for claim in claims:
             if self._claims.get(claim.id, (None, None))[0] == cell:
                 raise ValueError(f"claim {claim.id!r} is stated twice")
@@ -121,14 +134,7 @@ class Run:
         mine = ledger([claim for _, claim in self._claims.values()])
         mine.insert(0, "cell", [cell for cell, _ in self._claims.values()])
         mine.insert(0, "notebook", self.notebook)
-        path = self.folder / "claims.csv"
-        if path.exists():
-            before = pd.read_csv(path, dtype=str, keep_default_na=False)
-            others = before[before.notebook != self.notebook]
-            everything = pd.concat([others, mine]).sort_values("notebook", kind="stable")
-        else:
-            everything = mine
-        _replace(path, everything.to_csv(index=False))
+        self._write("claims.csv", mine)
         failed = mine[mine.verdict == FAILS]
         if self.strict and len(failed):
             lines = [
@@ -137,6 +143,15 @@ class Run:
             ]
             raise ClaimsFailedError("; ".join(lines))
         return mine.drop(columns=["notebook"])
+
+    def _write(self, name: str, mine: pd.DataFrame) -> None:
+        """Put this notebook's rows into a table of the whole run, in place of those that it had there."""
+        path = self.folder / name
+        if path.exists():
+            before = pd.read_csv(path, dtype=str, keep_default_na=False)
+            others = before[before.notebook != self.notebook]
+            mine = pd.concat([others, mine]).sort_values("notebook", kind="stable")
+        _replace(path, mine.to_csv(index=False))
 
     def _note_provenance(self, parameters: Mapping[str, Any]) -> None:
         path = self.folder / "provenance.json"
@@ -179,6 +194,12 @@ def describe(run: Run) -> pd.DataFrame:
         "git commit": known["git_commit"],
     }
     return pd.DataFrame(rows.items(), columns=["what", "value"])
+
+
+def _cell() -> int:
+    """Return the number of the cell that runs, as its reader sees it; 0 outside of a notebook."""
+    shell = get_ipython()
+    return len(shell.user_ns["In"]) - 1 if shell is not None else 0
 
 
 def _version(package: str) -> str | None:

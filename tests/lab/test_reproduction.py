@@ -108,6 +108,7 @@ class TestSuccess:
         files = {str(path.relative_to(held.folder)) for path in held.folder.rglob("*") if path.is_file()}
         assert files == {
             "claims.csv",
+            "figures.csv",
             "figures/00_holds_square.png",
             "html/00_holds.html",
             "notebooks/00_holds.ipynb",

@@ -1,0 +1,57 @@
+"""An executed notebook as a page: output first, code folded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+from markupsafe import Markup
+from nbconvert import HTMLExporter
+
+from .pages import TEMPLATES, write_page
+
+
+def write_notebook_page(folder: Path, name: str) -> Path:
+    """Make the page of one executed notebook of a run: ``html/NAME.html``.
+
+    Each cell has the anchor ``cell-N``, with the number that claims and figures have noted.
+
+    Raises
+    ------
+    AltTextError
+    """
+    node = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+    beside = sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb"))
+    place = beside.index(name)
+    return write_page(
+        folder / "html" / f"{name}.html",
+        "notebook.html.j2",
+        title=title_of(node, name),
+        body=Markup(_cells(node)),
+        name=name,
+        run=folder.name,
+        before=beside[place - 1] if place else None,
+        after=beside[place + 1] if place + 1 < len(beside) else None,
+    )
+
+
+def title_of(node: nbformat.NotebookNode, name: str) -> str:
+    """Return the title of a notebook: its first line of prose, else its name."""
+    for cell in node.cells:
+        title = re.match(r"#\s+(.+)", cell.source)
+        if cell.cell_type == "markdown" and title:
+            return title[1].strip()
+    return name
+
+
+def _cells(node: nbformat.NotebookNode) -> str:
+    exporter = HTMLExporter(
+        template_name="hicache",
+        extra_template_basedirs=[str(TEMPLATES)],
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    body, _ = exporter.from_notebook_node(node)
+    return body

@@ -1,0 +1,157 @@
+"""From Jinja2 templates to pages that open offline: one style sheet in the page, figures in the page, no script."""
+
+from __future__ import annotations
+
+import base64
+import re
+from functools import cache
+from html.parser import HTMLParser
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+
+from ...errors import HiCacheNixlError
+from .record import Record
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE_DPI = 96  # of CSS
+LIGHT, DARK = "xcode", "github-dark"  # styles of Pygments for code
+
+
+class AltTextError(HiCacheNixlError, ValueError):
+    """A picture of a page has no alt text; names page and place."""
+
+
+def write_page(path: Path, template: str, **context: Any) -> Path:
+    """Fill in a template and write the page.
+
+    Raises
+    ------
+    AltTextError
+        When a picture of it has no alt text; nothing is written then.
+    """
+    text = _environment().get_template(template).render(code_style=code_style(), **context)
+    missing = Pictures(text).without_alt
+    if missing:
+        raise AltTextError(f"{path.name}: no alt text for the picture {'; '.join(missing)}")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+class Pictures(HTMLParser):
+    """The pictures of a page that have no alt text, by the last anchor before each."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.without_alt: list[str] = []
+        self._place = "at its beginning"
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a picture without alt text, and the place that we are at."""
+        attributes = dict(attrs)
+        if attributes.get("id"):
+            self._place = f"in or after #{attributes['id']}"
+        if tag == "img" and not (attributes.get("alt") or "").strip():
+            self.without_alt.append(self._place)
+
+
+def shown(value: Any) -> str:
+    """Show a value of a table: four significant digits, whole numbers whole.
+
+    Examples
+    --------
+    >>> shown(0.123456), shown(4167), shown(4167.0), shown(float("nan")), shown("set")
+    ('0.1235', '4167', '4167', '', 'set')
+    """
+    if isinstance(value, float):
+        if pd.isna(value):
+            return ""
+        return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+    return str(value)
+
+
+def anchor(claim: Any) -> str:
+    """Return the anchor of a claim's row.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> anchor(SimpleNamespace(notebook="04_what", id="get_sglang==0.5.12"))
+    'claim-04_what-get_sglang-0.5.12'
+    """
+    return "claim-" + re.sub(r"[^\w.-]+", "-", f"{claim.notebook}-{claim.id}")
+
+
+def code(text: str) -> Markup:
+    """Show what stands between backquotes as code, and the rest as it is."""
+    parts = re.split(r"`([^`]*)`", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
+    )
+
+
+def data_uri(path: Path) -> str:
+    """Return a PNG as a link that holds it."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Return width and height at which a figure's letters have their size: its inches, in pixels of a page."""
+    with Image.open(path) as image:
+        width, height = image.size
+        dots = image.info.get("dpi", (PAGE_DPI, PAGE_DPI))[0]
+    return round(width * PAGE_DPI / dots), round(height * PAGE_DPI / dots)
+
+
+def table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
+    """Return a table of a run, None when this run has none of that name."""
+    path = record.folder / "tables" / f"{notebook}_{name}.csv"
+    try:
+        return pd.read_csv(path)
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return None
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value, or a column, is one of numbers."""
+    if isinstance(value, pd.Series):
+        return is_numeric_dtype(value) and not is_bool_dtype(value)
+    return isinstance(value, Number) and not isinstance(value, bool)
+
+
+@cache
+def code_style() -> str:
+    """Return the style of highlighted code, light and dark."""
+    light = HtmlFormatter(style=LIGHT).get_style_defs(".highlight")
+    dark = HtmlFormatter(style=DARK).get_style_defs(".highlight")
+    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}\n.highlight {{ background: none }}"
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= {
+        "anchor": anchor,
+        "code": code,
+        "data_uri": data_uri,
+        "is_number": is_number,
+        "shown": shown,
+        "size": size,
+    }
+    environment.globals["table"] = table
+    return environment
