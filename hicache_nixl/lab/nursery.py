@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -120,7 +121,8 @@ def main() -> None:
                     _be_a_worker(worker.main, json.loads(request), connection, output)
                 for fd in (connection, output):
                     os.close(fd)
-                os.write(status, f"{pid}\n".encode())
+                with suppress(BrokenPipeError):  # who asked is gone; the worker notices, and ends by itself
+                    os.write(status, f"{pid}\n".encode())
                 events.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
 
 
