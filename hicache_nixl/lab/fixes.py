@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from .. import lifetimes
 from .faults import KINDS, STEPS
@@ -63,7 +64,8 @@ def every_fault(
             worker.call("set", keys)
             worker.call(operation, keys)  # the first of its kind may set something up
             last = worker.call(operation, keys, watch=True)
-            for fault in _faults(last["steps"]):
+            steps = list(_faults(last["steps"]))
+            for fault in tqdm(steps, desc=f"{connector}: faults in a {operation}", unit="fault", leave=False):
                 row = worker.call(operation, keys, fault=fault)
                 after = worker.call(operation, keys)
                 if row["fired"]:

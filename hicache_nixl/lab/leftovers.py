@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .process import Worker
 from .releases import fetch, version_of

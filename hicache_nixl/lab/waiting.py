@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pandas as pd
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .process import Worker, WorkerError
 from .setup import Setup, queue_params
