@@ -22,6 +22,7 @@ _MODULES = {
         "register_files_left",
         "release_facts",
     ),
+    "panels": ("panel",),
     "process": ("Worker", "WorkerError"),
     "publishing": ("publish_times",),
     "releases": ("at_hand",),

@@ -88,6 +88,7 @@ BENCHMARK = ratio_table(
 
 DRAWN: dict[str, Callable[[], Figure]] = {
     "growth": lambda: figures.growth(PR, recorded_log(), BASELINE, TITLE),
+    "steps": lambda: figures.steps(INTO_LIMIT, BASELINE, LIMIT, "try_finally", TITLE),
     "law": lambda: figures.law(LAW, TITLE),
     "end": lambda: figures.end(INTO_LIMIT, BASELINE, LIMIT, TITLE),
     "hero": lambda: figures.hero(INTO_LIMIT, PR_FLAT, recorded_log(), BASELINE, LIMIT, TITLE),

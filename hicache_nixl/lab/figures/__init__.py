@@ -1,6 +1,6 @@
 """The figures: one question each, its answer as the title, lines labelled directly."""
 
-from .counts import end, faults, growth, hero, law, second_leak, two_counts
+from .counts import end, faults, growth, hero, law, second_leak, steps, two_counts
 from .times import benchmarks, latency, over_calls, pairs_and_ratios
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "over_calls",
     "pairs_and_ratios",
     "second_leak",
+    "steps",
     "two_counts",
 ]

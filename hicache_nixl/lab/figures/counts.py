@@ -49,6 +49,26 @@ def growth(
 
 
 @mpl.rc_context(LOOK)
+def steps(table: pd.DataFrame, baseline: int, limit: int, connector: str, title: str) -> Figure:
+    """Draw open descriptors over the calls of one replay, below its limit.
+
+    The axis always reaches to the limit, so that pictures of several replays can be compared.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.2))
+    _steps(axes, table, baseline, connector)
+    _limit(axes, limit)
+    _cross(axes, table)
+    axes.set(
+        title=title,
+        xlabel="call",
+        ylabel="open descriptors",
+        xlim=(0, len(table) + 1),
+        ylim=(0, limit * 1.12),
+    )
+    return figure
+
+
+@mpl.rc_context(LOOK)
 def law(table: pd.DataFrame, title: str) -> Figure:
     """Draw the descriptors that one call leaves over its number of keys.
 
