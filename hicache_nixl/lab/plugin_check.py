@@ -9,13 +9,12 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import IO, Any
 
 from ..plugins import VARIANTS
 from . import plugin_probe
@@ -30,7 +29,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _REASONS = (  # what NIXL 1.5 logs when a plugin cannot be created, the most telling first
     ("no", re.compile(r"Failed to load plugin from .*?: (\S+): cannot open shared object file"), "needs {}"),
     ("no", re.compile(r"Failed to load plugin from .*?\.so: (.+)"), "{}"),
-    ("note", re.compile(r"Failed to create engine: Missing config entry '([^']+)'"), "needs setting {}"),
+    ("note", re.compile(r"Failed to create engine: Missing config entry '([^']+)'"), "needs {}"),
     ("no", re.compile(r"Failed to create engine: (.+)"), "{}"),
 )
 
@@ -111,7 +110,7 @@ def probing() -> Iterator[Callable[[], list[Build]]]:
 @contextmanager
 def _probe(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(TELEMETRY)}
-    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+    with _memory("printed") as printed, _memory("errors") as errors:
         process = subprocess.Popen(
             [sys.executable, "-P", plugin_probe.__file__, *arguments],
             stdin=subprocess.DEVNULL,
@@ -126,6 +125,11 @@ def _probe(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _memory(name: str) -> IO[str]:
+    """Open a file that needs no folder: a read-only container may have none for temporary files."""
+    return os.fdopen(os.memfd_create(name), "w+")
 
 
 def _answer_of(process: subprocess.Popen[str], streams: Any, deadline: float) -> tuple[str, str]:

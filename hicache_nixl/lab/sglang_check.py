@@ -115,7 +115,7 @@ def judge(sglang: SGLang, storage_dir: str | os.PathLike[str] | None = None, tim
         return Verdict(NEITHER, "it has no connector for NIXL", measured=False)
     try:
         return measure(sglang, storage_dir, timeout)
-    except (WorkerError, ConfigError) as error:
+    except (WorkerError, ConfigError, OSError) as error:
         reason = str(error).splitlines()[0]
         return Verdict(by_version(sglang.version), f"by version, not measured: {reason}", measured=False)
 
@@ -127,7 +127,7 @@ def measure(
 
     Raises
     ------
-    ConfigError, WorkerError
+    ConfigError, WorkerError, OSError
         When its connector cannot be run here, or does not store and bring back its pages.
     """
     counts = []

@@ -78,10 +78,10 @@ def _tried(named: Path, source: str, make: bool) -> Storage:
     try:
         if not stat.S_ISDIR(os.stat(place).st_mode):
             return Storage(
-                folder, source, None, f"a file is in its place{where and f', {place}'}", "Name a folder."
+                folder, source, None, f"a file is in its place{where and f', {place}'}", "Name a folder"
             )
     except OSError as error:
-        way_out = f"mkdir -p {place}, or name a folder that exists."
+        way_out = f"Make it (mkdir -p {place}), or name a folder that exists"
         return Storage(folder, source, None, f"cannot be found: {error.strerror}", way_out)
     try:
         with os.scandir(place), tempfile.TemporaryFile(dir=place):
@@ -94,10 +94,10 @@ def _tried(named: Path, source: str, make: bool) -> Storage:
 
 def _way_out(error: OSError, place: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"Name another folder, or let uid {os.geteuid()} write to it: chown {os.geteuid()} {place}"
+        return f"Name another folder, or let uid {os.geteuid()} write to it"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Name a folder on a disk with space, or make some."
-    return "Name a folder that can be written to."
+        return "Name a folder on a disk with space, or make some"
+    return "Name a folder that can be written to"
 
 
 def file_system(place: Path) -> FileSystem:
@@ -106,7 +106,7 @@ def file_system(place: Path) -> FileSystem:
     mounts = [part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
     longest = max(len(part.mountpoint) for part in mounts)
     mount = [part for part in mounts if len(part.mountpoint) == longest][-1]  # the last one covers the others
-    options = ",".join(option for option in mount.opts.split(",") if "/" not in option)
+    options = ", ".join(option for option in mount.opts.split(",") if "/" not in option)
     return FileSystem(mount.fstype, options, psutil.disk_usage(str(place)).free)
 
 

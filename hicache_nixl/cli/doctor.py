@@ -1,0 +1,119 @@
+"""hicache-nixl doctor: what can run on this machine, on one screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .app import app, out
+
+if TYPE_CHECKING:
+    from ..lab.doctor import Diagnosis, Finding
+    from ..lab.plugin_check import Build
+
+TAKEN = " (what import nixl takes)"
+STYLES = {"ok": "green", "note": "yellow", "no": "red"}
+
+
+@app.command()
+def doctor(
+    storage_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="The storage folder to look at; what a server would use if left out: "
+            "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR, else /tmp/hicache_storage."
+        ),
+    ] = None,
+    sglang: Annotated[
+        Path | None,
+        typer.Option(help="Look for SGLang in another environment: its root, or its site-packages folder."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for machines.")] = False,
+) -> None:
+    """Say what can run on this machine, by trying it, in some seconds.
+
+    NIXL's builds and plugins, with the reason for each that does not load; the queues of the POSIX plugin; the
+    limits of open files; the storage folder, its file system and O_DIRECT; and whether the connector of the
+    installed SGLang has the leak, the second leak, or neither.
+
+    Nothing is left behind, and no other host is asked. Exit code 0 when the connector can run here: the POSIX
+    plugin works on a queue, and the storage folder can be written to. Otherwise 1; 2 for a wrong option.
+
+    Another disk, another environment:
+    hicache-nixl doctor --storage-dir /mnt/nvme --sglang /opt/sglang/venv
+    """
+    from ..lab import doctor as checks
+    from ..lab import sglang_check
+
+    found = sglang_check.find(sglang)
+    with Console(stderr=True).status("looking") as status:
+        diagnosis = checks.diagnose(storage_dir, found, progress=lambda step: status.update(f"trying {step}"))
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(diagnosis), indent=2))
+    else:
+        _show(diagnosis)
+    raise typer.Exit(0 if diagnosis.usable else 1)
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    told = [f"{name} {version or 'not installed'}" for name, version in diagnosis.versions.items()]
+    out.print(", ".join(told), highlight=False)
+    if diagnosis.builds:
+        told = [f"{build.name} {build.version}{TAKEN * build.chosen}" for build in diagnosis.builds]
+        out.print(f"builds of NIXL: {', '.join(told)}", highlight=False)
+    for part in (
+        _plugins(diagnosis.builds),
+        _findings("this machine", diagnosis.machine),
+        _findings("can run", diagnosis.can_run),
+    ):
+        out.print()
+        out.print(part)
+    out.print()
+    if diagnosis.usable:
+        out.print("The connector can run here.", style="green")
+    else:
+        out.print("The connector cannot run here.", style="red")
+
+
+def _plugins(builds: Sequence[Build]) -> Table | str:
+    if not builds:
+        return "NIXL is not installed: pip install nixl"
+    table = _table("NIXL plugin", *(build.name for build in builds), "why not")
+    for name in sorted({plugin.name for build in builds for plugin in build.plugins}):
+        found = [build.plugin(name) for build in builds]
+        reasons = dict.fromkeys(plugin.reason for plugin in found if plugin is not None and plugin.reason)
+        states = (Text("") if plugin is None else _state(plugin.state) for plugin in found)
+        table.add_row(name, *states, "; ".join(reasons))
+    for build in builds:
+        if build.problem:
+            table.add_row(build.name, *(Text("") for _ in builds), Text(build.problem, style=STYLES["no"]))
+    return table
+
+
+def _findings(title: str, findings: Sequence[Finding]) -> Table:
+    table = _table(title, "", "")
+    for finding in findings:
+        detail = Text(finding.detail)
+        if finding.way_out:
+            detail.append(f". {finding.way_out}", style="dim")
+        table.add_row(finding.what, _state(finding.state), detail)
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=STYLES[state])
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold underline")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
