@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import os
 from io import BytesIO
 from typing import Any
@@ -10,6 +12,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
+from matplotlib.figure import Figure
 
 from ..config import LIFETIMES, QUEUES
 from ..errors import HiCacheNixlError
@@ -77,8 +80,8 @@ class Panel:
         The controls; ``value`` is what was chosen.
     status : ipywidgets.Label
         What is running, what came of it, or one line that says why nothing did.
-    picture : ipywidgets.Image
-        The plot as PNG, its ``tooltip`` the text for those who do not see it.
+    picture : ipywidgets.HTML
+        The plot, with a text for those who do not see it: ipywidgets' own ``Image`` has none.
     box : ipywidgets.VBox
         All of them.
     table : pandas.DataFrame
@@ -95,15 +98,18 @@ class Panel:
         self._storage_dir = storage_dir
         self._page_bytes = page_bytes
         self._limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
-        look: dict[str, Any] = {"style": {"description_width": "110px"}}
-        self.lifetime = widgets.ToggleButtons(options=LIFETIMES, description="lifetime", **look)
+        label = {"description_width": "110px"}
+        look: dict[str, Any] = {"style": label, "layout": {"width": "500px"}}
+        self.lifetime = widgets.ToggleButtons(
+            options=LIFETIMES, description="lifetime", style=label, layout={"width": WIDTH}
+        )
         self.keys = widgets.SelectionSlider(
             options=KEYS, value=16, description="keys per call", continuous_update=False, **look
         )
         self.layout = widgets.Dropdown(options=LAYOUTS, value="page_first", description="layout", **look)
         self.queue = widgets.Dropdown(options=tuple(QUEUES), description="queue", **look)
         self.status = widgets.Label()
-        self.picture = widgets.Image(format="png", layout={"width": WIDTH, "max_width": "100%"})
+        self.picture = widgets.HTML()
         controls = [self.lifetime, self.keys, self.layout, self.queue]
         self.box = widgets.VBox([*controls, self.status, self.picture])
         self.table = pd.DataFrame()
@@ -119,7 +125,7 @@ class Panel:
         try:
             baseline = self._run()
         except HiCacheNixlError as error:
-            self._show("")
+            self.picture.value = ""  # it would belong to another choice
             self.status.value = f"error: {str(error).splitlines()[0]}"
             return
         except KeyboardInterrupt:
@@ -127,8 +133,10 @@ class Panel:
             raise
         limit = self._limits["nofile_limit"]
         title = f"{self.lifetime.value}: {growth(self.table, baseline)}"
-        figure = figures.steps(self.table, baseline, limit, self.lifetime.value, title)
-        self._show(f"Open descriptors over {CALLS} calls, and the limit of {limit}. {title}.", figure)
+        alt = f"Open descriptors over {CALLS} calls, and the limit of {limit}. {title}."
+        self.picture.value = image(
+            figures.steps(self.table, baseline, limit, self.lifetime.value, title), alt
+        )
         last = self.table.iloc[-1]
         self.status.value = (
             f"After {CALLS} calls, {last.storage_fds} storage files are open "
@@ -154,16 +162,14 @@ class Panel:
         self.table = pd.DataFrame(rows)
         return baseline
 
-    def _show(self, alt: str, figure: plt.Figure | None = None) -> None:
-        """Put a figure into the picture; without one, hide what belongs to another choice."""
-        self.picture.layout.visibility = "visible" if figure else "hidden"
-        if figure is None:
-            return
-        png = BytesIO()
-        figure.savefig(png, format="png", dpi=150, metadata={"Description": alt})
-        plt.close(figure)
-        self.picture.value = png.getvalue()
-        self.picture.tooltip = alt
+
+def image(figure: Figure, alt: str) -> str:
+    """Return a figure as an HTML element of its own, and close it."""
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    plt.close(figure)
+    data = base64.b64encode(png.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="width: {WIDTH}; max-width: 100%">'
 
 
 def growth(table: pd.DataFrame, baseline: int) -> str:
