@@ -91,6 +91,7 @@ class Nursery:
         """Let the nursery go; a worker that still runs ends when this process hangs up."""
         if self._process is not None:
             self._control.close()
+            self._process.terminate()  # it may still be importing, which nobody waits for any more
             self._process.wait()
             self._process = None
 
