@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,3 +25,26 @@ def report(run: Run) -> None:
         page = pages.build(run)
         verdict = pages.read_record(run).verdict()
     out.print(f"{verdict}; the report is {os.path.relpath(page)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Run,
+    second: Run,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The folder for the page; FIRST-vs-SECOND beside the first run if left out."
+        ),
+    ] = None,
+) -> None:
+    """Put two runs side by side on one page: another disk, another NIXL, before and after a change.
+
+    Claims that changed, ratios of times with intervals, figures overlaid, tables joined:
+    hicache-nixl compare runs/ssd runs/nvme
+    """
+    from ..lab import report as pages
+
+    with out.status("comparing"):
+        page = pages.compare_runs(first, second, to)
+    out.print(f"the comparison is {os.path.relpath(page)}", highlight=False, soft_wrap=True)

@@ -21,6 +21,7 @@ from ...errors import HiCacheNixlError
 from .record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
+NBCONVERTS_ALT = "No description has been provided for this image"  # what nbconvert puts where none was given
 PAGE_DPI = 96  # of CSS
 LIGHT, DARK = "xcode", "github-dark"  # styles of Pygments for code
 
@@ -60,7 +61,7 @@ class Pictures(HTMLParser):
         attributes = dict(attrs)
         if attributes.get("id"):
             self._place = f"in or after #{attributes['id']}"
-        if tag == "img" and not (attributes.get("alt") or "").strip():
+        if tag == "img" and (attributes.get("alt") or "").strip() in ("", NBCONVERTS_ALT):
             self.without_alt.append(self._place)
 
 

@@ -101,7 +101,10 @@ def _listed(path: Path, columns: list[str]) -> pd.DataFrame:
     """Read a list of the run; a run that failed early has none yet."""
     if not path.exists():
         return pd.DataFrame(columns=columns, dtype=str)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     missing = [column for column in columns if column not in table]
     if missing:
         raise ConfigError(f"{path} has no column {', '.join(missing)}; make the run again")

@@ -1,0 +1,179 @@
+"""The page of two runs side by side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from ...errors import ConfigError
+from ..claims import FAILS, HOLDS
+from .index import facts
+from .joining import claims_side_by_side, tables_side_by_side, time_ratios
+from .notebook_page import title_of
+from .overlays import Overlay, overlay
+from .pages import write_page
+from .record import Record, read_record
+
+DPI = 150
+
+
+def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) -> Path:
+    """Make a page of two runs: claims that changed, ratios of times, figures overlaid, tables joined.
+
+    Parameters
+    ----------
+    a, b : path
+        Folders of runs, or their names below ``runs/``.
+    out : path, optional
+        The folder of the page; ``A-vs-B`` beside the first run when left out.  A comparison that is there
+        already is made anew.
+
+    Returns
+    -------
+    pathlib.Path
+        Its ``index.html``, with ``claims.csv``, ``tables/`` and ``figures/`` beside it.
+
+    Raises
+    ------
+    ConfigError
+        When one of the two is no run, both are one, or ``out`` is a run.
+    """
+    first, second = read_record(a), read_record(b)
+    if first.folder == second.folder:
+        raise ConfigError(f"run {a} and run {b} are one; a comparison takes two")
+    folder = Path(out) if out else first.folder.parent / f"{first.name}-vs-{second.name}"
+    _make(folder)
+    claims = claims_side_by_side(first.claims, second.claims)
+    claims.to_csv(folder / "claims.csv", index=False)
+    return write_page(
+        folder / "index.html",
+        "compare.html.j2",
+        a=first,
+        b=second,
+        overall=[FAILS if (run.claims.verdict == FAILS).any() else HOLDS for run in (first, second)],
+        to=[os.path.relpath(run.folder, folder.resolve()) for run in (first, second)],
+        facts=_side_by_side(dict(facts(first)), dict(facts(second))),
+        parameters=_parameters(first, second),
+        claims=claims,
+        times=_times(first, second, folder),
+        figures=_figures(first, second, folder),
+        tables=_tables(first, second, folder),
+        titles=_titles(first, second),
+    )
+
+
+def _make(folder: Path) -> None:
+    if (folder / "provenance.json").exists():
+        raise ConfigError(f"{folder} is a run, and a run is not written into; give another --out")
+    try:
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be made: {error.strerror}") from error
+
+
+def _side_by_side(first: dict[str, Any], second: dict[str, Any]) -> pd.DataFrame:
+    """Return what either says, with whether they say the same."""
+    rows = [
+        (what, first.get(what, ""), second.get(what, ""), first.get(what) == second.get(what))
+        for what in dict.fromkeys([*first, *second])
+    ]
+    return pd.DataFrame(rows, columns=["what", "a", "b", "same"])
+
+
+def _parameters(a: Record, b: Record) -> pd.DataFrame:
+    """Return the parameters that differ, of notebooks that both ran."""
+    given = [
+        {
+            f"{name[:2]}: {parameter}": str(value)
+            for name, about in run.provenance.get("notebooks", {}).items()
+            if name in a.notebooks and name in b.notebooks
+            for parameter, value in about["parameters"].items()
+        }
+        for run in (a, b)
+    ]
+    table = _side_by_side(*given)
+    return table[~table.same.astype(bool)]
+
+
+def _titles(a: Record, b: Record) -> dict[str, str]:
+    return {name: title_of(node, name) for name, node in sorted({**a.notebooks, **b.notebooks}.items())}
+
+
+def _pairs(a: Record, b: Record) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    """Return the tables that both runs have."""
+    first, second = a.tables(), b.tables()
+    return [(name, _read(first[name]), _read(second[name])) for name in first if name in second]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+
+
+def _times(a: Record, b: Record, folder: Path) -> list[dict[str, Any]]:
+    """Compare every table that holds times pair by pair: its ratios, and their figure."""
+    found = []
+    for name, first, second in _pairs(a, b):
+        ratios = time_ratios(first, second)
+        if ratios is not None:
+            ratios.to_csv(folder / "tables" / f"{name}_times.csv", index=False)
+            drawn = overlay(first, second, "", (a.name, b.name))
+            found.append({"name": name, "ratios": ratios, **_drawn(drawn, folder, f"{name}_times")})
+    return found
+
+
+def _figures(a: Record, b: Record, folder: Path) -> list[dict[str, Any]]:
+    """Overlay the figures that both runs have; where no overlay fits, the two pictures stand side by side.
+
+    Figures of the same numbers, such as those of sets and of gets, have one overlay.
+    """
+    tables = {name: (first, second) for name, first, second in _pairs(a, b)}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row, other in _shared_figures(a, b):
+        named = [f"{row.notebook}_{name}" for name in row.tables.split()]
+        column = row.figure if any(row.figure in tables[name][0] for name in named if name in tables) else ""
+        entry = found.setdefault((*named, column), {"rows": [], "overlaid": []})
+        entry["rows"].append({"a": row, "b": other, "pictures": (a.picture(row), b.picture(other))})
+        for name in () if entry["overlaid"] else named:
+            drawn = overlay(*tables[name], column, (a.name, b.name)) if name in tables else None
+            if drawn is not None:
+                file = f"{row.notebook}_{row.figure}_{name.removeprefix(row.notebook + '_')}"
+                entry["overlaid"].append({"table": name, **_drawn(drawn, folder, file)})
+    return list(found.values())
+
+
+def _shared_figures(a: Record, b: Record) -> list[tuple[Any, Any]]:
+    there = {(row.notebook, row.figure): row for row in b.figures.itertuples(index=False)}
+    return [
+        (row, there[row.notebook, row.figure])
+        for row in a.figures.itertuples(index=False)
+        if (row.notebook, row.figure) in there
+    ]
+
+
+def _drawn(overlaid: Overlay | None, folder: Path, name: str) -> dict[str, Any]:
+    """Save a figure; return its file, title and alt text for the page."""
+    if overlaid is None:
+        return {}
+    path = folder / "figures" / f"{name}.png"
+    overlaid.figure.savefig(path, dpi=DPI, metadata={"Description": overlaid.alt})
+    plt.close(overlaid.figure)
+    return {"path": path, "title": overlaid.title, "alt": overlaid.alt}
+
+
+def _tables(a: Record, b: Record, folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for name, first, second in _pairs(a, b):
+        joined = tables_side_by_side(first, second)
+        if joined is not None:
+            table, same = joined
+            table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+            found.append({"name": name, "table": table, "same": same})
+    return found

@@ -1,0 +1,143 @@
+"""Two runs joined: claims that changed, tables row by row, ratios of their times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from ..statistics import unpaired_ratio
+
+# What tells the rows of a table apart, in the order in which a reader wants them; everything else was measured.
+IDENTITY = (
+    "notebook",
+    "id",
+    "connector",
+    "arm",
+    "before",
+    "after",
+    "column",
+    "unit",
+    "what",
+    "step",
+    "nth",
+    "kind",
+    "queue",
+    "page_bytes",
+    "keys",
+    "layout",
+    "mla",
+    "direct",
+    "call",
+    "operation",
+    "way",
+    "pause",
+    "pair",
+)
+
+
+def claims_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """Join two ledgers: ``expected``, ``measured``, ``verdict`` and ``cell`` of both, and what ``change`` there is.
+
+    ``change`` is empty where the verdict is the same and what was expected is, too: the numbers of a time differ
+    from run to run.
+
+    Examples
+    --------
+    >>> ledger = pd.DataFrame([["01", "4", "flat", "It is flat.", "0", "0", "holds"]],
+    ...     columns=["notebook", "cell", "id", "sentence", "expected", "measured", "verdict"])
+    >>> other = ledger.assign(measured="2", verdict="fails")
+    >>> claims_side_by_side(ledger, other).change.tolist()
+    ['holds -> fails']
+    """
+    both = a.merge(b, on=["notebook", "id"], how="outer", suffixes=("_a", "_b"), sort=False)
+    both = both.fillna("")
+    both.insert(2, "sentence", both.sentence_b.where(both.sentence_b != "", both.sentence_a))
+    both["change"] = [_change(row) for row in both.itertuples()]
+    return both.drop(columns=["sentence_a", "sentence_b"])
+
+
+def _change(row: Any) -> str:
+    if not row.verdict_b:
+        return "only in the first"
+    if not row.verdict_a:
+        return "only in the second"
+    if row.verdict_a != row.verdict_b:
+        return f"{row.verdict_a} -> {row.verdict_b}"
+    if row.verdict_a == "fails" and row.measured_a != row.measured_b:
+        return "fails with another number"
+    return "another expectation" if row.expected_a != row.expected_b and _is_count(row.expected_a) else ""
+
+
+def _is_count(expected: str) -> bool:
+    """Tell a count from a margin, which may itself come from what was measured."""
+    return not expected.startswith(("at most", "above")) and "within its interval" not in expected
+
+
+def identity(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    """Return the columns that tell the rows of two tables apart.
+
+    One that has a single value in each table, and another one in each, is what the runs differ in, such as the
+    queue: it tells no rows apart.
+
+    Examples
+    --------
+    >>> identity(pd.DataFrame({"queue": ["libaio"], "keys": [1]}), pd.DataFrame({"queue": ["io_uring"], "keys": [1]}))
+    ['keys']
+    """
+    shared = [name for name in IDENTITY if name in a and name in b]
+    return [
+        name for name in shared if {*a[name]} == {*b[name]} or max(a[name].nunique(), b[name].nunique()) > 1
+    ]
+
+
+def tables_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, list[str]] | None:
+    """Join two tables of one name row by row.
+
+    Returns
+    -------
+    tuple or None
+        The rows of both, by the columns of ``IDENTITY`` that they have: ``NAME a`` and ``NAME b`` of what differs
+        anywhere; and the names of the columns that are the same in both.  None when no columns tell the rows apart.
+    """
+    keys = identity(a, b)
+    if not keys or a.duplicated(keys).any() or b.duplicated(keys).any():
+        return None
+    both = a.merge(b, on=keys, how="outer", suffixes=(" a", " b"), sort=False)
+    shared = [name for name in a.columns if name in b.columns and name not in keys]
+    same = [name for name in shared if _equal(both[f"{name} a"], both[f"{name} b"])]
+    differing = [f"{name} {run}" for name in shared if name not in same for run in ("a", "b")]
+    return both[keys + differing], same
+
+
+def _equal(first: pd.Series, second: pd.Series) -> bool:
+    return bool(((first == second) | (first.isna() & second.isna())).all())
+
+
+def time_ratios(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame | None:
+    """Compare the times of two runs point by point, where a table holds them pair by pair.
+
+    Returns
+    -------
+    pandas.DataFrame or None
+        Per point the median milliseconds of both runs, and ``time_ratio`` (second over first) with ``low`` and
+        ``high``: the runs were not made side by side, so the interval is that of two samples, not of pairs.  None
+        for a table without times, or when the runs share no point.
+    """
+    if not {"seconds", "pair"} <= set(a.columns) & set(b.columns):
+        return None
+    keys = [name for name in identity(a, b) if name != "pair"]
+    there = dict(list(b.groupby(keys, sort=False)))
+    rows = []
+    for point, group in a.groupby(keys, sort=False):
+        if point in there and min(len(group), len(there[point])) > 1:
+            first, second = group.seconds.to_numpy() * 1e3, there[point].seconds.to_numpy() * 1e3
+            ratio = unpaired_ratio(second, first)
+            medians = {"ms a": pd.Series(first).median(), "ms b": pd.Series(second).median()}
+            found = {"time_ratio": ratio.median, "low": ratio.low, "high": ratio.high, "times": ratio.count}
+            rows.append({**dict(zip(keys, point, strict=True)), **medians, **found})
+    if not rows:
+        return None
+    table = pd.DataFrame(rows)
+    fixed = [name for name in keys if table[name].nunique() == 1 and name not in ("operation", "arm")]
+    return table.drop(columns=fixed)

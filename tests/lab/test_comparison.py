@@ -1,0 +1,252 @@
+"""Two runs side by side: what changed, how times compare, tables and figures of both in one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import LEAVES, make_run, text_of
+
+from hicache_nixl.errors import ConfigError
+from hicache_nixl.lab.report import build, compare_runs
+from hicache_nixl.lab.report.joining import claims_side_by_side, tables_side_by_side, time_ratios
+from hicache_nixl.lab.report.overlays import overlay
+
+matplotlib.use("Agg")
+
+COLUMNS = ["notebook", "cell", "id", "sentence", "expected", "measured", "verdict"]
+
+
+def ledger(expected: str = "2", measured: str = "2", verdict: str = "holds") -> pd.DataFrame:
+    return pd.DataFrame([["01_x", "4", "flat", "It is flat.", expected, measured, verdict]], columns=COLUMNS)
+
+
+def times(scale: float = 1.0, *, queue: str = "libaio", seed: int = 0) -> pd.DataFrame:
+    """Times of sets and gets of two arms, ten pairs."""
+    noise = np.random.default_rng(seed)
+    return pd.DataFrame(
+        [
+            {"queue": queue, "keys": 16, "pair": pair, "arm": arm, "operation": operation}
+            | {"seconds": scale * 1e-3 * noise.lognormal(0, 0.1), "bytes": 4096}
+            for pair in range(10)
+            for arm in ("leaky", "scoped")
+            for operation in ("set", "get")
+        ]
+    )
+
+
+class TestClaims:
+    @pytest.mark.parametrize(
+        ("a", "b", "change"),
+        [
+            (ledger(), ledger(), ""),
+            (ledger(), ledger(measured="3", verdict="fails"), "holds -> fails"),
+            (ledger(measured="3", verdict="fails"), ledger(), "fails -> holds"),
+            (
+                ledger(measured="3", verdict="fails"),
+                ledger(measured="4", verdict="fails"),
+                "fails with another number",
+            ),
+            (ledger(), ledger(expected="3", measured="3"), "another expectation"),
+            (ledger("at most 1.2", "1.0 [0.9, 1.1]"), ledger("at most 1.3", "1.1 [1.0, 1.2]"), ""),
+            (
+                ledger("at most 1.2", "1.0 [0.9, 1.1]"),
+                ledger("at most 1.2", "1.1 [0.9, 1.4]", "inconclusive"),
+                "holds -> inconclusive",
+            ),
+            (ledger(), ledger()[:0], "only in the first"),
+            (ledger()[:0], ledger(), "only in the second"),
+        ],
+    )
+    def test_a_change_is_one_of_verdict_or_expectation_not_of_a_noisy_number(self, a, b, change):
+        both = claims_side_by_side(a, b)
+        assert both.change.tolist() == [change]
+        assert both.sentence.tolist() == ["It is flat."]
+
+    def test_claims_of_one_id_in_two_notebooks_are_two(self):
+        a = pd.concat([ledger(), ledger().assign(notebook="02_y")])
+        assert len(claims_side_by_side(a, a)) == 2
+
+
+class TestTables:
+    def test_rows_meet_by_what_tells_them_apart_and_equal_columns_are_named(self):
+        a = pd.DataFrame({"call": [1, 2], "open_fds": [2, 4], "seconds": [0.1, 0.2]})
+        joined, same = tables_side_by_side(a, a[::-1].assign(seconds=0.3))
+        assert same == ["open_fds"]
+        assert joined.to_dict("list") == {"call": [1, 2], "seconds a": [0.1, 0.2], "seconds b": [0.3, 0.3]}
+
+    def test_a_row_that_one_run_lacks_is_kept_and_its_columns_are_not_the_same(self):
+        a = pd.DataFrame({"call": [1, 2], "open_fds": [2, 4]})
+        joined, same = tables_side_by_side(a, a[:1])
+        assert same == []
+        assert joined["open_fds b"].isna().tolist() == [False, True]
+
+    def test_what_both_lack_is_the_same(self):
+        a = pd.DataFrame({"connector": ["x"], "after 1": [np.nan]})
+        assert tables_side_by_side(a, a)[1] == ["after 1"]
+
+    @pytest.mark.parametrize(
+        "table", [pd.DataFrame({"fd": [3], "flags": ["O_RDWR"]}), pd.DataFrame({"call": [1, 1], "x": [1, 2]})]
+    )
+    def test_rows_that_nothing_tells_apart_are_not_joined(self, table):
+        assert tables_side_by_side(table, table) is None
+
+
+class TestTimes:
+    def test_a_run_that_takes_twice_as_long_has_a_ratio_of_two_with_its_interval(self):
+        ratios = time_ratios(times(), times(2.0, seed=1))
+        assert ratios[["arm", "operation"]].values.tolist() == [
+            ["leaky", "set"],
+            ["leaky", "get"],
+            ["scoped", "set"],
+            ["scoped", "get"],
+        ]
+        assert ((ratios.low < 2) & (ratios.high > 2) & (ratios.low > 1.5)).all()
+
+    def test_two_runs_of_one_speed_differ_at_few_points(self):
+        apart = [
+            (ratios.low > 1).sum() + (ratios.high < 1).sum()
+            for seed in range(0, 20, 2)
+            for ratios in [time_ratios(times(seed=seed), times(seed=seed + 1))]
+        ]
+        assert sum(apart) <= 8  # of 40, at 95 % and with intervals that are narrow for ten values
+
+    def test_what_the_runs_differ_in_tells_no_points_apart(self):
+        """Two runs on two queues share their points."""
+        assert len(time_ratios(times(), times(queue="io_uring"))) == 4
+
+    def test_points_that_only_one_run_has_are_left_out(self):
+        more = pd.concat([times(), times().assign(keys=128)])
+        assert len(time_ratios(more, pd.concat([times(), times().assign(keys=64)]))) == 4
+
+    @pytest.mark.parametrize(
+        ("a", "b"),
+        [
+            (times().drop(columns="pair"), times()),
+            (times()[:0], times()),
+            (times()[times().pair == 0], times()),
+        ],
+        ids=["no pairs", "no rows", "one pair"],
+    )
+    def test_without_times_of_both_there_is_none(self, a, b):
+        assert time_ratios(a, b) is None
+
+
+class TestOverlay:
+    RATIOS = pd.DataFrame({"operation": ["set", "get"], "time_ratio": [1.0, 2.0], "low": [0.9, 1.9]}).assign(
+        high=[1.1, 2.1]
+    )
+
+    @pytest.mark.parametrize(
+        ("a", "b", "title"),
+        [
+            (RATIOS, RATIOS, "The intervals of the two runs lie apart at 0 of 2 points"),
+            (
+                RATIOS,
+                RATIOS.assign(time_ratio=3.0, low=2.9, high=3.1),
+                "The intervals of the two runs lie apart at 2 of 2 points",
+            ),
+            (times(), times(3.0), "b is slower than a at 4 of 4 points, faster at 0"),
+            (times(), times(0.3), "b is slower than a at 0 of 4 points, faster at 4"),
+            (
+                pd.DataFrame({"call": [1, 2], "open_fds": [2, 4]}),
+                pd.DataFrame({"call": [1, 2], "open_fds": [2, 2]}),
+                "open fds: different in 1 of 2 rows that both runs have",
+            ),
+            (
+                pd.DataFrame({"step": ["open", "post"], "kind": ["error", "error"], "most_fds": [4, 4]}),
+                pd.DataFrame({"step": ["open", "post"], "kind": ["error", "error"], "most_fds": [4, 0]}),
+                "most fds: the counts of the two runs lie apart at 1 of 2 points",
+            ),
+        ],
+    )
+    def test_its_title_states_the_answer(self, a, b, title):
+        drawn = overlay(a, b, "", ("a", "b"))
+        assert drawn.title == title
+        assert drawn.alt
+
+    def test_the_column_that_a_figure_is_named_after_is_drawn(self):
+        table = pd.DataFrame({"call": [1, 2], "open_fds": [2, 4], "registrations": [4, 8]})
+        assert overlay(table, table, "registrations", ("a", "b")).title.startswith("registrations: the same")
+
+    def test_columns_that_fit_no_figure_have_none(self):
+        table = pd.DataFrame({"connector": ["a"], "reason": ["b"]})
+        assert overlay(table, table, "", ("a", "b")) is None
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    a, b = make_run(tmp_path / "ssd"), make_run(tmp_path / "nvme", measured=3)
+    times().to_csv(a / "tables" / f"{LEAVES}_steady.csv", index=False)
+    times(2.0, seed=1).to_csv(b / "tables" / f"{LEAVES}_steady.csv", index=False)
+    build(a)
+    build(b)
+    return a, b
+
+
+class TestPage:
+    def test_it_lies_beside_the_first_run_with_what_it_joined(self, two):
+        page = compare_runs(*two)
+        assert page == two[0].parent / "ssd-vs-nvme" / "index.html"
+        files = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
+        assert {"claims.csv", f"tables/{LEAVES}_growth.csv", f"tables/{LEAVES}_steady_times.csv"} <= files
+        assert {f"figures/{LEAVES}_growth_growth.png", f"figures/{LEAVES}_steady_times.png"} <= files
+
+    def test_it_names_both_verdicts_what_changed_and_how_times_compare(self, two):
+        text = text_of(compare_runs(*two))
+        assert "ssd: 2 of 2 claims hold" in text
+        assert "nvme: 1 of 2 claims hold, 1 fail" in text
+        assert re.search(r"growth holds -> fails 2 ✓ holds , cell 0 3 ✗ fails , cell 0", text)
+        assert "nvme is slower than ssd at 4 of 4 points" in text
+
+    def test_its_links_lead_to_cells_of_both_runs(self, two):
+        page = compare_runs(*two)
+        links = set(re.findall(r'href="([^"#]+)[#"]', page.read_text())) - {"data:,"}
+        assert f"../ssd/html/{LEAVES}.html" in links
+        assert [link for link in links if not (page.parent / link).exists()] == []
+
+    def test_elsewhere_its_links_lead_there_too(self, two, tmp_path):
+        page = compare_runs(*two, tmp_path / "deep" / "er")
+        links = set(re.findall(r'href="([^"#]+)[#"]', page.read_text())) - {"data:,"}
+        assert [link for link in links if not (page.parent / link).exists()] == []
+
+    def test_runs_that_share_nothing_have_a_page_that_says_so(self, tmp_path):
+        a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", notebook="01_reproduce_the_leak")
+        text = text_of(compare_runs(a, b))
+        for what in ("No table of times", "No figure is in both", "No table is in both", "only in the first"):
+            assert what in text
+
+    def test_a_comparison_may_be_made_again(self, two):
+        assert compare_runs(*two).read_text() == compare_runs(*two).read_text()
+
+
+class TestBadInput:
+    def test_a_run_and_itself(self, two):
+        with pytest.raises(ConfigError, match="are one; a comparison takes two"):
+            compare_runs(two[0], two[0].parent / "nvme" / ".." / "ssd")
+
+    def test_no_run(self, two, tmp_path):
+        with pytest.raises(ConfigError, match="it takes the folder of a run"):
+            compare_runs(two[0], tmp_path / "missing")
+        assert not (tmp_path / "ssd-vs-missing").exists()
+
+    def test_a_run_in_the_place_of_the_comparison_is_not_written_into(self, two):
+        before = (two[1] / "index.html").read_text()
+        with pytest.raises(ConfigError, match="a run is not written into; give another --out"):
+            compare_runs(*two, two[1])
+        assert (two[1] / "index.html").read_text() == before
+
+    def test_a_file_in_the_place_of_the_comparison(self, two, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=r"--out .*file cannot be made"):
+            compare_runs(*two, tmp_path / "file")
+
+    def test_a_run_that_is_gone_meanwhile(self, two):
+        shutil.rmtree(two[1])
+        with pytest.raises(ConfigError, match="it takes the folder of a run"):
+            compare_runs(*two)
