@@ -49,6 +49,7 @@ _MODULES = {
         "slope_table",
         "told_apart",
     ),
+    "watching": ("Watch", "read_watch"),
     "waiting": ("large_transfer", "small_transfer", "waits"),
     "throughput": ("Cell", "benchmark", "compare", "left_per_key", "spread", "usable_queues"),
 }

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ LARGEFILE = 0o400000 if platform.machine() == "aarch64" else 0o100000
 
 # What follows "anon_inode:" in a link, and what people call it.
 ANONYMOUS = {"[eventpoll]": "epoll", "[eventfd]": "eventfd", "[io_uring]": "io_uring", "[timerfd]": "timerfd"}
+
+MOST_STEPS = 400  # of a path and its symbolic links, before they are taken for a circle
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,81 @@ def fd_table(pid: int | None = None, storage_dir: str | os.PathLike[str] | None 
         rows.append((fd, kind, target, position, flags))
     table = pd.DataFrame(rows, columns=["fd", "kind", "target", "position", "flags"])
     return table.astype({"position": "Int64"}).sort_values("fd", ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The descriptors of a process at one moment.
+
+    Attributes
+    ----------
+    kinds : Counter
+        How many there are of each kind of ``fd_table``.
+    folders : Counter
+        How many regular files, not those below the storage folder, lie in each folder.
+    """
+
+    kinds: Counter[str]
+    folders: Counter[str]
+
+
+def count_kinds(pid: int, below: str | None = None) -> Counts:
+    """Count the descriptors of a process by kind, without the positions and flags of ``fd_table``.
+
+    Some 5 microseconds per descriptor, 7 without ``below``: a tenth of a second at 20000.
+
+    Parameters
+    ----------
+    below : str, optional
+        What the links of storage files begin with: the folder as ``folder_as_seen_by`` names it, and ``/``.
+
+    Raises
+    ------
+    ProcessGoneError
+    """
+    counts = Counts(Counter(), Counter())
+    for fd, target in _targets(pid):
+        kind = _kind(pid, fd, target, below)
+        counts.kinds[kind] += 1
+        if kind == "regular":
+            counts.folders[os.path.dirname(target)] += 1
+    return counts
+
+
+def folder_as_seen_by(pid: int, folder: str | os.PathLike[str]) -> str:
+    """Return the name that the kernel gives to a folder which a process knows under an absolute path.
+
+    A process in a container has a root of its own: the path is looked up below ``/proc/PID/root``, symbolic
+    links too, and the kernel is asked how it writes the result in the links of ``/proc/PID/fd``.
+
+    Raises
+    ------
+    OSError
+        When it is no folder, in the view of that process.
+    """
+    root, done, left = f"/proc/{pid}/root", "/", _parts(os.fspath(folder))
+    for _ in range(MOST_STEPS):
+        if not left:
+            break
+        step = os.path.normpath(os.path.join(done, left.pop()))
+        if not os.path.islink(root + step):
+            done = step
+            continue
+        link = os.readlink(root + step)
+        done = "/" if link.startswith("/") else os.path.dirname(step)
+        left += _parts(link)
+    else:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(folder))
+    fd = os.open(root + done, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def _parts(path: str) -> list[str]:
+    """Return the parts of a path, the first one last."""
+    return [part for part in reversed(path.split("/")) if part]
 
 
 @contextmanager

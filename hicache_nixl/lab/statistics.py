@@ -78,10 +78,40 @@ def paired_difference(minuend: Sequence[float], subtrahend: Sequence[float], see
     return Estimate(float(np.median(values)), low, high, len(values))
 
 
-def slope(table: pd.DataFrame, column: str) -> Estimate:
+def unpaired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Estimate:
+    """Return the ratio of two medians, of values that did not run next to each other.
+
+    Examples
+    --------
+    >>> print(unpaired_ratio([2.0, 2.0, 2.0], [1.0, 1.0]))
+    2 [2, 2]
+    """
+    samples = (np.asarray(numerator, float), np.asarray(denominator, float))
+    count = min(map(len, samples))
+    if count < 2:
+        raise ValueError(f"{count} values; an interval takes two or more")
+    ratio = float(np.median(samples[0]) / np.median(samples[1]))
+    if np.ptp(samples[0]) == np.ptp(samples[1]) == 0:
+        return Estimate(ratio, ratio, ratio, count)
+    interval = bootstrap(
+        samples,
+        _ratio_of_medians,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(ratio, min(float(interval.low), ratio), max(float(interval.high), ratio), count)
+
+
+def slope(table: pd.DataFrame, column: str, over: str = "call") -> Estimate:
     """Return the growth of a column per call: the median over all pairs of calls (Theil and Sen).
 
     A few slow calls do not move it, as they would a least-squares line.
+
+    Parameters
+    ----------
+    over : str
+        The column to take instead of ``call``, such as one of minutes.
 
     Examples
     --------
@@ -89,8 +119,8 @@ def slope(table: pd.DataFrame, column: str) -> Estimate:
     2 [2, 2]
     """
     if len(table) < 5:  # of fewer, all pairs may rise by chance
-        raise ValueError(f"{len(table)} calls; a slope with an interval takes five or more")
-    found = theilslopes(table[column], table.call, alpha=CONFIDENCE)
+        raise ValueError(f"{len(table)} values; a slope with an interval takes five or more")
+    found = theilslopes(table[column], table[over], alpha=CONFIDENCE)
     return Estimate(float(found.slope), float(found.low_slope), float(found.high_slope), len(table))
 
 
@@ -201,3 +231,7 @@ def _median_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return min(float(interval.low), median), max(float(interval.high), median)
+
+
+def _ratio_of_medians(numerator: np.ndarray, denominator: np.ndarray, axis: int) -> np.ndarray:
+    return np.median(numerator, axis=axis) / np.median(denominator, axis=axis)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -44,3 +46,21 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
+
+
+@contextmanager
+def sleeping_child(*inherited: int) -> Iterator[int]:
+    """Another process, with the given descriptors besides its three standard ones."""
+    code = "import sys, time; sys.stdout.write('.'); sys.stdout.flush(); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=inherited,
+    ) as child:
+        try:
+            assert child.stdout.read(1) == b"."  # the interpreter is up, its own files are closed again
+            yield child.pid
+        finally:
+            child.kill()

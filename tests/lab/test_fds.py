@@ -6,14 +6,14 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import sleeping_child
 
 from hicache_nixl.lab.fds import (
     ProcessGoneError,
@@ -37,24 +37,6 @@ def owned() -> Iterator[Owned]:
             return fd
 
         yield own
-
-
-@contextmanager
-def sleeping_child(*inherited: int) -> Iterator[int]:
-    """Another process, with the given descriptors besides its three standard ones."""
-    code = "import sys, time; sys.stdout.write('.'); sys.stdout.flush(); time.sleep(60)"
-    with subprocess.Popen(
-        [sys.executable, "-S", "-c", code],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=inherited,
-    ) as child:
-        try:
-            assert child.stdout.read(1) == b"."  # the interpreter is up, its own files are closed again
-            yield child.pid
-        finally:
-            child.kill()
 
 
 def row_of(fd: int, table: pd.DataFrame | None = None) -> pd.Series:

@@ -66,9 +66,15 @@ class TestSlope:
         gaps = table.assign(call=table.call * 2)
         assert slope(gaps, "seconds").median == pytest.approx(slope(table, "seconds").median / 2)
 
+    def test_another_column_stands_for_the_calls(self):
+        table = series(4).rename(columns={"call": "minute"})
+        assert slope(table, "seconds", over="minute") == slope(series(4), "seconds")
+
     @pytest.mark.parametrize("calls", [0, 1, 4])
     def test_too_few_calls_are_an_error(self, calls):
-        with pytest.raises(ValueError, match=f"^{calls} calls; a slope with an interval takes five or more$"):
+        with pytest.raises(
+            ValueError, match=f"^{calls} values; a slope with an interval takes five or more$"
+        ):
             slope(series(0, calls=calls), "seconds")
 
 
