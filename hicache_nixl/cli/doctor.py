@@ -40,12 +40,14 @@ def doctor(
 ) -> None:
     """Say what can run on this machine, by trying it, in some seconds.
 
-    NIXL's builds and plugins, with the reason for each that does not load; the queues of the POSIX plugin; the
-    limits of open files; the storage folder, its file system and O_DIRECT; and whether the connector of the
+    NIXL's builds and plugins, with the reason for each that does not load;
+    the queues of the POSIX plugin; the limits of open files; the storage
+    folder, its file system and O_DIRECT; and whether the connector of the
     installed SGLang has the leak, the second leak, or neither.
 
-    Nothing is left behind, and no other host is asked. Exit code 0 when the connector can run here: the POSIX
-    plugin works on a queue, and the storage folder can be written to. Otherwise 1; 2 for a wrong option.
+    Nothing is left behind, and no other host is asked. Exit code 0 when the
+    connector can run here: the POSIX plugin works on a queue, and the storage
+    folder can be written to. Otherwise 1; 2 for a wrong option.
 
     Another disk, another environment:
     hicache-nixl doctor --storage-dir /mnt/nvme --sglang /opt/sglang/venv

@@ -171,9 +171,11 @@ def descriptor_finding() -> Finding:
         short = f"a server has some {RECORDED_BASELINE}, and a call of {LARGEST_CALL} pages opens {call} more"
         return Finding("open files", NO, f"{told}; {short}", RAISE_LIMIT)
     if server < SGLANG_ASKS_FOR:
-        dead = f"SGLang asks for {SGLANG_ASKS_FOR} and stays at {server}, where the leak ends after {pages} pages"
+        dead = f"SGLang asks for {SGLANG_ASKS_FOR} and stays at {server}: with the leak it is dead after {pages} pages"
         return Finding("open files", NOTE, f"{told}; {dead}", RAISE_LIMIT)
-    return Finding("open files", OK, f"{told}; SGLang gets {server}, where the leak ends after {pages} pages")
+    return Finding(
+        "open files", OK, f"{told}; SGLang gets {server}: with the leak it is dead after {pages} pages"
+    )
 
 
 def storage_findings(storage: Storage) -> list[Finding]:

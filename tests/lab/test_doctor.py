@@ -289,8 +289,8 @@ class TestOpenFiles:
         [
             (64, NO, "a call of 128 pages opens 256 more"),
             (390, NO, "a server has some 135"),
-            (391, NOTE, "stays at 391, where the leak ends after 128 pages"),
-            (1024, NOTE, "SGLang asks for 65535 and stays at 1024, where the leak ends after 444 pages"),
+            (391, NOTE, "stays at 391: with the leak it is dead after 128 pages"),
+            (1024, NOTE, "SGLang asks for 65535 and stays at 1024: with the leak it is dead after 444 pages"),
         ],
     )
     def test_a_limit_is_told_with_what_it_means_to_a_server(self, soft, state, told):
@@ -309,7 +309,7 @@ class TestOpenFiles:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, 70000))
         finding = doctor.descriptor_finding()
         assert (finding.state, finding.way_out) == (OK, "")
-        assert "SGLang gets 65535, where the leak ends after 32700 pages" in finding.detail
+        assert "SGLang gets 65535: with the leak it is dead after 32700 pages" in finding.detail
 
 
 # -- queues ----------------------------------------------------------------------------------------------
