@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .. import lifetimes
 from .faults import KINDS, STEPS
 from .process import Worker
+from .progress import tqdm
 from .setup import Setup, queue_params
 
 POLLS = 3  # of a transfer that are made to fail; how many there are is a matter of speed

@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .process import Worker
+from .progress import tqdm
 from .releases import fetch, version_of
 from .setup import Setup, key_of, queue_params
 

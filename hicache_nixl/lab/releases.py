@@ -21,10 +21,10 @@ from types import ModuleType
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..errors import ConfigError, HiCacheNixlError
 from ..resources import resource
+from .progress import tqdm
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .process import Worker
+from .progress import tqdm
 from .schedule import Schedule, ScheduleError
 from .setup import Setup, queue_params
 

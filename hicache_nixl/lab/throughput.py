@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..config import QUEUES
 from ..errors import ConfigError
 from .process import Worker, WorkerError
+from .progress import tqdm
 from .releases import PREFIX
 from .schedule import files_per_key
 from .setup import Setup, queue_params

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .process import Worker, WorkerError
+from .progress import tqdm
 from .setup import Setup, queue_params
 
 PAUSES = ("none", "growing", "steady")  # spinning, scoped's own, SGLang's 100 us

@@ -27,6 +27,7 @@ FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")  # of Jupyter: nothing of th
 TOKEN = "only-for-this-test"
 RUNNING = 100  # seconds for the whole notebook; it takes some 20
 NOTEBOOK = "01_reproduce_the_leak"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 OUTPUT = ".jp-Notebook .jp-OutputArea-output"
 DRAWN = """panel => [...panel.querySelectorAll(".jp-OutputArea-output img")].filter(picture => {
     const box = picture.getBoundingClientRect();
@@ -191,6 +192,10 @@ class TestRunAll:
 
     def test_progress_is_shown_while_it_runs(self, seen):
         assert seen.bars > 0
+
+    def test_the_panel_is_the_only_widget_that_is_saved(self, seen):
+        widgets = [cell.source for cell in seen.code() for output in cell.outputs if WIDGET in str(output)]
+        assert [source.splitlines()[0] for source in widgets] == ["lab.panel("]
 
     def test_every_figure_is_on_the_screen_and_every_widget_drawn(self, seen):
         pictures = [output.data.get("image/png") for output in seen.outputs() if "data" in output]

@@ -1,0 +1,37 @@
+"""Progress bars: text in a terminal, widgets in a notebook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm.auto import tqdm as _chosen
+
+IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in _chosen.__mro__)
+
+
+class WidgetBar(_chosen):
+    """A bar that leaves nothing in its notebook.
+
+    A closed widget is still an output; once saved and opened again it says that its model is not found.  So
+    the output is emptied when the bar is done.
+    """
+
+    _shown: Any = None
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, display=False, **options)
+        if not self.disable:
+            from IPython.display import display  # only here: a worker and the command must not carry IPython
+
+            self._shown = display(self.container, display_id=True)
+
+    def close(self) -> None:
+        """End the bar and empty its output; may be called twice."""
+        super().close()
+        if self._shown is not None:
+            self.container.close()
+            self._shown.update({}, raw=True)
+            self._shown = None
+
+
+tqdm = WidgetBar if IN_NOTEBOOK else _chosen
