@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from .progress import tqdm
+
 WAYS = ("size", "rename")
 
 
@@ -27,7 +29,7 @@ def publish_times(
     """
     data, rows = os.urandom(size), []
     with tempfile.TemporaryDirectory(dir=storage_dir) as folder:
-        for pair in range(-1, repeats):
+        for pair in tqdm(range(-1, repeats), desc=f"files of {size} bytes", unit="pair", leave=False):
             for way in WAYS if pair % 2 else WAYS[::-1]:
                 paths = [Path(folder) / f"{way}{pair}_{number}" for number in range(files)]
                 start = time.perf_counter()
