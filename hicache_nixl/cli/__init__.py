@@ -1,6 +1,6 @@
 """The command hicache-nixl; a module per command."""
 
-from . import doctor, replay, report, reproduce
+from . import doctor, replay, report, reproduce, watch
 from .app import app, main
 
-__all__ = ["app", "doctor", "main", "replay", "report", "reproduce"]
+__all__ = ["app", "doctor", "main", "replay", "report", "reproduce", "watch"]

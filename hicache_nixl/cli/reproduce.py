@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,7 +40,7 @@ def reproduce(
     On one's own disk, model and queue:
     hicache-nixl reproduce -p storage_dir=/mnt/nvme -p queue=io_uring --model Qwen2.5-32B --layers 4
     """
-    from ..lab import report, reproduction
+    from ..lab import read_watch, report, reproduction
 
     chosen = reproduction.chosen_notebooks(notebook or [])
     given = reproduction.parse_parameters(parameter or [])
@@ -49,6 +50,10 @@ def reproduce(
         given["page_bytes"], given["mla"] = page_of(model, page_size, layers)
     if isinstance(given.get("storage_dir"), str) and given["storage_dir"]:
         given["storage_dir"] = str(existing_folder(given["storage_dir"]))
+    if isinstance(given.get("watched"), str) and given["watched"]:
+        # Absolute, since the notebook runs in the folder of its run; and read, to fail before anything runs.
+        given["watched"] = str(Path(given["watched"]).expanduser().resolve())
+        read_watch(given["watched"])
     parameters = reproduction.parameters_for(chosen, reproduction.read_profile(profile), given)
     folder = reproduction.new_run_folder(run or reproduction.default_run_name(profile))
     shown = os.path.relpath(folder)

@@ -64,7 +64,8 @@ class Subject:
         ProcessGoneError
             When it has ended, also if another process has its number since.
         """
-        seconds, now = time.monotonic() - self._start, datetime.now(UTC)
+        # Rounded as the CSV is, so that the record is judged as it was live.
+        seconds, now = round(time.monotonic() - self._start, 6), datetime.now(UTC)
         counts = count_kinds(self.pid, self._below)
         limit = _limit(self.pid)
         if not self._process.is_running():  # after the counting, which may have met its successor

@@ -36,6 +36,7 @@ NAMES = {
     "timerfd": "timerfds",
     "other": "others",
 }
+UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
 AT_LIMIT = 0.99  # of the limit; a call that does not fit gives back what it had opened
 
 
@@ -79,7 +80,7 @@ class Sample:
         told = [counts[name] for name in COUNTS] + [self.limit]
         values = ["" if value is None else str(value) for value in told]
         time = self.time.isoformat(timespec="milliseconds")
-        return ",".join([time, f"{self.seconds:.3f}", *values]) + "\n"
+        return ",".join([time, f"{self.seconds:.6f}", *values]) + "\n"
 
 
 class Watch:
@@ -185,7 +186,8 @@ class Watch:
         left = self.seconds_left()
         if left is None:
             return told
-        return f"{told}; {span(left.median)} left [{span(left.low)}, {span(left.high)}]"
+        low, high = span(left.low, left.median), span(left.high, left.median)
+        return f"{told}; {span(left.median)} left [{low}, {high}]"
 
     def answer(self) -> str:
         """Say in one line whether there is a leak."""
@@ -315,21 +317,20 @@ def rate(grown: Estimate) -> str:
     return f"{_number(grown.median)} per minute [{_number(grown.low)}, {_number(grown.high)}]"
 
 
-def span(seconds: float) -> str:
-    """Write a time as people say it.
+def span(seconds: float, like: float | None = None) -> str:
+    """Write a time as people say it, in the unit of ``like`` when that is given.
 
     Examples
     --------
     >>> [span(seconds) for seconds in (11.2, 2460, 4 * 3600, 5 * 86400)]
     ['11 s', '41 min', '4.0 h', '5.0 days']
+    >>> span(100, like=2460)
+    '1.7 min'
     """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 172800:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:,.1f} days"
+    chosen = seconds if like is None else like
+    size, unit = next(((size, unit) for size, unit in UNITS if chosen >= 2 * size), (1, "s"))
+    value = seconds / size
+    return f"{value:,.0f} {unit}" if unit == "s" or value >= 10 else f"{value:.1f} {unit}"
 
 
 def _number(value: float) -> str:

@@ -18,6 +18,7 @@ from hicache_nixl.lab import figures
 from hicache_nixl.lab.replays import COLUMNS
 from hicache_nixl.lab.schedule import Schedule, predicted_fds, recorded_log
 from hicache_nixl.lab.statistics import ratio_table
+from hicache_nixl.lab.watching import KINDS
 
 matplotlib.use("Agg")
 
@@ -86,6 +87,13 @@ BENCHMARK = ratio_table(
     "try_finally",
 )
 
+SECONDS = np.arange(60)
+SERVER = pd.DataFrame(
+    {"time": pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(SECONDS, "s"), "seconds": SECONDS * 1.0}
+    | {"open_fds": 40 + 32 * SECONDS, "storage_fds": 32 * SECONDS, **dict.fromkeys(KINDS, 0), "socket": 40}
+    | {"limit": LIMIT}
+)
+
 DRAWN: dict[str, Callable[[], Figure]] = {
     "growth": lambda: figures.growth(PR, recorded_log(), BASELINE, TITLE),
     "steps": lambda: figures.steps(INTO_LIMIT, BASELINE, LIMIT, "try_finally", TITLE),
@@ -105,6 +113,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     ),
     "over_calls": lambda: figures.over_calls(TIMES, TITLE),
     "latency": lambda: figures.latency(TIMES, TITLE),
+    "watched": lambda: figures.watched(recorded_log(), SERVER, TITLE),
 }
 
 
@@ -280,3 +289,42 @@ class TestComparisons:
         for axes in figure.axes:
             marked = sorted({float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"})
             assert marked == [0.5, 0.99]
+
+
+class TestWatched:
+    def test_the_points_of_the_pr_stand_at_the_seconds_of_its_log(self):
+        (rings,) = lines_with(DRAWN["watched"](), "o")
+        assert list(rings.get_xdata()) == [0, 68, 158]
+        assert list(rings.get_ydata()) == [167, 1351, 4167]
+
+    def test_both_panels_share_one_scale_from_0(self):
+        left, right = DRAWN["watched"]().axes
+        assert left.get_ylim() == right.get_ylim()
+        assert left.get_ylim()[0] == 0
+
+    def test_all_descriptors_and_the_storage_files_are_drawn_with_counts_and_growth(self):
+        figure = DRAWN["watched"]()
+        every, storage, _ = figure.axes[1].lines
+        assert every.get_ydata().tolist() == SERVER.open_fds.tolist()
+        assert storage.get_ydata().tolist() == SERVER.storage_fds.tolist()
+        assert "storage files: 1888 at the end, 1,920 per minute [1,920, 1,920]" in texts(figure)
+        assert "dots: all descriptors, 1928 at the end" in texts(figure)
+
+    def test_without_a_storage_folder_the_regular_files_are_drawn(self):
+        figure = figures.watched(recorded_log(), SERVER.assign(storage_fds=pd.NA, regular=7), TITLE)
+        assert set(figure.axes[1].lines[1].get_ydata()) == {7}
+        assert any(text.startswith("regular files: 7 at the end") for text in texts(figure))
+
+    def test_a_near_limit_is_a_dashed_line_with_its_value(self):
+        figure = DRAWN["watched"]()
+        assert f"RLIMIT_NOFILE = {LIMIT}" in texts(figure)
+        dashed = [line for line in figure.axes[1].lines if set(line.get_ydata()) == {LIMIT}]
+        assert [line.get_linestyle() for line in dashed] == ["--"]
+
+    @pytest.mark.parametrize(
+        ("limit", "told"), [(2**20, "RLIMIT_NOFILE = 1048576, far above"), (pd.NA, "no RLIMIT_NOFILE")]
+    )
+    def test_a_limit_far_above_or_none_is_said_and_leaves_the_scale_alone(self, limit, told):
+        figure = figures.watched(recorded_log(), SERVER.assign(limit=limit), TITLE)
+        assert told in texts(figure)
+        assert figure.axes[0].get_ylim()[1] < 10_000

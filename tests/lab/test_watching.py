@@ -107,7 +107,7 @@ class TestTimeLeft:
         left = watch.seconds_left()
         free = 1000 - (40 + 59 + 59)
         assert (left.low, left.median, left.high) == pytest.approx((free / 2,) * 3)
-        assert watch.limit_told() == "158 of 1000 (its soft RLIMIT_NOFILE); 7 min left [7 min, 7 min]"
+        assert watch.limit_told() == "158 of 1000 (its soft RLIMIT_NOFILE); 7.0 min left [7.0 min, 7.0 min]"
 
     def test_its_interval_is_that_of_the_growth_turned_round(self):
         watch = watched(sample(second, 32 * (second // 7)) for second in range(70))
@@ -225,9 +225,9 @@ class TestReadingWhatIsNone:
             (GOOD.replace(",47,7,", ",many,7,"), "line 3: open_fds is 'many', not a whole number"),
             (GOOD.replace(",47,7,", ",47,7.5,"), "line 3: storage_fds is '7.5', not a whole number"),
             (GOOD.replace(",47,7,", ",47,-7,"), "line 3: storage_fds is '-7', not a whole number"),
-            (GOOD.replace("1.000,", "soon,"), "line 3: seconds is 'soon', not a number"),
+            (GOOD.replace("1.000000,", "soon,"), "line 3: seconds is 'soon', not a number"),
             (GOOD.replace("2026-01-02T03:04:06", "yesterday"), "line 3: time is not a time"),
-            (GOOD.replace("1.000,", "0.000,"), "seconds do not rise"),
+            (GOOD.replace("1.000000,", "0.000000,"), "seconds do not rise"),
             ("\x00\x01", "no column time"),
         ],
     )

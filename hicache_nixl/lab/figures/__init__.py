@@ -2,6 +2,7 @@
 
 from .counts import end, faults, growth, hero, law, second_leak, steps, two_counts
 from .times import benchmarks, latency, over_calls, pairs_and_ratios
+from .watched import watched
 
 __all__ = [
     "benchmarks",
@@ -16,4 +17,5 @@ __all__ = [
     "second_leak",
     "steps",
     "two_counts",
+    "watched",
 ]
