@@ -101,7 +101,12 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("line", "taught"),
         [
-            ("--help", ["replay", "reproduce"]),
+            ("--help", ["replay", "reproduce", "report", "compare"]),
+            ("report --help", ["The folder of a run", "runs/NAME/index.html", "interrupted"]),
+            (
+                "compare --help",
+                ["FIRST", "SECOND", "--out", "ratios of times", "hicache-nixl compare runs/ssd runs/nvme"],
+            ),
             ("replay --help", ["--storage-dir", "--model", "--layers", "--csv", "--queue", "--baseline-fds"]),
             ("replay --help", ["columns operation and keys", "pr24671, single_call, steady", "log.csv"]),
             ("reproduce --help", ["-p", "NAME=VALUE", "--profile", "--notebook", "--run", "--model"]),
@@ -283,3 +288,38 @@ class TestReproduce:
         assert message.startswith(told)
         assert re.search(r"The executed notebook is in \S*mine/notebooks/$", message)
         assert "1 of 2 claims hold, 1 fail" in answer.prose
+
+
+class TestPages:
+    def test_report_makes_the_page_of_a_run_anew(self, run, tiny):
+        run("reproduce --notebook 01 --run mine")
+        (tiny / "mine" / "index.html").unlink()
+        answer = run(f"report {tiny}/mine")
+        assert answer.code == 0
+        assert re.search(
+            r"1 of 2 claims hold, 1 inconclusive; the report is \S+mine/index.html", answer.prose
+        )
+        assert (tiny / "mine" / "index.html").exists()
+
+    def test_compare_says_where_its_page_is(self, run, tiny):
+        run("reproduce --notebook 01 --run one")
+        run("reproduce --notebook 01 --run two -p page_bytes=4096")
+        answer = run(f"compare {tiny}/one {tiny}/two")
+        assert answer.code == 0
+        assert re.search(r"the comparison is \S+one-vs-two/index.html", answer.prose)
+        assert "01: page_bytes" in (tiny / "one-vs-two" / "index.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("line", "names"),
+        [
+            ("report {tmp}/missing", ["run", "missing", "provenance.json", "runs/NAME"]),
+            ("report nowhere", ["run nowhere", "provenance.json"]),
+            ("compare {tmp} {tmp}/missing", ["run", "provenance.json"]),
+        ],
+        ids=shown,
+    )
+    def test_what_is_no_run_is_one_line(self, run, tmp_path, line, names):
+        answer = run(line.format(tmp=tmp_path))
+        assert answer.code == 2
+        assert [name for name in names if name not in answer.error()] == []
+        assert [path.name for path in tmp_path.iterdir()] == []

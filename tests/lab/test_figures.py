@@ -87,6 +87,7 @@ BENCHMARK = ratio_table(
     "try_finally",
 )
 
+RUNS = ("ssd", "nvme")
 SECONDS = np.arange(60)
 SERVER = pd.DataFrame(
     {"time": pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(SECONDS, "s"), "seconds": SECONDS * 1.0}
@@ -113,6 +114,11 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     ),
     "over_calls": lambda: figures.over_calls(TIMES, TITLE),
     "latency": lambda: figures.latency(TIMES, TITLE),
+    "counts_of_two": lambda: figures.counts_of_two(PR, PR_FLAT, "call", "open_fds", RUNS, TITLE),
+    "intervals_of_two": lambda: figures.intervals_of_two(
+        RATIOS, RATIOS.assign(unit="us"), list("abcd"), "time_ratio", RUNS, TITLE
+    ),
+    "ratios_of_two": lambda: figures.ratios_of_two(RATIOS, list("abcd"), RUNS, TITLE),
     "watched": lambda: figures.watched(recorded_log(), SERVER, TITLE),
 }
 
@@ -328,3 +334,40 @@ class TestWatched:
         figure = figures.watched(recorded_log(), SERVER.assign(limit=limit), TITLE)
         assert told in texts(figure)
         assert figure.axes[0].get_ylim()[1] < 10_000
+
+
+class TestTwoRuns:
+    @pytest.mark.parametrize("name", ["counts_of_two", "intervals_of_two"])
+    def test_both_runs_are_named(self, name):
+        assert set(RUNS) <= set(texts(DRAWN[name]()))
+
+    def test_both_counts_are_drawn_the_first_below_the_second(self):
+        first, second = DRAWN["counts_of_two"]().axes[0].lines
+        assert list(first.get_ydata()) == PR.open_fds.tolist()
+        assert list(second.get_ydata()) == PR_FLAT.open_fds.tolist()
+        assert first.get_linewidth() > second.get_linewidth()
+
+    def test_each_connector_has_a_panel(self):
+        table = pd.concat(
+            [PR.assign(connector=name) for name in ("leaky", "scoped", "sglang==0.5.11", "x", "y")]
+        )
+        figure = figures.counts_of_two(table, table, "call", "open_fds", RUNS, TITLE, "connector")
+        assert [axes.get_title(loc="left") for axes in figure.axes] == [
+            "before (leaky)",
+            "scoped",
+            "SGLang 0.5.11",
+            "x",
+            "y",
+        ]
+
+    def test_each_unit_has_a_panel_with_its_own_scale(self):
+        slopes = pd.DataFrame(
+            {"per_call": [128.0, 4.0], "low": [128, 3.0], "high": [128, 5.0], "unit": ["fds", "us"]}
+        )
+        figure = figures.intervals_of_two(slopes, slopes, ["a", "b"], "per_call", RUNS, TITLE)
+        assert [axes.get_xlabel() for axes in figure.axes] == ["fds", "us"]
+        assert figure.axes[1].get_xlim()[1] < 10
+
+    def test_twice_and_half_are_equally_far_from_one(self):
+        axes = DRAWN["ratios_of_two"]().axes[0]
+        assert axes.get_xscale() == "log"

@@ -192,7 +192,7 @@ class TestNotebookPage:
             nbformat.v4.new_output("display_data", widget),
             nbformat.v4.new_output("display_data", {"application/javascript": "alert(1)"}),
         ]
-        node.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+        node.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {"state": {"a": {}}}}
         nbformat.write(node, path)
         build(folder)
         assert "<script" not in (folder / "html" / f"{LEAVES}.html").read_text()
