@@ -26,7 +26,7 @@ from .setup import Setup, queue_params
 CALLS = 12
 KEYS = [2**power for power in range(8)]  # 1 to 128, as many as a server puts into a call
 TIMEOUT = 60  # seconds for the calls of one picture
-WIDTH = "700px"
+WIDTH, LABEL = "700px", "110px"  # of the picture, of what stands before a control
 
 
 def panel(
@@ -98,11 +98,8 @@ class Panel:
         self._storage_dir = storage_dir
         self._page_bytes = page_bytes
         self._limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
-        label = {"description_width": "110px"}
-        look: dict[str, Any] = {"style": label, "layout": {"width": "500px"}}
-        self.lifetime = widgets.ToggleButtons(
-            options=LIFETIMES, description="lifetime", style=label, layout={"width": WIDTH}
-        )
+        look: dict[str, Any] = {"style": {"description_width": LABEL}, "layout": {"width": "500px"}}
+        self.lifetime = widgets.ToggleButtons(options=LIFETIMES)
         self.keys = widgets.SelectionSlider(
             options=KEYS, value=16, description="keys per call", continuous_update=False, **look
         )
@@ -111,7 +108,9 @@ class Panel:
         self.status = widgets.Label()
         self.picture = widgets.HTML()
         controls = [self.lifetime, self.keys, self.layout, self.queue]
-        self.box = widgets.VBox([*controls, self.status, self.picture])
+        label = widgets.Label("lifetime", layout={"width": LABEL, "justify_content": "flex-end"})
+        first = widgets.HBox([label, self.lifetime])  # its own description would be a line above the buttons
+        self.box = widgets.VBox([first, *controls[1:], self.status, self.picture])
         self.table = pd.DataFrame()
         for control in controls:
             control.observe(self._changed, names="value")

@@ -30,7 +30,7 @@ class WidgetBar(_chosen):
         super().close()
         if self._shown is not None:
             self.container.close()
-            self._shown.update({}, raw=True)
+            self._shown.update({"text/html": ""}, raw=True)
             self._shown = None
 
 

@@ -55,11 +55,11 @@ class TestNotebook:
         (first, widget), (last, nothing) = displays(kernel, COUNT)
         assert (first, last) == ("display_data", "update_display_data")
         assert WIDGET in widget
-        assert nothing == {}
+        assert nothing == {"text/html": ""}
 
     def test_one_that_is_interrupted_leaves_nothing_either(self, kernel):
         code = "bar = tqdm(total=3, leave=False)\nbar.update()\nbar.close()\nbar.close()"
-        assert displays(kernel, code)[-1] == ("update_display_data", {})
+        assert displays(kernel, code)[-1] == ("update_display_data", {"text/html": ""})
 
     def test_switched_off_it_displays_nothing(self, kernel):
         assert displays(kernel, COUNT.replace("leave=False", "leave=False, disable=True")) == []
