@@ -73,7 +73,7 @@ def watch(
     the calls, nor what was closed again.
     """
     from ..lab.subjects import Subject
-    from ..lab.watching import NEEDED, Watch, WatchFile, span
+    from ..lab.watching import NEEDED, Watch, WatchFile, samples, span
 
     _check_times(interval, duration, NEEDED)
     subject, seen = Subject(_one(pid or []), storage_dir), Watch()
@@ -86,7 +86,7 @@ def watch(
         show = ends.enter_context(_shown())
         ended, broken = _follow(subject, seen, record, stop, interval, duration, show)
     last = seen.last.seconds if seen.last else 0.0
-    _say(f"{ended}; watched for {span(last)}, {seen.count} samples")
+    _say(f"{ended}; watched for {span(last)}, {samples(seen.count)}")
     _say(seen.answer(), "bold red" if seen.found else "bold")
     _say(f"open descriptors: {seen.limit_told()}")
     _say(f"other kinds that grow: {seen.others() or 'none'}")
@@ -160,7 +160,7 @@ def _lines() -> Show:
 
 
 def _screen(seen: Watch) -> Group:
-    from ..lab.watching import NEEDED, rate, span
+    from ..lab.watching import NEEDED, rate, samples, span
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("descriptors", no_wrap=True)
@@ -175,7 +175,7 @@ def _screen(seen: Watch) -> Group:
         style = "bold red" if verdict == "leak" else "bold" if column == "open_fds" else ""
         table.add_row(row.descriptors, f"{row.now:,}", f"{row.most:,}", told, verdict, style=style)
     seconds = seen.last.seconds if seen.last else 0.0
-    progress = f"{seen.count} samples in {span(seconds)}" + (
+    progress = f"{samples(seen.count)} in {span(seconds)}" + (
         f", judged from {NEEDED} on" if seen.count < NEEDED else ""
     )
     lines = [f"limit: {seen.limit_told()}", f"{seen.answer()}", f"{progress}; Ctrl-C ends it"]

@@ -84,6 +84,7 @@ class Samples:
         self._waiting: list[tuple[float, np.ndarray, np.ndarray]] = []
         self._recent: deque[tuple[float, np.ndarray, np.ndarray]] = deque(maxlen=held)
         self._per_row = 1
+        self._whole: Stretch | None = None
         self.count = 0
 
     def add(self, seconds: float, counts: Sequence[int]) -> None:
@@ -96,7 +97,7 @@ class Samples:
         if len(self._waiting) < self._per_row:
             return
         self._rows.append(_merged(self._waiting))
-        self._waiting = []
+        self._waiting, self._whole = [], None
         if len(self._rows) >= self._held:
             pairs = zip(self._rows[::2], self._rows[1::2], strict=True)
             self._rows = [_merged(pair) for pair in pairs]
@@ -104,7 +105,8 @@ class Samples:
 
     def whole(self) -> Stretch:
         """Return everything watched."""
-        return _stretch(self._rows)
+        self._whole = self._whole or _stretch(self._rows)
+        return self._whole
 
     def stretches(self) -> list[Stretch]:
         """Return everything watched and, where that has been merged, what came last."""
@@ -166,8 +168,11 @@ class Track:
 
 def _leak(stretches: Sequence[Stretch]) -> tuple[Stretch, Estimate] | None:
     """Return everything watched, or else the shortest stretch, if it shows a leak, and its growth."""
-    whole, *later = [view for stretch in stretches for view in stretch.views()]
-    for view in (whole, *sorted(later, key=lambda view: view.seconds[-1] - view.seconds[0])):
+    # Where the last count is the lowest, no view of the stretch rises: most kinds never change.
+    rising = [stretch for stretch in stretches if stretch.low[-1] > stretch.low.min()]
+    views = [view for stretch in rising for view in stretch.views()]
+    start = stretches[0].seconds[0]
+    for view in sorted(views, key=lambda view: (view.seconds[0] > start, view.seconds[-1] - view.seconds[0])):
         if rises(view) and (grown := growth(view)).low > 0:
             return view, grown
     return None

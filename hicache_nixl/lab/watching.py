@@ -132,7 +132,12 @@ class Watch:
     @property
     def found(self) -> bool:
         """Whether a leak was found, and has not been closed again."""
-        return self._tracks[self.judged].found_at is not None
+        return self.grows(self.judged)
+
+    @property
+    def leak(self) -> Estimate | None:
+        """The growth per minute of what is judged: while it leaked if a leak was found, else over all."""
+        return self._tracks[self.judged].found or self.growth(self.judged)
 
     def growth(self, column: str = "open_fds") -> Estimate | None:
         """Return the growth per minute of a column now; None for too few samples."""
@@ -197,7 +202,7 @@ class Watch:
         if self.at_limit():
             return "not judged: at the limit no growth can be seen; watch it from its start"
         if self.count < NEEDED:
-            return f"not judged: {self.count} samples, and it takes {NEEDED}"
+            return f"not judged: {samples(self.count)}, and it takes {NEEDED}"
         if track.closed_at is not None:
             return f"no leak: {name} grew, and were closed again after {span(track.closed_at)}"
         now = self.last.counts[self.judged] if self.last else 0
@@ -315,6 +320,11 @@ def rate(grown: Estimate) -> str:
     '1,920 per minute [1,904, 1,935]'
     """
     return f"{_number(grown.median)} per minute [{_number(grown.low)}, {_number(grown.high)}]"
+
+
+def samples(count: int) -> str:
+    """Write a number of samples."""
+    return "1 sample" if count == 1 else f"{count:,} samples"
 
 
 def span(seconds: float, like: float | None = None) -> str:

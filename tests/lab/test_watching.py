@@ -85,7 +85,8 @@ class TestAnswer:
 
     @pytest.mark.parametrize("count", [0, 1, NEEDED - 1])
     def test_too_few_samples_are_not_judged(self, count):
-        assert watched(LEAKING[:count]).answer() == f"not judged: {count} samples, and it takes {NEEDED}"
+        told = "1 sample" if count == 1 else f"{count} samples"
+        assert watched(LEAKING[:count]).answer() == f"not judged: {told}, and it takes {NEEDED}"
 
     def test_at_the_limit_nothing_is_claimed(self):
         watch = watched(sample(second, 950, limit=1000) for second in range(60))
