@@ -17,3 +17,10 @@ def runs_folder() -> Path:
     """Return the folder that runs go to: ``runs/`` of the clone, else of the current folder."""
     root = _PACKAGE.parent
     return (root if (root / "pyproject.toml").exists() else Path.cwd()) / "runs"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8 whatever the locale is."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

@@ -97,6 +97,14 @@ def test_the_installed_command_is_this_one():
     assert script.load() is cli.main
 
 
+def test_ctrl_c_before_a_command_runs_is_no_traceback(run, monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["hicache_nixl.cli.app"], "app", interrupted)
+    assert run("doctor") == Answer(130, "", "")
+
+
 class TestHelp:
     @pytest.mark.parametrize(
         ("line", "taught"),
@@ -274,6 +282,7 @@ class TestReproduce:
         assert re.search(r"01_holds \d+ 1 of 2", answer.prose)
         assert (tiny / "mine" / "html" / "01_holds.html").exists()
         known = json.loads((tiny / "mine" / "provenance.json").read_text())
+        assert known["planned"] == ["01_holds"]
         given = known["notebooks"]["01_holds"]["parameters"]
         assert given == {"page_bytes": 16384, "mla": False, "sizes": [3]}
 

@@ -39,6 +39,8 @@ def main() -> None:
             f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(1 if not isinstance(error, ConfigError) else 2)
+    except KeyboardInterrupt:  # before a command runs: it has ends of its own
+        sys.exit(130)
 
 
 def page_of(model: str, page_size: int, layers: int | None) -> tuple[int, bool]:

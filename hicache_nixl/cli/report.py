@@ -22,9 +22,9 @@ def report(run: Run) -> None:
     from ..lab import report as pages
 
     with out.status("making the report"):
-        page = pages.build(run)
-        verdict = pages.read_record(run).verdict()
-    out.print(f"{verdict}; the report is {os.path.relpath(page)}", highlight=False, soft_wrap=True)
+        record = pages.read_record(run)
+        page = pages.build(record)
+    out.print(f"{record.verdict()}; the report is {os.path.relpath(page)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -41,6 +41,7 @@ def reproduce(
     hicache-nixl reproduce -p storage_dir=/mnt/nvme -p queue=io_uring --model Qwen2.5-32B --layers 4
     """
     from ..lab import read_watch, report, reproduction
+    from ..lab.runs import note_plan
 
     chosen = reproduction.chosen_notebooks(notebook or [])
     given = reproduction.parse_parameters(parameter or [])
@@ -57,6 +58,7 @@ def reproduce(
     parameters = reproduction.parameters_for(chosen, reproduction.read_profile(profile), given)
     folder = reproduction.new_run_folder(run or reproduction.default_run_name(profile))
     shown = os.path.relpath(folder)
+    note_plan(folder, list(chosen))
     outcomes = []
     try:
         for name, path in chosen.items():
@@ -79,8 +81,9 @@ def reproduce(
                 f"inconclusive: {claim.id}: {claim.measured}, expected {claim.expected}", highlight=False
             )
     with out.status("making the report"):
-        page = report.build(folder)
-    for connector, reason in report.read_record(folder).not_run().items():
+        record = report.read_record(folder)
+        page = report.build(record)
+    for connector, reason in record.not_run().items():
         out.print(f"not run: {connector}: {reason}", highlight=False)
     out.print(
         f"{reproduction.verdict(outcomes)}; the report is {os.path.relpath(page)}",

@@ -14,7 +14,6 @@ import select
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +61,7 @@ def _be_the_fork(work: Callable[[], Any], log: int) -> None:
         work()
         code = 0
     except BaseException:  # whatever it was belongs into the log, and the fork must not go on as its parent
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())  # prints it
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -23,8 +23,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..resources import resource as project_path
-from ..resources import runs_folder
+from ..resources import runs_folder, write_whole
 from .claims import FAILS, Claim, ClaimsFailedError, ledger
+from .storage_check import mount_of
 
 PACKAGES = (
     "hicache-nixl",
@@ -151,7 +152,7 @@ class Run:
             before = pd.read_csv(path, dtype=str, keep_default_na=False)
             others = before[before.notebook != self.notebook]
             mine = pd.concat([others, mine]).sort_values("notebook", kind="stable")
-        _replace(path, mine.to_csv(index=False))
+        write_whole(path, mine.to_csv(index=False))
 
     def _note_provenance(self, parameters: Mapping[str, Any]) -> None:
         path = self.folder / "provenance.json"
@@ -161,7 +162,17 @@ class Run:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "parameters": dict(parameters),
         }
-        _replace(path, json.dumps(known, indent=2) + "\n")
+        write_whole(path, json.dumps(known, indent=2) + "\n")
+
+
+def note_plan(folder: Path, notebooks: Sequence[str]) -> None:
+    """Note in the provenance of a new run which notebooks it is to consist of.
+
+    By this a report can tell a run that was interrupted from one that is complete.
+    """
+    write_whole(
+        folder / "provenance.json", json.dumps({**provenance(), "planned": list(notebooks)}, indent=2) + "\n"
+    )
 
 
 def provenance(storage_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def provenance(storage_dir: str | os.PathLike[str] | None = None) -> dict[str, A
         "cpu": {"model": _cpu_model(), "cores": psutil.cpu_count()},
         "memory_bytes": psutil.virtual_memory().total,
         "nofile_limit": {"soft": soft, "hard": hard},
-        "storage": _file_system(Path(storage_dir or tempfile.gettempdir())),
+        "storage": _storage(Path(storage_dir or tempfile.gettempdir())),
     }
 
 
@@ -242,16 +253,6 @@ def _cpu_model() -> str:
     return platform.processor() or sys.platform
 
 
-def _file_system(folder: Path) -> dict[str, str]:
-    """Name the file system and mount options that a folder lies on."""
-    folder = folder.resolve()
-    mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
-    mount = max(mounts, key=lambda part: len(part.mountpoint))
+def _storage(folder: Path) -> dict[str, str]:
+    mount = mount_of(folder)
     return {"file_system": mount.fstype, "options": mount.opts, "mounted_on": mount.mountpoint}
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_suffix(path.suffix + ".new")
-    beside.write_text(text)
-    beside.replace(path)

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -102,12 +103,17 @@ def _way_out(error: OSError, place: Path) -> str:
 
 def file_system(place: Path) -> FileSystem:
     """Tell what a folder lies on; options that are paths, as those of overlay, are left out."""
+    mount = mount_of(place)
+    options = ", ".join(option for option in mount.opts.split(",") if "/" not in option)
+    return FileSystem(mount.fstype, options, psutil.disk_usage(str(place)).free)
+
+
+def mount_of(place: Path) -> Any:
+    """Return the mount that a folder lies on, as ``psutil.disk_partitions`` gives it."""
     place = place.resolve()
     mounts = [part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
     longest = max(len(part.mountpoint) for part in mounts)
-    mount = [part for part in mounts if len(part.mountpoint) == longest][-1]  # the last one covers the others
-    options = ", ".join(option for option in mount.opts.split(",") if "/" not in option)
-    return FileSystem(mount.fstype, options, psutil.disk_usage(str(place)).free)
+    return [part for part in mounts if len(part.mountpoint) == longest][-1]  # the last one covers the others
 
 
 def direct_io(place: Path) -> tuple[bool, str]:

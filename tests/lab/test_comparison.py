@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib
 import numpy as np
@@ -130,8 +132,9 @@ class TestTimes:
             (times().drop(columns="pair"), times()),
             (times()[:0], times()),
             (times()[times().pair == 0], times()),
+            (pd.DataFrame({"pair": [0, 1], "seconds": [1.0, 1.0]}),) * 2,
         ],
-        ids=["no pairs", "no rows", "one pair"],
+        ids=["no pairs", "no rows", "one pair", "nothing but pairs"],
     )
     def test_without_times_of_both_there_is_none(self, a, b):
         assert time_ratios(a, b) is None
@@ -151,8 +154,16 @@ class TestOverlay:
                 RATIOS.assign(time_ratio=3.0, low=2.9, high=3.1),
                 "The intervals of the two runs lie apart at 2 of 2 points",
             ),
-            (times(), times(3.0), "b is slower than a at 4 of 4 points, faster at 0"),
-            (times(), times(0.3), "b is slower than a at 0 of 4 points, faster at 4"),
+            (
+                times(),
+                times(3.0),
+                "b / a: above 1 at 4 of 4 points, below at 0, by the spread within the runs",
+            ),
+            (
+                times(),
+                times(0.3),
+                "b / a: above 1 at 0 of 4 points, below at 4, by the spread within the runs",
+            ),
             (
                 pd.DataFrame({"call": [1, 2], "open_fds": [2, 4]}),
                 pd.DataFrame({"call": [1, 2], "open_fds": [2, 2]}),
@@ -173,6 +184,20 @@ class TestOverlay:
     def test_the_column_that_a_figure_is_named_after_is_drawn(self):
         table = pd.DataFrame({"call": [1, 2], "open_fds": [2, 4], "registrations": [4, 8]})
         assert overlay(table, table, "registrations", ("a", "b")).title.startswith("registrations: the same")
+
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            {"time_ratio": [1.0], "low": [0.9], "high": [1.1]},
+            {"pair": [0], "seconds": [1.0]},
+            {"call": [1, 1], "open_fds": [2, 2]},
+        ],
+        ids=["ratios", "times", "counts"],
+    )
+    def test_rows_that_nothing_tells_apart_have_none(self, columns):
+        rows = len(next(iter(columns.values())))
+        tables = [pd.DataFrame({"queue": [queue] * rows, **columns}) for queue in ("libaio", "io_uring")]
+        assert overlay(*tables, "", ("a", "b")) is None
 
     def test_columns_that_fit_no_figure_have_none(self):
         table = pd.DataFrame({"connector": ["a"], "reason": ["b"]})
@@ -202,7 +227,7 @@ class TestPage:
         assert "ssd: 2 of 2 claims hold" in text
         assert "nvme: 1 of 2 claims hold, 1 fail" in text
         assert re.search(r"growth holds -> fails 2 ✓ holds , cell 0 3 ✗ fails , cell 0", text)
-        assert "nvme is slower than ssd at 4 of 4 points" in text
+        assert "nvme / ssd: above 1 at 4 of 4 points" in text
 
     def test_its_links_lead_to_cells_of_both_runs(self, two):
         page = compare_runs(*two)
@@ -221,8 +246,44 @@ class TestPage:
         for what in ("No table of times", "No figure is in both", "No table is in both", "only in the first"):
             assert what in text
 
-    def test_a_comparison_may_be_made_again(self, two):
-        assert compare_runs(*two).read_text() == compare_runs(*two).read_text()
+    def test_a_comparison_is_made_anew_without_what_an_earlier_one_left(self, two):
+        page = compare_runs(*two)
+        before = page.read_text()
+        (page.parent / "tables" / "stale.csv").touch()
+        assert compare_runs(*two).read_text() == before
+        assert not (page.parent / "tables" / "stale.csv").exists()
+
+    def test_what_cannot_be_joined_and_what_only_one_run_has_is_named(self, two):
+        pd.DataFrame({"fd": [3]}).to_csv(two[0] / "tables" / f"{LEAVES}_files.csv", index=False)
+        pd.DataFrame({"fd": [4]}).to_csv(two[1] / "tables" / f"{LEAVES}_files.csv", index=False)
+        pd.DataFrame({"call": [1]}).to_csv(two[1] / "tables" / f"{LEAVES}_more.csv", index=False)
+        text = text_of(compare_runs(*two))
+        assert f"Not joined, since nothing tells their rows apart: {LEAVES}_files." in text
+        assert f"Only in nvme: {LEAVES}_more." in text
+
+    def test_runs_of_one_name_are_told_apart_by_their_folders(self, tmp_path):
+        (tmp_path / "old").mkdir()
+        (tmp_path / "new").mkdir()
+        a, b = make_run(tmp_path / "old" / "base"), make_run(tmp_path / "new" / "base")
+        text = text_of(compare_runs(a, b, tmp_path / "both"))
+        assert "old/base: 2 of 2 claims hold" in text
+        assert "new/base: 2 of 2 claims hold" in text
+
+    @pytest.mark.parametrize("name", ["a#1", "50%?x", 'b <b>&"q'])
+    def test_a_run_of_any_name_is_linked_to_and_its_name_is_text(self, tmp_path, name):
+        a, b = make_run(tmp_path / name), make_run(tmp_path / "other")
+        build(a)
+        build(b)
+        page = compare_runs(a, b)
+        links = set(re.findall(r'href="([^"#]+)[#"]', page.read_text())) - {"data:,"}
+        assert len(links) > 4
+        assert [link for link in links if not (page.parent / unquote(link)).exists()] == []
+        assert "<b>" not in page.read_text()
+
+    def test_a_run_that_is_not_finished_is_not_shown_as_one_that_holds(self, two):
+        known = json.loads((two[0] / "provenance.json").read_text())
+        (two[0] / "provenance.json").write_text(json.dumps({**known, "planned": [LEAVES, "05_more"]}))
+        assert '<p class="verdict inconclusive">ssd: ' in compare_runs(*two).read_text()
 
 
 class TestBadInput:
@@ -237,7 +298,7 @@ class TestBadInput:
 
     def test_a_run_in_the_place_of_the_comparison_is_not_written_into(self, two):
         before = (two[1] / "index.html").read_text()
-        with pytest.raises(ConfigError, match="a run is not written into; give another --out"):
+        with pytest.raises(ConfigError, match="something that is no comparison; give a new or empty folder"):
             compare_runs(*two, two[1])
         assert (two[1] / "index.html").read_text() == before
 
@@ -245,6 +306,18 @@ class TestBadInput:
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match=r"--out .*file cannot be made"):
             compare_runs(*two, tmp_path / "file")
+
+    def test_a_folder_with_files_of_others_is_not_written_into(self, two, tmp_path):
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "index.html").write_text("mine")
+        with pytest.raises(ConfigError, match="give a new or empty folder"):
+            compare_runs(*two, tmp_path / "site")
+        assert (tmp_path / "site" / "index.html").read_text() == "mine"
+
+    def test_a_table_that_is_none(self, two):
+        (two[1] / "tables" / f"{LEAVES}_growth.csv").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ConfigError, match=r"_growth\.csv cannot be read"):
+            compare_runs(*two)
 
     def test_a_run_that_is_gone_meanwhile(self, two):
         shutil.rmtree(two[1])

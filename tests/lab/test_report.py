@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from tiny_notebooks import ALT, write_notebook
 
-from hicache_nixl.errors import ConfigError
+from hicache_nixl.errors import ConfigError, FileError
 from hicache_nixl.lab.claims import exactly
 from hicache_nixl.lab.report import AltTextError, build, read_record
 from hicache_nixl.lab.runs import Run
@@ -125,10 +125,19 @@ class TestIndex:
         assert "table growth: the first 40 of 100 rows" in page
         assert f'href="tables/{LEAVES}_growth.csv"' in page
 
-    def test_a_run_that_ended_before_its_first_claim_has_a_report_too(self, folder):
+    def test_a_run_that_ended_before_its_first_claim_has_a_report_and_does_not_hold(self, folder):
         for name in ("claims.csv", "figures.csv"):
             (folder / name).unlink()
-        assert "0 of 0 claims hold" in text_of(build(folder))
+        page = build(folder)
+        assert '<p class="verdict inconclusive">0 of 0 claims hold</p>' in page.read_text()
+        assert f"Not finished: {LEAVES}." in text_of(page)
+
+    def test_notebooks_that_were_planned_and_did_not_end_are_named(self, folder):
+        known = json.loads((folder / "provenance.json").read_text())
+        (folder / "provenance.json").write_text(json.dumps({**known, "planned": ["03_never", LEAVES]}))
+        page = build(folder)
+        assert '<p class="verdict inconclusive">2 of 2 claims hold</p>' in page.read_text()
+        assert "Not finished: 03_never." in text_of(page)
 
     def test_it_can_be_made_again(self, folder):
         assert build(folder).read_text() == build(folder).read_text()
@@ -215,6 +224,8 @@ class TestRecord:
             (lambda folder: shutil.rmtree(folder), "it takes the folder of a run, such as runs/NAME"),
             (lambda folder: (folder / "provenance.json").unlink(), "there is no .*provenance.json"),
             (lambda folder: (folder / "provenance.json").write_text("{"), "provenance.json cannot be read"),
+            (lambda folder: (folder / "provenance.json").write_text("{}"), "provenance.json has no versions"),
+            (lambda folder: (folder / "provenance.json").write_text("[]"), "provenance.json has no versions"),
             (lambda folder: (folder / "claims.csv").write_text("a,b\n1,2\n"), "has no column notebook"),
             (lambda folder: (folder / "claims.csv").write_text(""), "claims.csv cannot be read"),
             (
@@ -222,7 +233,16 @@ class TestRecord:
                 f"{LEAVES}.ipynb is no notebook",
             ),
         ],
-        ids=["no folder", "no provenance", "half a provenance", "other columns", "empty list", "no notebook"],
+        ids=[
+            "no folder",
+            "no provenance",
+            "half a provenance",
+            "an empty provenance",
+            "a list",
+            "other columns",
+            "empty list",
+            "no notebook",
+        ],
     )
     def test_what_is_no_run_is_one_clear_error(self, folder, spoil, told):
         spoil(folder)
@@ -233,3 +253,32 @@ class TestRecord:
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match="it takes the folder of a run"):
             read_record(tmp_path / "file")
+
+    @pytest.mark.parametrize(
+        ("spoil", "told"),
+        [
+            (lambda folder: shutil.rmtree(folder / "figures"), r"figure .*_growth\.png cannot be read"),
+            (
+                lambda folder: (folder / "figures" / f"{LEAVES}_growth.png").write_bytes(b""),
+                r"figure .*_growth\.png cannot be read",
+            ),
+            (
+                lambda folder: (folder / "tables" / f"{LEAVES}_growth.csv").write_bytes(b"\xff\xfe\x00"),
+                r"_growth\.csv cannot be read",
+            ),
+            (
+                lambda folder: (folder / "tables" / f"{LEAVES}_released.csv").write_text('a,"b\n'),
+                r"_released\.csv cannot be read",
+            ),
+        ],
+        ids=["no figures", "an empty picture", "no text", "half a table"],
+    )
+    def test_a_part_that_is_broken_is_one_clear_error(self, folder, spoil, told):
+        spoil(folder)
+        with pytest.raises(ConfigError, match=told):
+            build(folder)
+
+    def test_a_page_that_cannot_be_written_is_one_clear_error(self, folder):
+        (folder / "html").touch()
+        with pytest.raises(FileError, match="html"):
+            build(folder)

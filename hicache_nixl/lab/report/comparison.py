@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from ...errors import ConfigError
-from ..claims import FAILS, HOLDS
+from ...resources import write_whole
 from .index import facts
 from .joining import claims_side_by_side, tables_side_by_side, time_ratios
 from .notebook_page import title_of
 from .overlays import Overlay, overlay
 from .pages import write_page
-from .record import Record, read_record
+from .record import Record, read_record, read_table
 
 DPI = 150
+MARK = "comparison.json"  # by which a folder is known as one that may be written anew
 
 
 def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) -> Path:
@@ -40,13 +44,14 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
     Raises
     ------
     ConfigError
-        When one of the two is no run, both are one, or ``out`` is a run.
+        When one of the two is no run, both are one, or ``out`` holds something else than a comparison.
     """
     first, second = read_record(a), read_record(b)
     if first.folder == second.folder:
         raise ConfigError(f"run {a} and run {b} are one; a comparison takes two")
     folder = Path(out) if out else first.folder.parent / f"{first.name}-vs-{second.name}"
-    _make(folder)
+    _make(folder, (first, second))
+    runs = _labels(first, second)
     claims = claims_side_by_side(first.claims, second.claims)
     claims.to_csv(folder / "claims.csv", index=False)
     return write_page(
@@ -54,26 +59,43 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
         "compare.html.j2",
         a=first,
         b=second,
-        overall=[FAILS if (run.claims.verdict == FAILS).any() else HOLDS for run in (first, second)],
-        to=[os.path.relpath(run.folder, folder.resolve()) for run in (first, second)],
-        facts=_side_by_side(dict(facts(first)), dict(facts(second))),
+        runs=runs,
+        to=[quote(os.path.relpath(run.folder, folder.resolve())) for run in (first, second)],
+        facts=_side_by_side(
+            *({what: said for what, said in facts(run) if what != "started"} for run in (first, second))
+        ),
         parameters=_parameters(first, second),
         claims=claims,
-        times=_times(first, second, folder),
-        figures=_figures(first, second, folder),
-        tables=_tables(first, second, folder),
+        times=_times(first, second, folder, runs),
+        figures=_figures(first, second, folder, runs),
+        **_tables(first, second, folder),
         titles=_titles(first, second),
     )
 
 
-def _make(folder: Path) -> None:
-    if (folder / "provenance.json").exists():
-        raise ConfigError(f"{folder} is a run, and a run is not written into; give another --out")
+def _make(folder: Path, runs: tuple[Record, Record]) -> None:
+    """Make the folder of a comparison, or empty one that was a comparison before; nothing else is written into."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / MARK).exists():
+            raise ConfigError(
+                f"--out {folder} holds something that is no comparison; give a new or empty folder"
+            )
         for name in ("tables", "figures"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / name).mkdir()
+        write_whole(folder / MARK, json.dumps([str(run.folder) for run in runs]) + "\n")
     except OSError as error:
         raise ConfigError(f"--out {folder} cannot be made: {error.strerror}") from error
+
+
+def _labels(a: Record, b: Record) -> tuple[str, str]:
+    """Name both runs; runs of one name by the shortest end of their paths that differs."""
+    for length in range(1, max(len(a.folder.parts), len(b.folder.parts)) + 1):
+        names = tuple("/".join(run.folder.parts[-length:]) for run in (a, b))
+        if names[0] != names[1]:
+            break
+    return names[0], names[1]
 
 
 def _side_by_side(first: dict[str, Any], second: dict[str, Any]) -> pd.DataFrame:
@@ -82,7 +104,7 @@ def _side_by_side(first: dict[str, Any], second: dict[str, Any]) -> pd.DataFrame
         (what, first.get(what, ""), second.get(what, ""), first.get(what) == second.get(what))
         for what in dict.fromkeys([*first, *second])
     ]
-    return pd.DataFrame(rows, columns=["what", "a", "b", "same"])
+    return pd.DataFrame(rows, columns=["what", "a", "b", "same"]).astype({"same": bool})
 
 
 def _parameters(a: Record, b: Record) -> pd.DataFrame:
@@ -97,7 +119,7 @@ def _parameters(a: Record, b: Record) -> pd.DataFrame:
         for run in (a, b)
     ]
     table = _side_by_side(*given)
-    return table[~table.same.astype(bool)]
+    return table[~table.same]
 
 
 def _titles(a: Record, b: Record) -> dict[str, str]:
@@ -107,29 +129,22 @@ def _titles(a: Record, b: Record) -> dict[str, str]:
 def _pairs(a: Record, b: Record) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
     """Return the tables that both runs have."""
     first, second = a.tables(), b.tables()
-    return [(name, _read(first[name]), _read(second[name])) for name in first if name in second]
+    return [(name, read_table(first[name]), read_table(second[name])) for name in first if name in second]
 
 
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path)
-    except pd.errors.EmptyDataError:
-        return pd.DataFrame()
-
-
-def _times(a: Record, b: Record, folder: Path) -> list[dict[str, Any]]:
+def _times(a: Record, b: Record, folder: Path, runs: tuple[str, str]) -> list[dict[str, Any]]:
     """Compare every table that holds times pair by pair: its ratios, and their figure."""
     found = []
     for name, first, second in _pairs(a, b):
         ratios = time_ratios(first, second)
         if ratios is not None:
             ratios.to_csv(folder / "tables" / f"{name}_times.csv", index=False)
-            drawn = overlay(first, second, "", (a.name, b.name))
+            drawn = overlay(first, second, "", runs)
             found.append({"name": name, "ratios": ratios, **_drawn(drawn, folder, f"{name}_times")})
     return found
 
 
-def _figures(a: Record, b: Record, folder: Path) -> list[dict[str, Any]]:
+def _figures(a: Record, b: Record, folder: Path, runs: tuple[str, str]) -> list[dict[str, Any]]:
     """Overlay the figures that both runs have; where no overlay fits, the two pictures stand side by side.
 
     Figures of the same numbers, such as those of sets and of gets, have one overlay.
@@ -142,7 +157,7 @@ def _figures(a: Record, b: Record, folder: Path) -> list[dict[str, Any]]:
         entry = found.setdefault((*named, column), {"rows": [], "overlaid": []})
         entry["rows"].append({"a": row, "b": other, "pictures": (a.picture(row), b.picture(other))})
         for name in () if entry["overlaid"] else named:
-            drawn = overlay(*tables[name], column, (a.name, b.name)) if name in tables else None
+            drawn = overlay(*tables[name], column, runs) if name in tables else None
             if drawn is not None:
                 file = f"{row.notebook}_{row.figure}_{name.removeprefix(row.notebook + '_')}"
                 entry["overlaid"].append({"table": name, **_drawn(drawn, folder, file)})
@@ -168,12 +183,16 @@ def _drawn(overlaid: Overlay | None, folder: Path, name: str) -> dict[str, Any]:
     return {"path": path, "title": overlaid.title, "alt": overlaid.alt}
 
 
-def _tables(a: Record, b: Record, folder: Path) -> list[dict[str, Any]]:
-    found = []
+def _tables(a: Record, b: Record, folder: Path) -> dict[str, Any]:
+    """Join the tables of both runs; name those that cannot be, and those that only one run has."""
+    found, apart = [], []
     for name, first, second in _pairs(a, b):
         joined = tables_side_by_side(first, second)
-        if joined is not None:
-            table, same = joined
-            table.to_csv(folder / "tables" / f"{name}.csv", index=False)
-            found.append({"name": name, "table": table, "same": same})
-    return found
+        if joined is None:
+            apart.append(name)
+            continue
+        table, same = joined
+        table.to_csv(folder / "tables" / f"{name}.csv", index=False)
+        found.append({"name": name, "table": table, "same": same})
+    only = [sorted(set(one.tables()) - set(other.tables())) for one, other in ((a, b), (b, a))]
+    return {"tables": found, "not_joined": apart, "only": only}

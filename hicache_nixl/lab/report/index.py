@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from ...resources import resource
-from ..claims import FAILS, HOLDS, INCONCLUSIVE
+from ..claims import FAILS, INCONCLUSIVE
 from .notebook_page import title_of, write_notebook_page
 from .pages import write_page
 from .record import Record, read_record
@@ -20,8 +20,13 @@ AGENDA = "data/review_agenda.yaml"
 HERO = ("03_before_and_after", "hero")
 
 
-def build(folder: str | Path) -> Path:
+def build(run: str | Path | Record) -> Path:
     """Make ``index.html`` and the pages of the notebooks from what a run left; return the index.
+
+    Parameters
+    ----------
+    run : path or Record
+        The folder of a run, its name below ``runs/``, or what was read of it.
 
     Raises
     ------
@@ -30,22 +35,20 @@ def build(folder: str | Path) -> Path:
     AltTextError
         When a figure has no alt text.
     """
-    record = read_record(folder)
-    for name in record.notebooks:
-        write_notebook_page(record.folder, name)
+    record = run if isinstance(run, Record) else read_record(run)
+    for name, node in record.notebooks.items():
+        write_notebook_page(record.folder, name, node)
     return write_page(
         record.folder / "index.html",
         "index.html.j2",
         record=record,
-        overall=FAILS if _errors(record) or (record.claims.verdict == FAILS).any() else HOLDS,
-        errors=_errors(record),
         facts=facts(record),
         hero=_hero(record),
         ledger=_by_notebook(record, record.claims),
         figures=_by_notebook(record, _each_table_once(record.figures)),
         titles={name: title_of(node, name) for name, node in record.notebooks.items()},
         seconds={name: _seconds(node) for name, node in record.notebooks.items()},
-        parameters={name: about["parameters"].items() for name, about in _noted(record).items()},
+        parameters={name: about.get("parameters", {}).items() for name, about in _noted(record).items()},
         agenda=agenda(record),
         unsettled=_rows(record.claims[record.claims.verdict.isin([FAILS, INCONCLUSIVE])]),
     )
@@ -55,11 +58,12 @@ def facts(record: Record) -> list[tuple[str, str]]:
     """Say in a few lines what a run was made with and on."""
     known = record.provenance
     versions, storage, limit = known["versions"], known["storage"], known["nofile_limit"]
-    started = min((about["started"] for about in _noted(record).values()), default=None)
+    started = min((about["started"] for about in _noted(record).values() if "started" in about), default=None)
     memory = f"{known['memory_bytes'] / 2**30:.0f} GiB"
     packages = ("hicache-nixl", "nixl", "torch", "python")
     return [
-        ("run", f"{record.name}, {_moment(started)}" if started else record.name),
+        ("started", _moment(started) if started else "not known"),
+        ("notebooks", ", ".join(record.notebooks) or "none was run to its end"),
         ("versions", ", ".join(f"{name} {versions.get(name)}" for name in packages)),
         ("commit", known["git_commit"] or "installed from a wheel"),
         ("machine", f"{known['cpu']['model']}, {known['cpu']['cores']} cores, {memory}, {known['machine']}"),
@@ -77,17 +81,6 @@ def agenda(record: Record) -> dict[str, Any]:
         chosen = [any(fnmatchcase(id, wanted) for wanted in remark["claims"]) for id in claims.id]  # noqa: A001
         remark["evidence"] = _rows(claims[chosen])
     return known
-
-
-def _errors(record: Record) -> list[str]:
-    """Return what stopped a notebook, but for claims that failed: those are in the ledger."""
-    return [
-        f"{name}, cell {cell.execution_count}: {output.ename}: {output.evalue}"
-        for name, node in record.notebooks.items()
-        for cell in node.cells
-        for output in cell.get("outputs", ())
-        if output.output_type == "error" and output.ename != "ClaimsFailedError"
-    ]
 
 
 def _noted(record: Record) -> dict[str, Any]:

@@ -91,6 +91,14 @@ def identity(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     ]
 
 
+def told_apart_by(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    """Return the columns that tell every row of two tables apart; none when there are no such columns."""
+    keys = identity(a, b)
+    if not keys or a.duplicated(keys).any() or b.duplicated(keys).any():
+        return []
+    return keys
+
+
 def tables_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, list[str]] | None:
     """Join two tables of one name row by row.
 
@@ -100,8 +108,8 @@ def tables_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame,
         The rows of both, by the columns of ``IDENTITY`` that they have: ``NAME a`` and ``NAME b`` of what differs
         anywhere; and the names of the columns that are the same in both.  None when no columns tell the rows apart.
     """
-    keys = identity(a, b)
-    if not keys or a.duplicated(keys).any() or b.duplicated(keys).any():
+    keys = told_apart_by(a, b)
+    if not keys:
         return None
     both = a.merge(b, on=keys, how="outer", suffixes=(" a", " b"), sort=False)
     shared = [name for name in a.columns if name in b.columns and name not in keys]
@@ -127,9 +135,11 @@ def time_ratios(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame | None:
     if not {"seconds", "pair"} <= set(a.columns) & set(b.columns):
         return None
     keys = [name for name in identity(a, b) if name != "pair"]
-    there = dict(list(b.groupby(keys, sort=False)))
+    if not keys:
+        return None
+    there = dict(list(b.groupby(keys, sort=False, dropna=False)))
     rows = []
-    for point, group in a.groupby(keys, sort=False):
+    for point, group in a.groupby(keys, sort=False, dropna=False):
         if point in there and min(len(group), len(there[point])) > 1:
             first, second = group.seconds.to_numpy() * 1e3, there[point].seconds.to_numpy() * 1e3
             ratio = unpaired_ratio(second, first)

@@ -12,16 +12,21 @@ from nbconvert import HTMLExporter
 from .pages import TEMPLATES, write_page
 
 
-def write_notebook_page(folder: Path, name: str) -> Path:
+def write_notebook_page(folder: Path, name: str, node: nbformat.NotebookNode | None = None) -> Path:
     """Make the page of one executed notebook of a run: ``html/NAME.html``.
 
     Each cell has the anchor ``cell-N``, with the number that claims and figures have noted.
+
+    Parameters
+    ----------
+    node : nbformat.NotebookNode, optional
+        The notebook, where it was read already.
 
     Raises
     ------
     AltTextError
     """
-    node = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+    node = node or nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
     beside = sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb"))
     place = beside.index(name)
     return write_page(

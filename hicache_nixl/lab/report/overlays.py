@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures import counts_of_two, intervals_of_two, ratios_of_two
-from .joining import IDENTITY, identity, time_ratios
+from .joining import IDENTITY, time_ratios, told_apart_by
 from .pages import is_number
 
 COUNTS = {  # a table's counts: what they are drawn over
@@ -54,8 +54,8 @@ def overlay(a: pd.DataFrame, b: pd.DataFrame, column: str, runs: Sequence[str]) 
 
 
 def _intervals(a: pd.DataFrame, b: pd.DataFrame, value: str, runs: Sequence[str]) -> Overlay | None:
-    keys = identity(a, b)
-    both = a.merge(b, on=keys, suffixes=("_a", "_b"))
+    keys = told_apart_by(a, b)
+    both = a.merge(b, on=keys, suffixes=("_a", "_b")) if keys else a[:0]
     if both.empty:
         return None
     bounds = [value, "low", "high"]
@@ -78,15 +78,17 @@ def _times(a: pd.DataFrame, b: pd.DataFrame, runs: Sequence[str]) -> Overlay | N
     if ratios is None:
         return None
     slower, faster = int((ratios.low > 1).sum()), int((ratios.high < 1).sum())
-    title = f"{runs[1]} is slower than {runs[0]} at {slower} of {len(ratios)} points, faster at {faster}"
+    title = f"{runs[1]} / {runs[0]}: above 1 at {slower} of {len(ratios)} points, below at {faster}, by the spread within the runs"
     alt = f"Ratio of the times of {runs[1]} to those of {runs[0]} with its interval, {len(ratios)} points."
     keys = [name for name in IDENTITY if name in ratios]
     return Overlay(ratios_of_two(ratios, _labels(ratios, keys), runs, title), title, alt)
 
 
-def _counts(a: pd.DataFrame, b: pd.DataFrame, over: str, column: str, runs: Sequence[str]) -> Overlay:
+def _counts(a: pd.DataFrame, b: pd.DataFrame, over: str, column: str, runs: Sequence[str]) -> Overlay | None:
     by = next((name for name in ("connector", "kind") if name in a and name in b), "")
-    keys = identity(a, b)
+    keys = told_apart_by(a, b)
+    if not keys:
+        return None
     both = a.merge(b, on=keys, suffixes=("_a", "_b"))
     differing = int((both[f"{column}_a"] != both[f"{column}_b"]).sum())
     what = column.replace("_", " ")

@@ -17,8 +17,9 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 
-from ...errors import HiCacheNixlError
-from .record import Record
+from ...errors import ConfigError, FileError, HiCacheNixlError
+from ...resources import write_whole
+from .record import Record, read_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 NBCONVERTS_ALT = "No description has been provided for this image"  # what nbconvert puts where none was given
@@ -42,8 +43,11 @@ def write_page(path: Path, template: str, **context: Any) -> Path:
     missing = Pictures(text).without_alt
     if missing:
         raise AltTextError(f"{path.name}: no alt text for the picture {'; '.join(missing)}")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        raise FileError.of(error, str(path)) from error
     return path
 
 
@@ -108,19 +112,19 @@ def data_uri(path: Path) -> str:
 
 def size(path: Path) -> tuple[int, int]:
     """Return width and height at which a figure's letters have their size: its inches, in pixels of a page."""
-    with Image.open(path) as image:
-        width, height = image.size
-        dots = image.info.get("dpi", (PAGE_DPI, PAGE_DPI))[0]
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            dots = image.info.get("dpi", (PAGE_DPI, PAGE_DPI))[0]
+    except OSError as error:  # Pillow's error for what is no picture is one too
+        raise ConfigError(f"figure {path} cannot be read: {error}; make the run again") from error
     return round(width * PAGE_DPI / dots), round(height * PAGE_DPI / dots)
 
 
 def table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
     """Return a table of a run, None when this run has none of that name."""
-    path = record.folder / "tables" / f"{notebook}_{name}.csv"
-    try:
-        return pd.read_csv(path)
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        return None
+    path = record.tables().get(f"{notebook}_{name}")
+    return None if path is None else read_table(path)
 
 
 def is_number(value: Any) -> bool:

@@ -12,9 +12,10 @@ import pandas as pd
 
 from ...errors import ConfigError
 from ...resources import runs_folder
-from ..claims import tally
+from ..claims import FAILS, HOLDS, INCONCLUSIVE, tally
 
 CLAIMS = ["notebook", "cell", "id", "sentence", "expected", "measured", "verdict"]
+REQUIRED = ("versions", "git_commit", "kernel", "machine", "cpu", "memory_bytes", "nofile_limit", "storage")
 FIGURES = ["notebook", "cell", "figure", "title", "alt", "tables"]
 
 
@@ -40,6 +41,29 @@ class Record:
     notebooks: dict[str, nbformat.NotebookNode]
 
     @property
+    def unfinished(self) -> list[str]:
+        """The notebooks that the run was to consist of and that stated no claims: interrupted, failed or never begun."""
+        planned = self.provenance.get("planned", list(self.provenance.get("notebooks", {})))
+        return [name for name in planned if name not in set(self.claims.notebook)]
+
+    @property
+    def state(self) -> str:
+        """What the run as a whole is: fails, inconclusive when part of it is missing, else holds."""
+        if self.errors() or (self.claims.verdict == FAILS).any():
+            return FAILS
+        return INCONCLUSIVE if self.unfinished or self.claims.empty else HOLDS
+
+    def errors(self) -> list[str]:
+        """Return what stopped a notebook, but for claims that failed: those are in the ledger."""
+        return [
+            f"{name}, cell {cell.execution_count}: {output.ename}: {output.evalue}"
+            for name, node in self.notebooks.items()
+            for cell in node.cells
+            for output in cell.get("outputs", ())
+            if output.output_type == "error" and output.ename != "ClaimsFailedError"
+        ]
+
+    @property
     def name(self) -> str:
         """The name of the run: that of its folder."""
         return self.folder.name
@@ -61,7 +85,7 @@ class Record:
         reasons: dict[str, str] = {}
         for name, path in self.tables().items():
             if name.endswith("_released"):
-                table = pd.read_csv(path, dtype=str, keep_default_na=False)
+                table = read_table(path, dtype=str, keep_default_na=False)
                 reasons |= {
                     connector: reason for connector, reason in table.itertuples(index=False) if reason
                 }
@@ -87,6 +111,9 @@ def read_record(folder: str | Path) -> Record:
         ) from None
     except ValueError as error:
         raise ConfigError(f"run {folder}: provenance.json cannot be read: {error}") from error
+    missing = [name for name in REQUIRED if not isinstance(provenance, dict) or name not in provenance]
+    if missing:
+        raise ConfigError(f"run {folder}: provenance.json has no {', '.join(missing)}; make the run again")
     executed = {file.stem: _read_notebook(file) for file in sorted((path / "notebooks").glob("*.ipynb"))}
     return Record(
         path.resolve(),
@@ -97,14 +124,25 @@ def read_record(folder: str | Path) -> Record:
     )
 
 
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a table of a run.
+
+    Raises
+    ------
+    ConfigError
+        When there is none, or what is there is no table.
+    """
+    try:
+        return pd.read_csv(path, **options)
+    except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
 def _listed(path: Path, columns: list[str]) -> pd.DataFrame:
     """Read a list of the run; a run that failed early has none yet."""
     if not path.exists():
         return pd.DataFrame(columns=columns, dtype=str)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    table = read_table(path, dtype=str, keep_default_na=False)
     missing = [column for column in columns if column not in table]
     if missing:
         raise ConfigError(f"{path} has no column {', '.join(missing)}; make the run again")
