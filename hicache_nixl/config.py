@@ -21,6 +21,13 @@ RELEASED = {"leaky": "SGLang up to 0.5.11", "try_finally": "SGLang 0.5.12"}
 PLUGIN_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_PLUGIN"
 STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
 
+DEFAULT_STORAGE_DIR = "/tmp/hicache_storage"
+
+# Memory layouts of a host pool; in all but the first, the pieces of a page go to storage without a copy.
+LAYOUTS = ("layer_first", "page_first", "page_first_direct")
+ZERO_COPY_LAYOUTS = LAYOUTS[1:]
+ALIGNMENT = 4096  # bytes; what O_DIRECT asks of every file system that we know
+
 # The POSIX plugin's three I/O queues, by the name people use and by NIXL's flag for it.
 QUEUES = {"libaio": "use_aio", "io_uring": "use_uring", "posix_aio": "use_posix_aio"}
 

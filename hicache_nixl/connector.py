@@ -15,7 +15,14 @@ import torch
 
 from . import lifetimes
 from .calls import Calls
-from .config import OBJ_PLUGINS, RELEASED, STORAGE_DIR_VARIABLE, HiCacheStorageConfig, NixlBackendConfig
+from .config import (
+    DEFAULT_STORAGE_DIR,
+    OBJ_PLUGINS,
+    RELEASED,
+    STORAGE_DIR_VARIABLE,
+    HiCacheStorageConfig,
+    NixlBackendConfig,
+)
 from .errors import ConfigError, FileError, PageIndexError, TransferError
 from .files import NixlFileManager
 from .names import PageNames
@@ -25,8 +32,6 @@ from .registration import Buffer, NixlRegistration, buffer_sizes
 from .storage import HiCacheStorage
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_STORAGE_DIR = "/tmp/hicache_storage"
 
 
 class HiCacheNixl(HiCacheStorage):

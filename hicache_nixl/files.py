@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 
+from .config import ALIGNMENT
 from .errors import ConfigError, FileError
-from .host_pool import ALIGNMENT
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,9 @@ from collections.abc import Sequence
 
 import torch
 
+from .config import ALIGNMENT, LAYOUTS, ZERO_COPY_LAYOUTS
 from .errors import ConfigError, PageIndexError
 from .models import ModelGeometry, model_geometry
-
-LAYOUTS = ("layer_first", "page_first", "page_first_direct")
-ZERO_COPY_LAYOUTS = ("page_first", "page_first_direct")
-ALIGNMENT = 4096  # bytes; what O_DIRECT asks of every file system that we know
 
 
 class HostKVPool:

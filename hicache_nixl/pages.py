@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from .config import ALIGNMENT, ZERO_COPY_LAYOUTS
 from .errors import PageIndexError
-from .host_pool import ALIGNMENT, ZERO_COPY_LAYOUTS, aligned_tensor
+from .host_pool import aligned_tensor
 from .registration import Buffer
 
 logger = logging.getLogger(__name__)

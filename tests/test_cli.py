@@ -105,6 +105,12 @@ def test_ctrl_c_before_a_command_runs_is_no_traceback(run, monkeypatch):
     assert run("doctor") == Answer(130, "", "")
 
 
+def test_the_command_is_there_before_torch_is():
+    """Its import takes longer than all else that --help, watch and report do."""
+    code = "import sys, hicache_nixl.cli, hicache_nixl.lab.report; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 class TestHelp:
     @pytest.mark.parametrize(
         ("line", "taught"),

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import ConfigError, HiCacheNixlError
-from ..models import model_geometry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +44,8 @@ def main() -> None:
 
 def page_of(model: str, page_size: int, layers: int | None) -> tuple[int, bool]:
     """Return the bytes of a model's page, and whether it is an MLA page."""
+    from ..models import model_geometry  # here: it loads torch, which most commands do without
+
     geometry = model_geometry(model)
     return geometry.page_bytes(page_size, layers), geometry.is_mla
 

@@ -11,9 +11,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ..config import LIFETIMES, QUEUES
+from ..config import LAYOUTS, LIFETIMES, QUEUES
 from ..errors import ConfigError
-from ..host_pool import LAYOUTS
 from .app import Layers, Model, PageSize, app, out, page_of
 
 Layout = StrEnum("Layout", {name: name for name in LAYOUTS})

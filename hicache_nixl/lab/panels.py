@@ -14,9 +14,8 @@ import pandas as pd
 from IPython import get_ipython
 from matplotlib.figure import Figure
 
-from ..config import LIFETIMES, QUEUES
+from ..config import LAYOUTS, LIFETIMES, QUEUES
 from ..errors import HiCacheNixlError
-from ..host_pool import LAYOUTS
 from . import figures
 from .fds import count_fds
 from .process import Worker

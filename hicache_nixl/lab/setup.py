@@ -7,9 +7,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
+from ..config import LAYOUTS, LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
 from ..errors import ConfigError
-from ..host_pool import LAYOUTS
 from .releases import INSTALLED, PREFIX, installed_in, known_releases, version_of
 
 MODEL_NAME = "replayed-model"

@@ -13,9 +13,7 @@ from typing import Any
 
 import psutil
 
-from ..config import STORAGE_DIR_VARIABLE
-from ..connector import DEFAULT_STORAGE_DIR
-from ..host_pool import ALIGNMENT
+from ..config import ALIGNMENT, DEFAULT_STORAGE_DIR, STORAGE_DIR_VARIABLE
 
 IN_MEMORY = ("tmpfs", "ramfs")
 UNALIGNED = 1000  # bytes
