@@ -9,8 +9,7 @@ matplotlib, scipy and IPython with it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from ..lazy import lazily
 
 _MODULES = {
     "claims": ("above", "at_most", "exactly", "not_above"),
@@ -49,19 +48,12 @@ _MODULES = {
         "slope_table",
         "told_apart",
     ),
-    "watching": ("Watch", "read_watch"),
+    "watching": ("Watch",),
+    "recording": ("read_watch",),
     "waiting": ("large_transfer", "small_transfer", "waits"),
     "throughput": ("Cell", "benchmark", "compare", "left_per_key", "spread", "usable_queues"),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__, __all__ = lazily(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -13,11 +13,14 @@ counts is the floor: what stays open between the calls.
 
 It is applied to everything watched, from ``MIN_SAMPLES`` on, and to its later half, quarter, and so on while there are
 ``LOOK_BACK`` samples in it: a leak that begins after an idle night must not wait for four more nights.  It has to
-hold at ``IN_A_ROW`` samples in a row.  From then on the leak stays found, also when the traffic that made it
-ends, unless the count falls back to its mean before the growth: what was closed again has not leaked.
+hold at ``IN_A_ROW`` samples in a row, and for ``HOLD`` of the stretch's length: every sample is another look, and
+counts that wander look like a leak now and then.  From then on the leak stays found, also when the traffic
+that made it ends, unless the count falls back to its mean before the growth: what was closed again has not leaked.
+
+Storage files have a second, sooner sign: steps without a fall (see ``stairs``).
 
 A process that opens one file after the other and keeps them, as a server does while it starts, looks the same:
-watch a server that has warmed up.
+watch a server that has warmed up.  Files that are kept for minutes, about as long as the watch, may look so too.
 """
 
 from __future__ import annotations
@@ -30,10 +33,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import sem, t
 
+from .stairs import STEPS, Stairs
 from .statistics import CONFIDENCE, Estimate, slope
 
 MIN_SAMPLES = 10  # two to a fifth
 IN_A_ROW = 3
+NEEDED = MIN_SAMPLES + IN_A_ROW - 1  # samples before a leak can be found
+HOLD = 0.1  # of the length of a stretch
+PAUSE = 2  # times the longest time from rise to rise, without one: the growth has ended
 LOOK_BACK = 60
 HELD = 600
 FLOORS = 20  # at least so many, where there are as many samples, and fewer than twice as many
@@ -116,6 +123,11 @@ class Samples:
 class Track:
     """What the rule says about one series, sample by sample.
 
+    Parameters
+    ----------
+    page_files : bool
+        Whether steps without a fall are a leak.
+
     Attributes
     ----------
     leaks : bool
@@ -123,37 +135,70 @@ class Track:
     found_at : float or None
         The seconds at which a leak was found that has not been closed again.
     found : Estimate or None
-        Its growth per minute while it grew: the estimate with the narrowest interval so far.
+        Its growth per minute while it grew: over the longest stretch that showed it.
+    growing : bool
+        Whether what was found still grew of late.
     closed_at : float or None
         The seconds at which what had been found was closed again.
+    stairs : Stairs or None
+        What the counts did since the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, page_files: bool = False) -> None:
         self.leaks = False
+        self.growing = False
         self.found_at: float | None = None
         self.found: Estimate | None = None
         self.closed_at: float | None = None
+        self.stairs: Stairs | None = None
+        self._page_files = page_files
         self._whole: Stretch | None = None
         self._shown: Estimate | None = None
+        self._since: float | None = None  # when the rule began to hold
         self._in_a_row = 0
+        self._stairs_in_a_row = 0
+        self._longest = 0.0  # seconds of the stretch of ``found``
         self._before = 0.0
 
     def update(self, seconds: float, count: float, stretches: Sequence[Stretch]) -> None:
         """Take in the latest sample; ``stretches`` are those of this series, the whole one first."""
         if self.found_at is not None and count <= self._before:
-            self.found_at, self.found, self.closed_at = None, None, seconds
+            self.found_at, self.found, self.closed_at, self._longest = None, None, seconds, 0.0
+        self.stairs = self.stairs.then(seconds, count) if self.stairs else Stairs.at(seconds, count)
         self._whole = stretches[0]
         leak = _leak(stretches)
         self.leaks, self._shown = leak is not None, leak and leak[1]
         self._in_a_row = self._in_a_row + 1 if self.leaks else 0
-        if leak is None:
+        self._since = None if leak is None else seconds if self._since is None else self._since
+        self._climb(seconds, count, stretches[0])
+        if leak is not None:
+            self._keep(seconds, *leak)
+        self.growing = self.found_at is not None and not has_ended(stretches[-1])
+
+    def _climb(self, seconds: float, count: float, whole: Stretch) -> None:
+        """Take steps without a fall for a leak, and for no more once a file was closed that made it one."""
+        stairs = self.stairs
+        shown = self._page_files and stairs is not None and not stairs.fell and stairs.steps >= STEPS
+        self._stairs_in_a_row = self._stairs_in_a_row + 1 if shown else 0
+        if self._stairs_in_a_row < IN_A_ROW or stairs is None or stairs.samples < NEEDED or self._longest:
             return
-        stretch, grown = leak
-        if self.found_at is None and self._in_a_row >= IN_A_ROW:
-            self.found_at = seconds
+        if self.found_at is None:
+            self.found_at, self._before = seconds, count - 1
+        if self.found is None or not has_ended(whole):
+            self.found = stairs.growth()
+
+    def _keep(self, seconds: float, stretch: Stretch, grown: Estimate) -> None:
+        """Take in that a stretch shows a leak."""
+        length = float(stretch.seconds[-1] - stretch.seconds[0])
+        holds = self._in_a_row >= IN_A_ROW and seconds - (self._since or 0.0) >= HOLD * length
+        if self.found_at is None and not holds:
+            return
+        if self._longest == 0.0:
             self._before = float(stretch.mean[: len(stretch.mean) // 5].mean())
-        if self.found_at is not None and (self.found is None or _spread(grown) <= _spread(self.found)):
-            self.found = grown
+        if self.found_at is None:
+            self.found_at = seconds
+        if self._longest == 0.0 or (length >= self._longest and not has_ended(stretch)):
+            self.found, self._longest = grown, length
 
     @property
     def growth(self) -> Estimate | None:
@@ -164,6 +209,19 @@ class Track:
         if self._whole is None or len(self._whole.seconds) < MIN_SAMPLES:
             return None
         return self._shown or growth(self._whole)
+
+    @property
+    def unsettled(self) -> tuple[float, float] | None:
+        """From where to where the lowest count rose, when it may be a leak that began, or one under load.
+
+        The floors of the fifths never fall, the last lies above the second, which is past the beginning, and
+        above the mean of the first.
+        """
+        if self._whole is None or len(self._whole.seconds) < MIN_SAMPLES:
+            return None
+        floors, means = _fifths(self._whole)
+        may = (floors[1:] >= floors[:-1]).all() and floors[-1] > max(floors[1], means[0])
+        return (float(floors[0]), float(floors[-1])) if may else None
 
 
 def _leak(stretches: Sequence[Stretch]) -> tuple[Stretch, Estimate] | None:
@@ -190,8 +248,7 @@ def rises(series: Stretch) -> bool:
     each = len(series.seconds) // 5
     if each < MIN_SAMPLES // 5:
         return False
-    floors = series.low[-5 * each :].reshape(5, each).min(axis=1)
-    means = series.mean[-5 * each :].reshape(5, each).mean(axis=1)
+    floors, means = _fifths(series)
     return bool((floors[1:] > floors[:-1]).all() and (floors[2:] > means[:-2]).all())
 
 
@@ -219,8 +276,29 @@ def growth(series: Stretch) -> Estimate:
     return Estimate(found.median, min(found.low, low), max(found.high, high), len(series.low))
 
 
-def _spread(grown: Estimate) -> float:
-    return (grown.high - grown.low) / grown.low
+def has_ended(series: Stretch) -> bool:
+    """Tell whether what stays open has not risen for ``PAUSE`` times the longest time from rise to rise.
+
+    Examples
+    --------
+    >>> stairs, seconds = np.repeat([0, 256, 512, 768, 1024], 4), np.arange(20)
+    >>> later = np.concatenate([stairs, np.full(20, 1024)])
+    >>> has_ended(Stretch(seconds, stairs, stairs)), has_ended(Stretch(np.arange(40), later, later))
+    (False, True)
+    """
+    stays = np.minimum.accumulate(series.low[::-1])[::-1]
+    rises_at = np.flatnonzero(np.diff(stays)) + 1
+    if not len(rises_at):
+        return True
+    longest = np.diff(rises_at, prepend=0).max()
+    return bool(len(stays) - 1 - rises_at[-1] > PAUSE * longest)
+
+
+def _fifths(series: Stretch) -> tuple[np.ndarray, np.ndarray]:
+    """Return the floors and the means of five equal parts, the oldest samples left out."""
+    each = len(series.seconds) // 5
+    floors = series.low[-5 * each :].reshape(5, each).min(axis=1)
+    return floors, series.mean[-5 * each :].reshape(5, each).mean(axis=1)
 
 
 def _merged(rows: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> tuple[float, np.ndarray, np.ndarray]:

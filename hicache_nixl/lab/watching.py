@@ -1,27 +1,24 @@
-"""Watching the descriptors of a process over time: samples, the answer, and the CSV that keeps them.
+"""Watching the descriptors of a process over time: samples, and what they say.
 
-Where the samples come from is ``subjects``; the rule that calls a growth a leak is ``growing``.
+Where the samples come from is ``subjects``; the rules that call a growth a leak are ``growing`` and ``stairs``; the
+CSV that keeps them is ``recording``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..errors import ConfigError, FileError
-from .growing import IN_A_ROW, MIN_SAMPLES, Samples, Track
+from .growing import NEEDED, Samples, Track
 from .statistics import Estimate
 
 KINDS = ("regular", "folder", "device", "socket", "pipe", "eventfd", "epoll", "io_uring", "timerfd", "other")
 COUNTS = ("open_fds", "storage_fds", *KINDS)
 COLUMNS = ("time", "seconds", *COUNTS, "limit")
-NEEDED = MIN_SAMPLES + IN_A_ROW - 1  # samples before a leak can be found
 NAMES = {
     "open_fds": "all descriptors",
     "storage_fds": "storage files",
@@ -38,10 +35,6 @@ NAMES = {
 }
 UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
 AT_LIMIT = 0.99  # of the limit; a call that does not fit gives back what it had opened
-
-
-class WatchFileError(ConfigError):
-    """A file that is not, or cannot become, the CSV of a watch."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._samples = Samples()
-        self._tracks = {name: Track() for name in COUNTS}
+        self._tracks = {name: Track(page_files=name == "storage_fds") for name in COUNTS}
         self._most = dict.fromkeys(COUNTS, 0)
         self.first: Sample | None = None
         self.last: Sample | None = None
@@ -135,6 +128,11 @@ class Watch:
         return self.grows(self.judged)
 
     @property
+    def settled(self) -> bool:
+        """Whether the answer is yes or no: a leak was found, or none is to be seen in enough samples."""
+        return self.found or not (self.at_limit() or self.count < NEEDED or self._unsettled())
+
+    @property
     def leak(self) -> Estimate | None:
         """The growth per minute of what is judged: while it leaked if a leak was found, else over all."""
         return self._tracks[self.judged].found or self.growth(self.judged)
@@ -167,12 +165,22 @@ class Watch:
         return pd.DataFrame(rows, columns=columns)
 
     def seconds_left(self) -> Estimate | None:
-        """Return the seconds until the limit, at the growth of all descriptors; None without such growth."""
-        grown = self.growth()
-        if self.last is None or self.last.limit is None or grown is None or grown.low <= 0:
+        """Return the seconds until the limit at the growth that was found; None without such growth.
+
+        Kinds that still grow count together.  When none does any more, it is the growth that there was.
+        """
+        grown = [track for name, track in self._tracks.items() if name != "open_fds" and track.found]
+        rates = [track.found for track in grown if track.growing] or [track.found for track in grown]
+        told = [rate for rate in rates if rate is not None]
+        if self.last is None or self.last.limit is None or not told:
             return None
+        median, low, high = (sum(getattr(rate, name) for rate in told) for name in ("median", "low", "high"))
         free = 60 * max(0, self.last.limit - self.last.counts["open_fds"])
-        return Estimate(free / grown.median, free / grown.high, free / grown.low, grown.count)
+        return Estimate(free / median, free / high, free / low, min(rate.count for rate in told))
+
+    def growing(self) -> bool:
+        """Tell whether any kind that was found to grow still does."""
+        return any(track.growing for name, track in self._tracks.items() if name != "open_fds")
 
     def at_limit(self) -> bool:
         """Tell whether the process has next to no descriptor left."""
@@ -192,7 +200,8 @@ class Watch:
         if left is None:
             return told
         low, high = span(left.low, left.median), span(left.high, left.median)
-        return f"{told}; {span(left.median)} left [{low}, {high}]"
+        how = "" if self.growing() else "grows no more, at that rate "
+        return f"{told}; {how}{span(left.median)} left [{low}, {high}]"
 
     def answer(self) -> str:
         """Say in one line whether there is a leak."""
@@ -203,10 +212,25 @@ class Watch:
             return "not judged: at the limit no growth can be seen; watch it from its start"
         if self.count < NEEDED:
             return f"not judged: {samples(self.count)}, and it takes {NEEDED}"
+        if unsettled := self._unsettled():
+            return f"not settled: {unsettled}; watch longer (about ten calls)"
+        seen = f"no leak seen in {span(self.last.seconds if self.last else 0.0)}"
         if track.closed_at is not None:
-            return f"no leak: {name} grew, and were closed again after {span(track.closed_at)}"
+            return f"{seen}: {name} grew, and were closed again after {span(track.closed_at)}"
+        if (stairs := track.stairs) is not None and stairs.steps and not stairs.fell:
+            return f"{seen}: {name} {stairs.told()} until {span(stairs.rose_at)}, and not since"
         now = self.last.counts[self.judged] if self.last else 0
-        return f"no leak: no growth of {name} that stays (now {now}, at most {self.most(self.judged)})"
+        return f"{seen}: no growth of {name} that stays (now {now}, at most {self.most(self.judged)})"
+
+    def _unsettled(self) -> str | None:
+        """Say what may be a leak, and is not enough to call it one."""
+        track, name = self._tracks[self.judged], NAMES[self.judged]
+        if track.stairs is not None and not track.stairs.fell:
+            return f"{name} {track.stairs.told()} and none was closed" if track.stairs.rising else None
+        if track.unsettled is None:
+            return None
+        low, high = track.unsettled
+        return f"the lowest count of {name} rose from {low:,.0f} to {high:,.0f}"
 
     def others(self) -> str:
         """Name the other kinds that grow too."""
@@ -216,99 +240,6 @@ class Watch:
             if name not in (self.judged, "open_fds") and track.found is not None
         }
         return "; ".join(f"{NAMES[name]} by {rate(found)}" for name, found in grown.items())
-
-
-class WatchFile:
-    """The CSV of a watch, with every sample in it from the moment it was taken.
-
-    Raises
-    ------
-    WatchFileError
-        When the file exists already, or cannot be made.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        try:
-            self._file = open(self.path, "xb", buffering=0)
-        except FileExistsError:
-            raise WatchFileError(f"--csv {path} exists already and is a record; name another file") from None
-        except OSError as error:
-            raise WatchFileError(f"--csv {path}: {error.strerror}; it takes a new file in a folder") from None
-        self._size = 0
-        self._write(",".join(COLUMNS) + "\n")
-
-    def write(self, sample: Sample) -> None:
-        """Write one sample, whole or not at all.
-
-        Raises
-        ------
-        FileError
-            When the disk is full, for instance; the samples before this one are in the file.
-        """
-        self._write(sample.line())
-
-    def _write(self, line: str) -> None:
-        data = line.encode()
-        try:
-            while data:
-                data = data[self._file.write(data) :]
-        except OSError as error:
-            self._file.truncate(self._size)
-            self._file.seek(self._size)
-            raise FileError.of(error, str(self.path)) from error
-        self._size = self._file.tell()
-
-    def close(self) -> None:
-        """Close the file; may be called twice."""
-        self._file.close()
-
-    def __enter__(self) -> WatchFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def read_watch(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read the CSV of ``hicache-nixl watch``.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``COLUMNS``; ``storage_fds`` is missing where no folder was named, ``limit`` where there is none.
-
-    Raises
-    ------
-    WatchFileError
-        When it is no such file.
-    """
-    try:
-        table = pd.read_csv(Path(path), dtype=str)  # a path alone: pandas takes URLs as well
-    except (OSError, ValueError) as error:  # ValueError: no columns, not a CSV, not text
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise WatchFileError(f"{path}: {reason}; it takes a CSV of hicache-nixl watch") from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise WatchFileError(f"{path}: no column {', '.join(missing)}; it takes a CSV of hicache-nixl watch")
-    if table.empty:
-        raise WatchFileError(f"{path}: it has no samples")
-    table["time"] = pd.to_datetime(table["time"], utc=True, errors="coerce", format="ISO8601")
-    for name in COLUMNS[1:]:
-        whole = "" if name == "seconds" else " whole"
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        optional = table[name].isna() & (name in ("storage_fds", "limit"))
-        wrong = ~optional & (numbers.isna() | (numbers < 0) | (bool(whole) & (numbers % 1 != 0)))
-        if wrong.any():
-            line = int(wrong.idxmax())
-            told = "missing" if pd.isna(table[name][line]) else repr(table[name][line])
-            raise WatchFileError(f"{path}: line {line + 2}: {name} is {told}, not a{whole} number")
-        table[name] = numbers.astype("float64" if name == "seconds" else "Int64")
-    if table["time"].isna().any():
-        raise WatchFileError(f"{path}: line {int(table['time'].isna().idxmax()) + 2}: time is not a time")
-    if not table["seconds"].is_monotonic_increasing or not table["seconds"].is_unique:
-        raise WatchFileError(f"{path}: seconds do not rise from line to line")
-    return table[list(COLUMNS)]
 
 
 def rate(grown: Estimate) -> str:

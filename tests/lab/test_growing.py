@@ -23,6 +23,7 @@ from hicache_nixl.lab.growing import (
 )
 
 SEEDS = 200
+FEWER = 100  # where each takes longer
 LARGEST_CALL = 256  # files that a call opens, at most
 
 
@@ -33,15 +34,29 @@ class Judged:
     track: Track
     first: int | None
 
+    @property
+    def settled(self) -> bool:
+        """Whether a leak was found, or no growth was seen that may be one."""
+        stairs = self.track.stairs
+        may_be = self.track.unsettled is not None if stairs.fell else stairs.rising
+        return self.track.found_at is not None or not may_be
 
-def judge(counts: Sequence[float] | np.ndarray, held: int = HELD) -> Judged:
+
+def judge(
+    counts: Sequence[float] | np.ndarray,
+    held: int = HELD,
+    page_files: bool = False,
+    until_found: bool = False,
+) -> Judged:
     """Judge counts that were taken every second."""
-    samples, track, first = Samples(held), Track(), None
+    samples, track, first = Samples(held), Track(page_files), None
     for second, count in enumerate(counts):
         samples.add(second, [count])
         track.update(second, count, [stretch.column(0) for stretch in samples.stretches()])
         if first is None and track.found_at is not None:
             first = second
+            if until_found:
+                break
     return Judged(track, first)
 
 
@@ -50,6 +65,69 @@ def in_calls(seed: int, samples: int, idle: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     busy = rng.integers(0, LARGEST_CALL + 1, samples)
     return np.where(rng.random(samples) < idle, 0, busy)
+
+
+def at_random(seed: int, samples: int, every: float, files: int = 256) -> np.ndarray:
+    """Counts of a server that keeps what its calls open, which come at random times."""
+    return files * np.random.default_rng(seed).poisson(1 / every, samples).cumsum()
+
+
+def in_steps(seed: int, samples: int, steps: int) -> np.ndarray:
+    """Counts that rise at so many random moments after the first sample."""
+    at = np.random.default_rng(seed).choice(np.arange(1, samples), steps, replace=False)
+    return 64 * (np.arange(samples)[:, None] >= at).sum(axis=1)
+
+
+class TestCallsThatAreFewAndFarBetween:
+    """Page files that are kept: found after three calls, and never told as no leak while they stay."""
+
+    @pytest.mark.parametrize(
+        ("every", "samples", "found"),
+        [
+            (2, 60, 1.0),
+            (5, 60, 1.0),
+            (10, 60, 0.9),
+            (15, 60, 0.65),
+            (20, 60, 0.5),
+            (30, 60, 0.25),
+            (2, 120, 1.0),
+            (5, 120, 1.0),
+            (10, 120, 1.0),
+            (15, 120, 0.9),
+            (20, 120, 0.85),
+            (30, 120, 0.7),
+        ],
+    )
+    def test_a_leak_is_found_or_the_question_left_open(self, every, samples, found):
+        answers = [
+            judge(at_random(seed, samples, every), page_files=True, until_found=True) for seed in range(FEWER)
+        ]
+        assert sum(one.first is not None for one in answers) >= found * FEWER
+        denied = [one for one in answers if one.settled and one.first is None and one.track.stairs.steps]
+        assert len(denied) <= 0.05 * FEWER
+
+    @pytest.mark.parametrize("samples", [60, 120])
+    @pytest.mark.parametrize("idle", [0.0, 0.5, 0.9])
+    def test_files_that_are_closed_after_each_call_settle_as_no_leak(self, samples, idle):
+        answers = [judge(in_calls(seed, samples, idle), page_files=True) for seed in range(FEWER)]
+        assert [one for one in answers if one.first is not None or not one.settled] == []
+
+    @pytest.mark.parametrize("samples", [60, 120])
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_one_step_or_two_are_never_a_leak(self, samples, steps):
+        answers = [judge(in_steps(seed, samples, steps), page_files=True) for seed in range(FEWER)]
+        assert [one for one in answers if one.first is not None] == []
+        assert sum(not one.settled for one in answers) >= 0.85 * FEWER
+
+    def test_three_files_that_are_open_at_once_are_none_when_one_is_closed(self):
+        counts = [0, 0, 0, 8, 8, 16, 16, 16, 24, 24, 24, 24, 24]
+        judged = judge([*counts, 16, 8, 0], page_files=True)
+        assert judge(counts, page_files=True).track.found_at is not None
+        assert (judged.track.found_at, judged.track.closed_at) == (None, 13)
+
+    def test_it_stays_found_when_a_call_at_the_limit_gives_back_what_it_opened(self):
+        judged = judge([*(256 * (np.arange(100) // 20)), 1100, 1024, 1100, 1024], page_files=True)
+        assert judged.track.found_at is not None
 
 
 class TestNoLeak:
@@ -67,6 +145,16 @@ class TestNoLeak:
                 counts.append(100 + 0.8 * (counts[-1] - 100) + push)
             found += judge(np.round(counts)).first is not None
         assert found <= SEEDS // 50
+
+    def test_files_that_are_kept_for_minutes_are_seldom_taken_for_one(self):
+        """As many as the server opens end, after 5 minutes on average: the count wanders about 20."""
+        found = 0
+        for seed in range(20):
+            rng, counts = np.random.default_rng(seed), [20]
+            for _ in range(1199):
+                counts.append(counts[-1] - rng.binomial(counts[-1], 1 / 300) + rng.poisson(20 / 300))
+            found += judge(counts, until_found=True).first is not None
+        assert found <= 4
 
     @pytest.mark.parametrize(
         "counts",
@@ -154,6 +242,20 @@ class TestGrowth:
         counts = 2.0 * np.arange(200)
         counts[[50, 51, 120]] += 5000
         assert judge(counts).track.growth.median == pytest.approx(120, rel=0.01)
+
+    def test_the_interval_that_is_told_of_a_leak_holds_its_rate(self):
+        """A call every 2 seconds at random, 256 files each; the narrowest of all looks would be too sure."""
+        held = 0
+        for seed in range(60):
+            found = judge(at_random(seed, 300, 2), page_files=True).track.found
+            held += found.low <= 256 * 30 <= found.high
+        assert held >= 0.9 * 60
+
+    @pytest.mark.parametrize("every", [10, 20])
+    def test_so_does_the_one_of_few_steps(self, every):
+        tracks = [judge(at_random(seed, 60, every), page_files=True).track for seed in range(FEWER)]
+        told = [track.found for track in tracks if track.found is not None]
+        assert sum(found.low <= 256 * 60 / every <= found.high for found in told) >= 0.9 * len(told)
 
 
 class TestMemory:

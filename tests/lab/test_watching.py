@@ -1,30 +1,22 @@
-"""Samples and what they say: the answer, the time left, and the CSV, there and back."""
+"""Samples and what they say: the answer and the time left."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
-from support import file_size_limit
 
-from hicache_nixl.errors import ConfigError, FileError
-from hicache_nixl.lab import read_watch
 from hicache_nixl.lab.statistics import Estimate
 from hicache_nixl.lab.watching import (
-    COLUMNS,
     COUNTS,
     KINDS,
     NAMES,
     NEEDED,
     Sample,
     Watch,
-    WatchFile,
-    WatchFileError,
     rate,
 )
 
@@ -81,16 +73,56 @@ class TestAnswer:
         assert watched(LEAKING).answer() == told
 
     def test_none_has_what_was_seen(self):
-        assert watched(FLAT).answer() == "no leak: no growth of storage files that stays (now 64, at most 64)"
+        told = "no leak seen in 59 s: no growth of storage files that stays (now 64, at most 64)"
+        assert watched(FLAT).answer() == told
+        assert watched(FLAT).settled
+
+    @pytest.mark.parametrize(
+        ("steps", "told"),
+        [
+            ([20], "storage files rose from 256 to 512 in 1 step and none was closed"),
+            ([20, 45], "storage files rose from 256 to 768 in 2 steps and none was closed"),
+        ],
+    )
+    def test_what_rose_and_was_not_closed_is_not_settled(self, steps, told):
+        watch = watched(sample(at, 256 + 256 * sum(at >= step for step in steps)) for at in range(60))
+        assert watch.answer() == f"not settled: {told}; watch longer (about ten calls)"
+        assert (watch.found, watch.settled) == (False, False)
+
+    def test_a_third_step_is_a_leak_of_storage_files(self):
+        watch = watched(sample(at, 256 * (at // 18)) for at in range(60))
+        assert watch.answer() == "leak: storage files grow by 781 per minute [161, 2,282], found after 56 s"
+        assert watch.settled
+
+    def test_three_steps_of_regular_files_are_none(self):
+        """A server may open its logs and libraries one by one."""
+        watch = watched(
+            sample(at, None, regular=sum(at >= step for step in (5, 6, 9, 14))) for at in range(60)
+        )
+        assert not watch.found
+
+    def test_a_step_long_ago_is_a_pool_that_was_opened(self):
+        told = "storage files rose from 0 to 64 in 1 step until 9 s, and not since"
+        assert not watched(sample(at, 64 * (at >= 9)) for at in range(99)).settled
+        watch = watched(sample(at, 64 * (at >= 9)) for at in range(100))
+        assert watch.answer() == f"no leak seen in 99 s: {told}"
+        assert watch.settled
+
+    def test_a_floor_that_rises_twice_below_the_calls_is_not_settled(self):
+        watch = watched(sample(at, 100 * (at // 40) + at % 3) for at in range(120))
+        told = "the lowest count of storage files rose from 0 to 200"
+        assert watch.answer() == f"not settled: {told}; watch longer (about ten calls)"
 
     @pytest.mark.parametrize("count", [0, 1, NEEDED - 1])
     def test_too_few_samples_are_not_judged(self, count):
         told = "1 sample" if count == 1 else f"{count} samples"
         assert watched(LEAKING[:count]).answer() == f"not judged: {told}, and it takes {NEEDED}"
+        assert not watched(LEAKING[:count]).settled
 
     def test_at_the_limit_nothing_is_claimed(self):
         watch = watched(sample(second, 950, limit=1000) for second in range(60))
         assert watch.answer().startswith("not judged: at the limit no growth can be seen")
+        assert not watch.settled
 
     def test_a_leak_that_was_found_on_the_way_to_the_limit_is_told(self):
         watch = watched(sample(second, min(20 * second, 960)) for second in range(90))
@@ -99,11 +131,11 @@ class TestAnswer:
 
     def test_what_was_closed_again_is_said_to_be(self):
         watch = watched([*LEAKING, *(sample(second, 0) for second in range(60, 70))])
-        assert watch.answer() == "no leak: storage files grew, and were closed again after 60 s"
+        assert watch.answer() == "no leak seen in 69 s: storage files grew, and were closed again after 60 s"
 
 
 class TestTimeLeft:
-    def test_it_is_what_is_free_at_the_growth_of_all_descriptors(self):
+    def test_it_is_what_is_free_at_the_growth_of_all_kinds_that_leak(self):
         watch = watched(sample(second, second, pipe=second) for second in range(60))
         left = watch.seconds_left()
         free = 1000 - (40 + 59 + 59)
@@ -112,10 +144,23 @@ class TestTimeLeft:
 
     def test_its_interval_is_that_of_the_growth_turned_round(self):
         watch = watched(sample(second, 32 * (second // 7)) for second in range(70))
-        grown, left = watch.growth(), watch.seconds_left()
+        grown, left = watch.leak, watch.seconds_left()
         free = 60 * (1000 - watch.last.counts["open_fds"])
         assert (left.low, left.high) == (free / grown.high, free / grown.low)
         assert left.low < left.median < left.high
+
+    def test_a_clear_leak_has_one_among_sockets_that_come_and_go(self):
+        sockets = np.random.default_rng(1).integers(0, 400, 60)
+        watch = watched(sample(at, 2 * at, limit=5000, socket=int(count)) for at, count in enumerate(sockets))
+        assert watch.growth("open_fds").low <= 0
+        free = 5000 - watch.last.counts["open_fds"]
+        assert watch.seconds_left().median == pytest.approx(free / 2)
+
+    def test_after_the_traffic_it_is_told_as_what_it_would_be(self):
+        watch = watched([*LEAKING, *(sample(at, 118) for at in range(60, 90))])
+        told = "158 of 1000 (its soft RLIMIT_NOFILE); grows no more, at that rate 7.0 min left [7.0 min, 7.0 min]"
+        assert watch.found
+        assert watch.limit_told() == told
 
     def test_there_is_none_without_growth(self):
         assert watched(FLAT).seconds_left() is None
@@ -147,113 +192,6 @@ class TestTable:
 
     def test_growth_is_missing_before_there_are_enough_samples(self):
         assert watched(LEAKING[:9]).table().per_minute.isna().all()
-
-
-class TestFile:
-    def test_what_was_written_is_read_again(self, tmp_path):
-        samples = [sample(0, 5, regular=1), sample(1.25, 7, 900, other=3)]
-        with WatchFile(tmp_path / "w.csv") as file:
-            for one in samples:
-                file.write(one)
-        table = read_watch(tmp_path / "w.csv")
-        assert tuple(table.columns) == COLUMNS
-        assert table.time.tolist() == [one.time for one in samples]
-        assert table.seconds.tolist() == [0, 1.25]
-        assert table.storage_fds.tolist() == [5, 7]
-        assert table.open_fds.tolist() == [46, 50]
-        assert table.limit.tolist() == [1000, 900]
-
-    def test_no_folder_and_no_limit_are_empty_and_missing(self, tmp_path):
-        with WatchFile(tmp_path / "w.csv") as file:
-            file.write(sample(0, None, None))
-        assert (tmp_path / "w.csv").read_text().splitlines()[1].endswith(",")
-        table = read_watch(tmp_path / "w.csv")
-        assert table[["storage_fds", "limit"]].isna().all(axis=None)
-        assert Watch.of(table).judged == "regular"
-
-    @pytest.mark.parametrize("samples", [LEAKING, FLAT, FLAT[:3]], ids=["leak", "none", "few"])
-    def test_it_is_judged_as_it_was_live(self, tmp_path, samples):
-        with WatchFile(tmp_path / "w.csv") as file:
-            for one in samples:
-                file.write(one)
-        again, live = Watch.of(read_watch(tmp_path / "w.csv")), watched(samples)
-        assert (again.answer(), again.limit_told()) == (live.answer(), live.limit_told())
-        pd.testing.assert_frame_equal(again.table(), live.table())
-
-    def test_every_sample_is_in_it_at_once(self, tmp_path):
-        with WatchFile(tmp_path / "w.csv") as file:
-            assert (tmp_path / "w.csv").read_text().count("\n") == 1
-            file.write(sample(0))
-            assert (tmp_path / "w.csv").read_text().count("\n") == 2
-
-    def test_a_record_that_exists_is_not_written_into(self, tmp_path):
-        (tmp_path / "w.csv").write_text("precious")
-        with pytest.raises(WatchFileError, match=r"w\.csv exists already and is a record; name another file"):
-            WatchFile(tmp_path / "w.csv")
-        assert (tmp_path / "w.csv").read_text() == "precious"
-
-    def test_a_folder_that_is_missing_is_named(self, tmp_path):
-        with pytest.raises(WatchFileError, match=r"missing/w\.csv: No such file or directory"):
-            WatchFile(tmp_path / "missing" / "w.csv")
-
-    @pytest.mark.parametrize("room", [0, 1, 20])
-    def test_on_a_full_disk_it_keeps_whole_samples_and_says_so(self, tmp_path, room):
-        path = tmp_path / "w.csv"
-        with WatchFile(path) as file:
-            file.write(sample(0))
-            whole = path.read_text()
-            with file_size_limit(len(whole) + room), pytest.raises(FileError) as full:
-                file.write(sample(1))
-            assert full.value.errno == errno.EFBIG
-            assert path.read_text() == whole
-            file.write(sample(2))
-        assert read_watch(path).seconds.tolist() == [0, 2]
-
-
-GOOD = ",".join(COLUMNS) + "\n" + sample(0, 5).line() + sample(1, 7).line()
-FIRST, SECOND = GOOD.splitlines()[1:]
-
-
-class TestReadingWhatIsNone:
-    @pytest.mark.parametrize(
-        ("text", "says"),
-        [
-            ("", "No columns to parse"),
-            ("operation,keys\nset,16\n", "no column time, seconds, open_fds"),
-            (GOOD.replace("limit", "limits"), "no column limit"),
-            (GOOD.splitlines()[0] + "\n", "it has no samples"),
-            (GOOD.replace(",45,5,", ",,5,"), "line 2: open_fds is missing, not a whole number"),
-            (GOOD.replace(",47,7,", ",many,7,"), "line 3: open_fds is 'many', not a whole number"),
-            (GOOD.replace(",47,7,", ",47,7.5,"), "line 3: storage_fds is '7.5', not a whole number"),
-            (GOOD.replace(",47,7,", ",47,-7,"), "line 3: storage_fds is '-7', not a whole number"),
-            (GOOD.replace("1.000000,", "soon,"), "line 3: seconds is 'soon', not a number"),
-            (GOOD.replace("2026-01-02T03:04:06", "yesterday"), "line 3: time is not a time"),
-            (GOOD.replace("1.000000,", "0.000000,"), "seconds do not rise"),
-            ("\x00\x01", "no column time"),
-        ],
-    )
-    def test_it_is_one_line_that_names_the_file_and_what_is_wrong(self, tmp_path, text, says):
-        path = tmp_path / "w.csv"
-        path.write_text(text)
-        with pytest.raises(WatchFileError) as refused:
-            read_watch(path)
-        message = str(refused.value)
-        assert message.startswith(f"{path}: ")
-        assert says in message
-        assert len(message.splitlines()) == 1
-
-    def test_one_that_is_not_there_is_named(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"none\.csv: No such file or directory; it takes a CSV of"):
-            read_watch(tmp_path / "none.csv")
-
-    def test_a_folder_is_named(self, tmp_path):
-        with pytest.raises(ConfigError, match="Is a directory"):
-            read_watch(tmp_path)
-
-    def test_bytes_that_are_no_text_are_refused(self, tmp_path):
-        (tmp_path / "w.csv").write_bytes(Path("/bin/sh").read_bytes()[:5000])
-        with pytest.raises(WatchFileError, match="it takes a CSV of hicache-nixl watch"):
-            read_watch(tmp_path / "w.csv")
 
 
 def test_rates_are_written_in_whole_descriptors_or_two_digits():
