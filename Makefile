@@ -20,7 +20,7 @@ test: $(INSTALLED)
 
 # Opens on the first notebook, and does not ask whether to fetch news.  Root, as in a container, is let in: the
 # server listens on 127.0.0.1 and wants its token.
-LAB := --allow-root --LabApp.app_settings_dir=$(CURDIR)/share/jupyter/lab/settings \
+LAB := --allow-root --LabApp.app_settings_dir=$(CURDIR)/notebooks/jupyter/settings \
   --LabApp.default_url=/lab/tree/01_reproduce_the_leak.ipynb --MappingKernelManager.transport_encryption=auto
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab $(LAB) $(ARGS) notebooks

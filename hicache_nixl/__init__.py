@@ -5,28 +5,19 @@ Names are loaded when they are used: the command must not wait for torch where i
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from .lazy import lazily
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "HiCacheNixl": "connector",
-    "HiCacheNixlError": "errors",
-    "HiCacheStorageConfig": "config",
-    "MlaHostPool": "host_pool",
-    "MultiHeadHostPool": "host_pool",
-    "NixlBackendConfig": "config",
-    "pool_for_model": "host_pool",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__, __all__ = lazily(
+    __name__,
+    {
+        "config": ["HiCacheStorageConfig", "NixlBackendConfig"],
+        "connector": ["HiCacheNixl"],
+        "errors": ["HiCacheNixlError"],
+        "host_pool": ["MlaHostPool", "MultiHeadHostPool", "pool_for_model"],
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from jupyter_client.blocking import BlockingKernelClient
+from jupyter_client.manager import start_new_kernel
 
 from hicache_nixl.config import PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
 from hicache_nixl.lab.releases import at_hand
@@ -51,3 +53,12 @@ def needs_io_uring(io_uring_fd: int | None) -> None:
     """Skip where the kernel refuses io_uring, as in many containers: a setting of the machine, not of ours."""
     if io_uring_fd is None:
         pytest.skip("the kernel refuses io_uring here")
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[BlockingKernelClient]:
+    """A kernel of this interpreter, as a notebook has one."""
+    manager, client = start_new_kernel(kernel_name="python3")
+    yield client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)

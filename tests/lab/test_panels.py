@@ -6,14 +6,12 @@ import base64
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import papermill
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import start_new_kernel
 from processes import workers_of
 from tiny_notebooks import write_notebook
 
@@ -127,14 +125,6 @@ def test_between_two_choices_nothing_is_kept(shown, tmp_path):
         assert workers_of() == []
         assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[BlockingKernelClient]:
-    manager, client = start_new_kernel(kernel_name="python3")
-    yield client
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
 
 
 def widgets_shown(kernel: BlockingKernelClient, code: str, answers_input: bool) -> int:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import start_new_kernel
 from support import run_python
 from tqdm.std import tqdm as text_bar
 
@@ -15,14 +12,6 @@ from hicache_nixl.lab import progress
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 COUNT = "from hicache_nixl.lab.progress import tqdm\nfor _ in tqdm(range(3), leave=False): pass"
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[BlockingKernelClient]:
-    manager, client = start_new_kernel(kernel_name="python3")
-    yield client
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
 
 
 def displays(kernel: BlockingKernelClient, code: str) -> list[tuple[str, dict[str, Any]]]:
