@@ -48,13 +48,28 @@ class Subject:
         self.storage_dir = storage_dir
         self._folders: Counter[str] = Counter()
         self._below: str | None = None
+        self.notes: list[str] = []
         _check_alive(self._process, self.name)
-        _check_permission(self._process, self.name)
-        if storage_dir is not None:
-            self._below = _below(self._process, self.name, storage_dir)
+        try:
+            self._look_up()
+        except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+            raise ConfigError(f"process {self.name} has just ended") from None
         self._start = time.monotonic()
-        self.notes = _namespaces(self.name, pid, storage_dir)
+
+    def _look_up(self) -> None:
+        """Find out where it lives; any of these look-ups fails when it ends meanwhile."""
+        _check_permission(self._process, self.name)
+        if self.storage_dir is not None:
+            self._below = _below(self._process, self.name, self.storage_dir)
+        self.notes += _namespaces(self.name, self.pid, self.storage_dir)
         self._note_children()
+
+    def alive(self) -> bool:
+        """Tell whether it has not ended, without counting anything."""
+        try:
+            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def sample(self) -> Sample:
         """Count its descriptors now.
@@ -138,8 +153,6 @@ def _check_permission(process: psutil.Process, name: str) -> None:
             f"process {name} belongs to {user} and may not be looked into: run watch as {user} or with sudo; "
             "in a container it takes CAP_SYS_PTRACE"
         ) from None
-    except FileNotFoundError:
-        raise ConfigError(f"process {name} has just ended") from None
 
 
 def _below(process: psutil.Process, name: str, storage_dir: str) -> str:
@@ -155,6 +168,7 @@ def _below(process: psutil.Process, name: str, storage_dir: str) -> str:
     try:
         return folder_as_seen_by(process.pid, path).rstrip("/") + "/"
     except OSError as error:
+        os.stat(f"/proc/{process.pid}/ns/mnt")  # fails when it is the process that is not there
         seen = f" as process {name} sees it" if _has_other_files(process.pid) else ""
         raise ConfigError(
             f"--storage-dir {storage_dir}: {error.strerror}{seen}; it takes the existing folder of the page files"

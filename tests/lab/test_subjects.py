@@ -19,6 +19,7 @@ from processes import sleeping_child, wait_until
 from support import answer_of, run_python, unshare
 
 from hicache_nixl.errors import ConfigError
+from hicache_nixl.lab import subjects
 from hicache_nixl.lab.fds import ProcessGoneError
 from hicache_nixl.lab.subjects import KERNEL_THREAD, Subject
 
@@ -182,6 +183,35 @@ class TestEnd:
                 wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
             with pytest.raises(ProcessGoneError, match=f"process {pid} has ended"):
                 subject.sample()
+
+    @pytest.mark.parametrize("storage_dir", [None, "/tmp"])
+    def test_one_that_ends_while_it_is_looked_up_is_said_to(self, monkeypatch, storage_dir):
+        """Ended where it hurts: after every look-up of its own, one after the other."""
+        looked_up = ("_check_alive", "_check_permission", "_namespaces", "_command")
+        for name in looked_up:
+            with sleeping_child() as pid, monkeypatch.context() as patch:
+                process, original = psutil.Process(pid), getattr(subjects, name)
+
+                def then_ends(*arguments, process=process, original=original):
+                    answer = original(*arguments)
+                    process.kill()
+                    process.wait()
+                    return answer
+
+                patch.setattr(subjects, name, then_ends)
+                if storage_dir is None and name == "_namespaces":  # nothing is looked up after it
+                    assert not Subject(pid).alive()
+                else:
+                    with pytest.raises(ConfigError, match=rf"process {pid} .*ended"):
+                        Subject(pid, storage_dir)
+
+    def test_a_zombie_is_not_alive(self):
+        with sleeping_child() as pid:
+            subject = Subject(pid)
+            assert subject.alive()
+            psutil.Process(pid).kill()
+            wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+            assert not subject.alive()
 
     def test_another_process_with_its_number_is_not_taken_for_it(self):
         """The number is given again by the kernel itself, in a namespace where nobody else takes it."""
