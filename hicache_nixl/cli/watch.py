@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,24 +16,42 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import ConfigError, FileError
-from .app import app, out
+from .app import app
 
 if TYPE_CHECKING:
+    from ..lab.recording import WatchFile
     from ..lab.subjects import Subject
-    from ..lab.watching import Watch, WatchFile
+    from ..lab.watching import Watch
 
-LEAK = 3  # exit code
+LEAK, OPEN = 3, 4  # exit codes: a leak was found, the question stays open
+SLICE = 1.0  # seconds at most until the end of the process is noticed
 SHORTEST, LONGEST = 0.05, 3600.0  # seconds between two samples
 FIRST_GAP = 10.0  # seconds between two lines where there is no terminal; later a tenth of the time watched
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Show = Callable[["Watch"], None]
+
+
+class Output(Console):
+    """A console whose reader may go away, as ``head`` does: from then on it prints nothing."""
+
+    lost = False
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader; the console of rich would end the program here."""
+        self.quiet = self.lost = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # for what is flushed at the end
+        os.close(nowhere)
+
+
+out = Output()
 
 
 @app.command()
@@ -53,7 +74,8 @@ def watch(
 ) -> None:
     """Watch the open descriptors of a live server from outside, and say whether they leak.
 
-    Exit code 3 when a leak was found, 0 when not, 2 when the process cannot be watched.
+    Exit code 3: a leak was found. 0: none was seen. 4: not settled, as what was opened has not been closed so far,
+    or not judged, with too few samples or a process at its limit. 2: it cannot be watched.
 
     SGLang's storage files are opened by its scheduler, a process of its own (with several, watch each):
 
@@ -61,25 +83,33 @@ def watch(
 
     In a script, under traffic, after the warm-up:
 
-    hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" --storage-dir /mnt/nvme --duration 60; [ $? -ne 3 ] || alert
+    hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" --storage-dir /mnt/nvme --duration 300; [ $? -ne 3 ] || alert
 
     The record beside the points of PR #24671:
 
     hicache-nixl watch 4711 --csv server.csv; hicache-nixl reproduce --notebook 01 -p watched=server.csv
 
-    A leak is what stays open between the calls: cut into five, the samples have a floor that rises from each
-    fifth to the next, above the mean of the fifth but one before, and a growth whose interval of 95 % lies above
-    zero, three times in a row. That takes 12 samples. A single step is no leak, nor is what goes up and down with
-    the calls, nor what was closed again.
+    A leak is what stays open between the calls. Storage files that rise in 3 separate steps, and of which none is
+    closed, are one. So is, for any files, a floor that rises: cut into five, the samples have a lowest count that
+    rises from each fifth to the next, above the mean of the fifth but one before, and a growth whose interval of
+    95 % lies above zero, for a tenth of the time so judged and three times in a row. That takes 12 samples, and
+    some ten calls. What goes up and down with the calls is no leak, nor what was closed again.
+
+    Without --storage-dir, regular files that a server keeps for minutes may be taken for a leak, about one time in
+    ten in 20 minutes of watching: name the folder.
+
+    When nobody reads the output any more (watch ... | head), it goes on if there is a --csv or a --duration, and else
+    ends with the exit code of what it has seen.
     """
+    from ..lab.recording import WatchFile
     from ..lab.subjects import Subject
-    from ..lab.watching import NEEDED, Watch, WatchFile, samples, span
+    from ..lab.watching import NEEDED, Watch, samples, span
 
     _check_times(interval, duration, NEEDED)
     subject, seen = Subject(_one(pid or []), storage_dir), Watch()
     with ExitStack() as ends:
-        record = ends.enter_context(WatchFile(csv)) if csv is not None else None
         stop = ends.enter_context(_stopped_by_signals())
+        record = ends.enter_context(WatchFile(csv)) if csv is not None else None
         _say(f"watching process {subject.name} every {interval:g} s{_until(duration)}")
         for note in subject.notes:
             _say(f"note: {note}")
@@ -93,9 +123,11 @@ def watch(
     for line in (broken, subject.suggestion()):
         if line:
             _say(f"note: {line}")
-    if csv is not None:
-        _say(f"samples: {csv}; beside the PR's points: hicache-nixl reproduce --notebook 01 -p watched={csv}")
-    raise typer.Exit(LEAK if seen.found else 0)
+    if csv is not None and seen.count:
+        watched = shlex.quote(f"watched={csv}")
+        told = f"samples: {shlex.quote(str(csv))}; beside the PR's points: "
+        _say(f"{told}hicache-nixl reproduce --notebook 01 -p {watched}")
+    raise typer.Exit(LEAK if seen.found else 0 if seen.settled else OPEN)
 
 
 def _follow(
@@ -126,11 +158,23 @@ def _follow(
                 broken = f"{record.path} ends after {sample.seconds:.0f} s: {error.strerror}"
                 record = None
         show(seen)
+        if out.lost and record is None and duration is None:
+            return "nobody reads this any more", broken
         due = max(due + interval, time.monotonic())
-        if stop.wait(min(due, end) - time.monotonic()):
+        if _wait(subject, stop, min(due, end)):
             return "interrupted", broken
-        if due > end:
+        if due > end and time.monotonic() >= end:  # earlier if the process has ended, as the next sample says
             return "the time is over", broken
+
+
+def _wait(subject: Subject, stop: threading.Event, until: float) -> bool:
+    """Wait until then, or until the process ends, and tell whether it was stopped."""
+    while (left := until - time.monotonic()) > 0:
+        if stop.wait(min(left, SLICE)):
+            return True
+        if left > SLICE and not subject.alive():
+            break
+    return stop.is_set()
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def watched(recorded: pd.DataFrame, table: pd.DataFrame, seen: Watch, title: str
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.9), sharey=True)
     _points(left, recorded)
     left.set(title="the PR's server, before the fix", xlabel="seconds since the first line of the log")
-    colour = BEFORE if seen.found else AFTER
+    colour = BEFORE if seen.found else AFTER if seen.settled else INK
     right.step(table.seconds, table[seen.judged], where="post", color=colour, linewidth=2)
     right.step(table.seconds, table.open_fds, where="post", color=INK, linestyle=":", linewidth=1.4)
     grown, last = seen.leak, table.iloc[-1]
