@@ -96,7 +96,7 @@ def watch(
     some ten calls. What goes up and down with the calls is no leak, nor what was closed again.
 
     Without --storage-dir, regular files that a server keeps for minutes may be taken for a leak, about one time in
-    ten in 20 minutes of watching: name the folder.
+    eight in 20 minutes of watching: name the folder.
 
     When nobody reads the output any more (watch ... | head), it goes on if there is a --csv or a --duration, and else
     ends with the exit code of what it has seen.
