@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, name, step
+from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, limit_line, name, step
 
 
 @mpl.rc_context(LOOK)
@@ -56,7 +56,7 @@ def steps(table: pd.DataFrame, baseline: int, limit: int, connector: str, title:
     """
     figure, axes = plt.subplots(figsize=(7, 3.2))
     _steps(axes, table, baseline, connector)
-    _limit(axes, limit)
+    limit_line(axes, limit)
     _cross(axes, table)
     axes.set(
         title=title,
@@ -109,7 +109,7 @@ def end(table: pd.DataFrame, baseline: int, limit: int, title: str) -> Figure:
         2, 1, figsize=(7, 4.4), sharex=True, gridspec_kw={"height_ratios": [2, 1]}
     )
     _steps(above, table, baseline, "leaky")
-    _limit(above, limit)
+    limit_line(above, limit)
     _cross(above, table)
     above.set(title=title, ylabel="open descriptors", ylim=(0, limit * 1.15))
     share = table.pages_ok / table["keys"]
@@ -138,7 +138,7 @@ def hero(
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), sharey=True)
     for axes, table, arm in zip(panels, (before, after), ("leaky", "try_finally"), strict=True):
         _steps(axes, table, baseline, arm)
-        _limit(axes, limit)
+        limit_line(axes, limit)
         axes.set(title=NAMES[arm], xlabel="call", xlim=(0, len(table) + 1.5), ylim=(0, limit * 1.12))
     _rings(panels[0], recorded)
     _cross(panels[0], before)
@@ -274,18 +274,6 @@ def _rings(axes: Axes, recorded: pd.DataFrame) -> None:
             ha="left" if near_the_axis else "right",
             color=INK,
         )
-
-
-def _limit(axes: Axes, limit: int) -> None:
-    axes.axhline(limit, color=INK, linestyle="--", linewidth=1)
-    axes.annotate(
-        f"RLIMIT_NOFILE = {limit}",
-        (0, limit),
-        xytext=(4, 4),
-        textcoords="offset points",
-        color=INK,
-        fontsize="small",
-    )
 
 
 def _cross(axes: Axes, table: pd.DataFrame) -> None:

@@ -52,3 +52,18 @@ def step(axes: Axes, values: Sequence[float], **look: Any) -> None:
     """Draw a count that holds from each call to the next, the last one for a while too."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.step([*range(len(values)), len(values) - 0.4], [*values, values[-1]], where="post", **look)
+
+
+def limit_line(axes: Axes, limit: int, at: str = "left") -> None:
+    """Draw RLIMIT_NOFILE as a dashed line with its value at the left or right end."""
+    axes.axhline(limit, color=INK, linestyle="--", linewidth=1)
+    axes.annotate(
+        f"RLIMIT_NOFILE = {limit}",
+        (0.01 if at == "left" else 1, limit),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha=at,
+        color=INK,
+        fontsize="small",
+    )

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..watching import NAMES, Watch, rate
-from .look import AFTER, BEFORE, INK, LOOK
+from .look import AFTER, BEFORE, INK, LOOK, limit_line
 
 ROOM = 1.35  # above the highest count, for what is written there
 FAR = 3  # a limit more than so many times the highest count would press everything to the floor
@@ -70,17 +70,7 @@ def _limit(axes: Axes, table: pd.DataFrame, highest: int) -> None:
         _say(axes, 3, f"RLIMIT_NOFILE = {limit}, far above", INK)
     else:
         axes.set_ylim(0, max(highest, limit) * ROOM)
-        axes.axhline(limit, color=INK, linestyle="--", linewidth=1)
-        axes.annotate(
-            f"RLIMIT_NOFILE = {limit}",
-            (1, limit),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            color=INK,
-            fontsize="small",
-        )
+        limit_line(axes, limit, at="right")
 
 
 def _say(axes: Axes, line: int, told: str, colour: str) -> None:
