@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from hicache_nixl.lab.releases import CACHE_VARIABLE, cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-CLONE = ("Makefile", "pyproject.toml", "requirements.lock", "data", "hicache_nixl", "notebooks", "share")
+CLONE = ("Makefile", "pyproject.toml", "requirements.lock", "data", "hicache_nixl", "notebooks")
 FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")  # of Jupyter: nothing of this comes into the home folder
 TOKEN = "only-for-this-test"
 RUNNING = 100  # seconds for the whole notebook; it takes some 20
