@@ -15,8 +15,9 @@ INSTALLED := $(VENV)/.installed
 reproduce: $(INSTALLED)
 	$(VENV)/bin/hicache-nixl reproduce $(ARGS)
 
+# Two processes, each with whole modules: some fixtures are shared by those of one.
 test: $(INSTALLED)
-	$(VENV)/bin/pytest $(ARGS)
+	$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 # Opens on the first notebook, and does not ask whether to fetch news.  Root, as in a container, is let in: the
 # server listens on 127.0.0.1 and wants its token.

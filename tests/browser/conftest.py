@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -30,11 +31,14 @@ FLAGS = [
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Install chromium where it is missing: before the first test, so that no test's time limit counts it."""
     wanted = any(HERE in item.path.parents for item in session.items)
-    if not wanted or session.config.option.collectonly or shutil.which("chromium") or os.geteuid() != 0:
+    if not wanted or session.config.option.collectonly or os.geteuid() != 0:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():  # the progress belongs on the terminal
-        subprocess.run(["sh", "-c", INSTALL], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    with open(__file__) as one_at_a_time:  # of the processes that share the tests
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if shutil.which("chromium") is None:
+            with capture.global_and_fixture_disabled():  # the progress belongs on the terminal
+                subprocess.run(["sh", "-c", INSTALL], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
 
 
 @pytest.fixture(scope="module")
