@@ -73,8 +73,8 @@ def compare(
 
     Every arm has a worker of its own; both stay alive through all cells, and each cell begins with a new
     connector in them.  A set stores new pages into files that did not exist; the get right after it reads
-    them, so it measures the page cache, unless the cell is ``direct``.  Every page that came back is compared bit for bit, outside the
-    measured time.
+    them, so it measures the page cache, unless the cell is ``direct``.  Every page that came back is compared bit for
+    bit, outside the measured time.
 
     Returns
     -------

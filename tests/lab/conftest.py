@@ -52,7 +52,9 @@ def io_uring_fd() -> Iterator[int | None]:
 def needs_io_uring(io_uring_fd: int | None) -> None:
     """Skip where the kernel refuses io_uring, as in many containers: a setting of the machine, not of ours."""
     if io_uring_fd is None:
-        pytest.skip("the kernel refuses io_uring here")
+        pytest.skip(
+            "the kernel refuses io_uring here"
+        )  # seccomp or a sysctl; the refusal itself is tested with a filter
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,9 @@ class TestRefused:
             & KERNEL_THREAD
         ]
         if not threads:
-            pytest.skip("no thread of the kernel is seen from here, as in a container")
+            pytest.skip(
+                "no thread of the kernel is seen from here"
+            )  # a container shows none, and none can be made
         with pytest.raises(ConfigError, match="is a thread of the kernel and has no descriptors"):
             Subject(threads[0].pid)
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, limit_line, name, step
+from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, limit_line, name, rings, step
 
 
 @mpl.rc_context(LOOK)
@@ -255,25 +255,9 @@ def _dots(axes: Axes, peers: Mapping[str, pd.DataFrame], column: str) -> None:
 
 
 def _rings(axes: Axes, recorded: pd.DataFrame) -> None:
-    axes.plot(
-        recorded.call,
-        recorded.open_fds,
-        "o",
-        markersize=9,
-        markerfacecolor="none",
-        markeredgecolor=INK,
-        zorder=3,
-    )
-    for row in recorded.itertuples():
-        near_the_axis = row.call < 5
-        axes.annotate(
-            f"PR: {row.open_fds}",
-            (row.call, row.open_fds),
-            xytext=(2, 9) if near_the_axis else (-9, 5),
-            textcoords="offset points",
-            ha="left" if near_the_axis else "right",
-            color=INK,
-        )
+    # near the axis there is no room at the left
+    shifts = [(2, 9, "left") if call < 5 else (-9, 5, "right") for call in recorded.call]
+    rings(axes, recorded.call, recorded.open_fds, shifts)
 
 
 def _cross(axes: Axes, table: pd.DataFrame) -> None:

@@ -67,3 +67,15 @@ def limit_line(axes: Axes, limit: int, at: str = "left") -> None:
         color=INK,
         fontsize="small",
     )
+
+
+def rings(
+    axes: Axes, xs: Sequence[float], counts: Sequence[int], shifts: Sequence[tuple[int, int, str]]
+) -> None:
+    """Draw what the PR recorded as rings with their counts; a shift is where a count stands, and how aligned."""
+    look = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": INK, "zorder": 3}
+    axes.plot(xs, counts, "o", **look)
+    for x, count, (right, up, align) in zip(xs, counts, shifts, strict=True):
+        axes.annotate(
+            f"PR: {count}", (x, count), xytext=(right, up), textcoords="offset points", ha=align, color=INK
+        )

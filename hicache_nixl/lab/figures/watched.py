@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..watching import NAMES, Watch, rate
-from .look import AFTER, BEFORE, INK, LOOK, limit_line
+from .look import AFTER, BEFORE, INK, LOOK, limit_line, rings
 
 ROOM = 1.35  # above the highest count, for what is written there
 FAR = 3  # a limit more than so many times the highest count would press everything to the floor
@@ -50,16 +50,7 @@ def watched(recorded: pd.DataFrame, table: pd.DataFrame, seen: Watch, title: str
 def _points(axes: Axes, recorded: pd.DataFrame) -> None:
     times = pd.to_timedelta(recorded["time"])
     seconds = (times - times.iloc[0]).dt.total_seconds()
-    axes.plot(seconds, recorded.open_fds, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK)
-    for second, count in zip(seconds, recorded.open_fds, strict=True):
-        axes.annotate(
-            f"PR: {count}",
-            (second, count),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            color=INK,
-        )
+    rings(axes, seconds, recorded.open_fds, [(0, 9, "center")] * len(recorded))
 
 
 def _limit(axes: Axes, table: pd.DataFrame, highest: int) -> None:
