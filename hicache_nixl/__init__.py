@@ -15,7 +15,7 @@ __getattr__, __all__ = lazily(
         "config": ["HiCacheStorageConfig", "NixlBackendConfig"],
         "connector": ["HiCacheNixl"],
         "errors": ["HiCacheNixlError"],
-        "host_pool": ["MlaHostPool", "MultiHeadHostPool", "pool_for_model"],
+        "host.pools": ["MlaHostPool", "MultiHeadHostPool", "pool_for_model"],
     },
 )
 

@@ -23,13 +23,13 @@ from .config import (
     HiCacheStorageConfig,
     NixlBackendConfig,
 )
+from .contract import HiCacheStorage
 from .errors import ConfigError, FileError, PageIndexError, TransferError
-from .files import NixlFileManager
+from .host.buffers import Pages, pages_of
 from .names import PageNames
-from .pages import Pages, pages_of
-from .plugins import make_backend
-from .registration import Buffer, NixlRegistration, buffer_sizes
-from .storage import HiCacheStorage
+from .transport.agent import make_backend
+from .transport.files import NixlFileManager
+from .transport.registration import Buffer, NixlRegistration, buffer_sizes
 
 logger = logging.getLogger(__name__)
 

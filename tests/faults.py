@@ -13,7 +13,7 @@ import pytest
 from support import keys_of
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.host_pool import HostKVPool
+from hicache_nixl.host.pools import HostKVPool
 
 PAGES = 2  # four files: <key>_k and <key>_v, twice
 NAMES = sorted(f"{key}_org-model_0_1{ending}" for key in keys_of(PAGES) for ending in ("_k", "_v"))

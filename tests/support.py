@@ -19,7 +19,7 @@ import torch
 
 from hicache_nixl import HiCacheNixl, HiCacheStorageConfig, MlaHostPool, MultiHeadHostPool
 from hicache_nixl.config import DEFAULT_LIFETIME, RELEASED
-from hicache_nixl.host_pool import HostKVPool
+from hicache_nixl.host.pools import HostKVPool
 
 MODEL = "org/model"  # its files end in _org-model_0_1, MLA: _org-model
 TESTS = Path(__file__).resolve().parent
@@ -253,7 +253,7 @@ def run_python(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Comp
     """Run a script, or ``-c`` and code, in a fresh interpreter that can import this module."""
     return subprocess.run(
         [*prefix, sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
         capture_output=True,
         text=True,
         timeout=100,

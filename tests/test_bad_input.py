@@ -9,7 +9,7 @@ from support import files_in, keys_of, make_pool, names_open, run_python, storag
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import FILE_PLUGINS, LIFETIMES, OBJ_PLUGINS, QUEUES
 from hicache_nixl.errors import ConfigError
-from hicache_nixl.host_pool import LAYOUTS
+from hicache_nixl.host.pools import LAYOUTS
 
 BAD_KEYS = ["", "/", "a/b", "../escape", "..", "a..b", "nul\0byte", "k" * 256, "ß" * 127]
 KEY_IDS = ["empty", "slash", "inner slash", "parent", "dots", "inner dots", "nul", "long", "long in bytes"]

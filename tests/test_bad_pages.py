@@ -132,7 +132,7 @@ def test_a_page_that_grows_to_its_size_between_two_looks_is_no_fault(make_store,
     """Another rank may be about to finish it."""
     store = make_store(pool=pool)
     assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
-    monkeypatch.setattr("hicache_nixl.files._length", lambda fd: 0)
+    monkeypatch.setattr("hicache_nixl.transport.files._length", lambda fd: 0)
     assert store.batch_get_v1(keys_of(2), pool.page_indices(0, 2)) == [True, True]
 
 

@@ -23,7 +23,7 @@ from support import (
 )
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.storage import _HiCacheStorage
+from hicache_nixl.contract import _HiCacheStorage
 
 DTYPES = (
     torch.float32,

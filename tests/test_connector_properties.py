@@ -13,7 +13,7 @@ from support import LEFT, as_bytes, close_below, keys_of, names_open, scramble, 
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import DEFAULT_LIFETIME, LIFETIMES
-from hicache_nixl.host_pool import LAYOUTS, pool_for_page_bytes
+from hicache_nixl.host.pools import LAYOUTS, pool_for_page_bytes
 
 PAGES = 9
 PAGE_BYTES = st.integers(1, 512).map(lambda eighths: 8 * eighths)

@@ -22,7 +22,7 @@ from support import (
 )
 
 from hicache_nixl.config import QUEUES
-from hicache_nixl.host_pool import LAYOUTS, ZERO_COPY_LAYOUTS, pool_for_page_bytes
+from hicache_nixl.host.pools import LAYOUTS, ZERO_COPY_LAYOUTS, pool_for_page_bytes
 
 ALIGNED = 1 << 16  # multi-head: two pieces of 32 KiB
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import files_in, keys_of, make_pool, page_files, scramble, storage_config
 
 from hicache_nixl.errors import ConfigError
-from hicache_nixl.host_pool import LAYOUTS, ZERO_COPY_LAYOUTS
+from hicache_nixl.host.pools import LAYOUTS, ZERO_COPY_LAYOUTS
 from hicache_nixl.names import PageNames
 
 KEY = "0123456789abcdef" * 4

@@ -10,7 +10,7 @@ import torch
 from support import as_bytes, fds_below, files_in, keys_of, make_pool, page_files, scramble, suffix
 
 from hicache_nixl.config import QUEUES, RELEASED
-from hicache_nixl.host_pool import pool_for_page_bytes
+from hicache_nixl.host.pools import pool_for_page_bytes
 
 
 def truncate(path, size):

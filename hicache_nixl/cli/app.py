@@ -44,7 +44,7 @@ def main() -> None:
 
 def page_of(model: str, page_size: int, layers: int | None) -> tuple[int, bool]:
     """Return the bytes of a model's page, and whether it is an MLA page."""
-    from ..models import model_geometry  # here: it loads torch, which most commands do without
+    from ..host.geometries import model_geometry  # here: it loads torch, which most commands do without
 
     geometry = model_geometry(model)
     return geometry.page_bytes(page_size, layers), geometry.is_mla

@@ -16,8 +16,8 @@ from rich.text import Text
 from .app import app, out
 
 if TYPE_CHECKING:
-    from ..lab.doctor import Diagnosis, Finding
-    from ..lab.plugin_check import Build
+    from ..doctor.diagnosis import Diagnosis, Finding
+    from ..doctor.plugin_check import Build
 
 TAKEN = " (what import nixl takes)"
 STYLES = {"ok": "green", "note": "yellow", "no": "red"}
@@ -52,8 +52,8 @@ def doctor(
     Another disk, another environment:
     hicache-nixl doctor --storage-dir /mnt/nvme --sglang /opt/sglang/venv
     """
-    from ..lab import doctor as checks
-    from ..lab import sglang_check
+    from ..doctor import diagnosis as checks
+    from ..doctor import sglang_check
 
     found = sglang_check.find(sglang)
     with Console(stderr=True).status("looking") as status:

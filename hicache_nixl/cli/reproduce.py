@@ -40,8 +40,10 @@ def reproduce(
     On one's own disk, model and queue:
     hicache-nixl reproduce -p storage_dir=/mnt/nvme -p queue=io_uring --model Qwen2.5-32B --layers 4
     """
-    from ..lab import read_watch, report, reproduction
-    from ..lab.runs import note_plan
+    from ..lab import execute as reproduction
+    from ..lab import report
+    from ..lab.runs.run import note_plan
+    from ..watch import read_watch
 
     chosen = reproduction.chosen_notebooks(notebook or [])
     given = reproduction.parse_parameters(parameter or [])

@@ -26,9 +26,9 @@ from ..errors import ConfigError, FileError
 from .app import app
 
 if TYPE_CHECKING:
-    from ..lab.recording import WatchFile
-    from ..lab.subjects import Subject
-    from ..lab.watching import Watch
+    from ..watch.process import Subject
+    from ..watch.recording import WatchFile
+    from ..watch.verdict import Watch
 
 LEAK, OPEN = 3, 4  # exit codes: a leak was found, the question stays open
 SLICE = 1.0  # seconds at most until the end of the process is noticed
@@ -101,9 +101,9 @@ def watch(
     When nobody reads the output any more (watch ... | head), it goes on if there is a --csv or a --duration, and else
     ends with the exit code of what it has seen.
     """
-    from ..lab.recording import WatchFile
-    from ..lab.subjects import Subject
-    from ..lab.watching import NEEDED, Watch, samples, span
+    from ..watch.process import Subject
+    from ..watch.recording import WatchFile
+    from ..watch.verdict import NEEDED, Watch, samples, span
 
     _check_times(interval, duration, NEEDED)
     subject, seen = Subject(_one(pid or []), storage_dir), Watch()
@@ -140,7 +140,7 @@ def _follow(
     show: Show,
 ) -> tuple[str, str | None]:
     """Take samples until something ends it; why it ended, and what became of the record if it broke off."""
-    from ..lab.fds import ProcessGoneError
+    from ..lab.worker.descriptors import ProcessGoneError
 
     broken = None
     due = time.monotonic()
@@ -204,7 +204,7 @@ def _lines() -> Show:
 
 
 def _screen(seen: Watch) -> Group:
-    from ..lab.watching import NEEDED, rate, samples, span
+    from ..watch.verdict import NEEDED, rate, samples, span
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("descriptors", no_wrap=True)

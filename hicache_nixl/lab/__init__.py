@@ -12,32 +12,21 @@ from __future__ import annotations
 from ..lazy import lazily
 
 _MODULES = {
-    "claims": ("above", "at_most", "exactly", "not_above"),
-    "fds": ("fd_table", "opened_by", "trace_opens"),
-    "fixes": ("every_fault", "fault_summary", "patch"),
-    "leftovers": (
+    "experiments.compare": ("Cell", "benchmark", "compare", "left_per_key", "spread", "usable_queues"),
+    "experiments.fault_matrix": ("every_fault", "fault_summary", "patch"),
+    "experiments.panel": ("panel",),
+    "experiments.publishing": ("publish_times",),
+    "experiments.replay": ("replay", "replay_each"),
+    "experiments.review": (
         "imports_inside_functions",
         "owner_of_descriptors",
         "register_files_left",
         "release_facts",
     ),
-    "panels": ("panel",),
-    "process": ("Worker", "WorkerError"),
-    "publishing": ("publish_times",),
-    "releases": ("at_hand",),
-    "replays": ("replay", "replay_each"),
-    "runs": ("Run", "describe"),
-    "schedule": (
-        "RECORDED_BASELINE",
-        "Call",
-        "Schedule",
-        "ScheduleError",
-        "files_per_key",
-        "predicted_fds",
-        "recorded_log",
-        "splits",
-    ),
-    "setup": ("Setup", "queue_params"),
+    "experiments.waiting": ("large_transfer", "small_transfer", "waits"),
+    "runs.claims": ("above", "at_most", "exactly", "not_above"),
+    "runs.provenance": ("describe",),
+    "runs.run": ("Run",),
     "statistics": (
         "Ratio",
         "over_points",
@@ -48,10 +37,20 @@ _MODULES = {
         "slope_table",
         "told_apart",
     ),
-    "watching": ("Watch",),
-    "recording": ("read_watch",),
-    "waiting": ("large_transfer", "small_transfer", "waits"),
-    "throughput": ("Cell", "benchmark", "compare", "left_per_key", "spread", "usable_queues"),
+    "worker.client": ("Worker", "WorkerError"),
+    "worker.descriptors": ("fd_table", "opened_by", "trace_opens"),
+    "worker.releases": ("at_hand",),
+    "worker.schedule": (
+        "RECORDED_BASELINE",
+        "Call",
+        "Schedule",
+        "ScheduleError",
+        "files_per_key",
+        "predicted_fds",
+        "recorded_log",
+        "splits",
+    ),
+    "worker.setup": ("Setup", "queue_params"),
 }
 __getattr__, __all__ = lazily(__name__, _MODULES)
 

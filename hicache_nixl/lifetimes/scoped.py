@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..errors import FileError
-from ..files import NOT_OPEN, READ, WRITE, NixlFileManager
-from ..registration import (
+from ..transport.files import NOT_OPEN, READ, WRITE, NixlFileManager
+from ..transport.registration import (
     Buffer,
     NixlRegistration,
     StorageTuple,

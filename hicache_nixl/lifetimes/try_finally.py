@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ..errors import FileError, RegistrationError
-from ..files import NixlFileManager
-from ..registration import Buffer, NixlRegistration, buffer_sizes
+from ..transport.files import NixlFileManager
+from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
 
 
 class Lifetime:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from hicache_nixl.lab.releases import CACHE_VARIABLE, cache_folder
+from hicache_nixl.lab.worker.releases import CACHE_VARIABLE, cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CLONE = ("Makefile", "pyproject.toml", "requirements.lock", "data", "hicache_nixl", "notebooks")

@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 from tiny_notebooks import failing_notebook, holding_notebook
 
-from hicache_nixl.lab import reproduction
+from hicache_nixl.lab import execute as reproduction
 from hicache_nixl.lab.report import build, compare_runs
 
 SERIOUS = ("serious", "critical")

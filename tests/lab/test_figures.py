@@ -15,10 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from hicache_nixl.lab import figures
-from hicache_nixl.lab.replays import COLUMNS
-from hicache_nixl.lab.schedule import Schedule, predicted_fds, recorded_log
+from hicache_nixl.lab.experiments.replay import COLUMNS
 from hicache_nixl.lab.statistics import ratio_table
-from hicache_nixl.lab.watching import KINDS, Watch
+from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds, recorded_log
+from hicache_nixl.watch.figure import watched
+from hicache_nixl.watch.verdict import KINDS, Watch
 
 matplotlib.use("Agg")
 
@@ -97,7 +98,7 @@ SERVER = pd.DataFrame(
 
 
 def drawn_server(table: pd.DataFrame) -> Figure:
-    return figures.watched(recorded_log(), table, Watch.of(table), TITLE)
+    return watched(recorded_log(), table, Watch.of(table), TITLE)
 
 
 DRAWN: dict[str, Callable[[], Figure]] = {
@@ -138,7 +139,7 @@ def lines_with(figure: Figure, marker: str) -> list[Line2D]:
 
 class TestEveryFigure:
     def test_every_figure_of_the_lab_is_drawn_here(self):
-        assert set(figures.__all__) == set(DRAWN)
+        assert {*figures.__all__, "watched"} == set(DRAWN)
 
     @pytest.mark.parametrize("name", DRAWN)
     def test_it_has_its_title_and_becomes_a_picture(self, name):

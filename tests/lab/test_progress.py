@@ -35,7 +35,9 @@ def test_outside_of_a_notebook_it_is_text(capsys):
 
 
 def test_a_worker_carries_neither_widgets_nor_ipython():
-    code = "import sys, hicache_nixl.lab.worker\nassert not {'ipywidgets', 'IPython'} & set(sys.modules)"
+    code = (
+        "import sys, hicache_nixl.lab.worker.server\nassert not {'ipywidgets', 'IPython'} & set(sys.modules)"
+    )
     assert run_python("-W", "error", "-c", code).returncode == 0
 
 

@@ -13,7 +13,7 @@ import sys
 from support import keys_of, make_pool, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.files import NixlFileManager
+from hicache_nixl.transport.files import NixlFileManager
 
 lifetime, port = sys.argv[1:]
 lines: list[str] = []

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from hicache_nixl.lab.fds import ProcessGoneError
-from hicache_nixl.lab.subjects import Subject
+from hicache_nixl.lab.worker.descriptors import ProcessGoneError
+from hicache_nixl.watch.process import Subject
 
 first = subprocess.Popen(["sleep", "60"])
 subject = Subject(first.pid)

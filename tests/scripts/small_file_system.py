@@ -16,7 +16,7 @@ from support import close_below, fds_below, files_in, keys_of, storage_config
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import LIFETIMES, QUEUES
 from hicache_nixl.errors import ConfigError
-from hicache_nixl.host_pool import pool_for_page_bytes
+from hicache_nixl.host.pools import pool_for_page_bytes
 
 PAGES = 8
 PAGE_BYTES = 49152  # two files of 24 KiB: five pages fit, and the sixth finds 16 KiB for both

@@ -15,7 +15,7 @@ from pathlib import Path
 from support import close_below, keys_of, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.host_pool import pool_for_page_bytes
+from hicache_nixl.host.pools import pool_for_page_bytes
 
 ROUNDS = 60
 PAGES = 32

@@ -3,7 +3,6 @@
 from .counts import end, faults, growth, hero, law, second_leak, steps, two_counts
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
 from .times import benchmarks, latency, over_calls, pairs_and_ratios
-from .watched import watched
 
 __all__ = [
     "benchmarks",
@@ -21,5 +20,4 @@ __all__ = [
     "second_leak",
     "steps",
     "two_counts",
-    "watched",
 ]

@@ -14,12 +14,12 @@ import pandas as pd
 
 from ...errors import ConfigError
 from ...resources import write_whole
+from ..runs.record import Record, read_record, read_table
 from .index import facts
 from .joining import claims_side_by_side, tables_side_by_side, time_ratios
 from .notebook_page import title_of
 from .overlays import Overlay, overlay
 from .pages import write_page
-from .record import Record, read_record, read_table
 
 DPI = 150
 MARK = "comparison.json"  # by which a folder is known as one that may be written anew

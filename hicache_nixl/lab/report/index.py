@@ -11,10 +11,10 @@ import pandas as pd
 import yaml
 
 from ...resources import resource
-from ..claims import FAILS, INCONCLUSIVE
+from ..runs.claims import FAILS, INCONCLUSIVE
+from ..runs.record import Record, read_record
 from .notebook_page import title_of, write_notebook_page
 from .pages import write_page
-from .record import Record, read_record
 
 AGENDA = "data/review_agenda.yaml"
 HERO = ("03_before_and_after", "hero")

@@ -19,7 +19,7 @@ from pygments.formatters import HtmlFormatter
 
 from ...errors import ConfigError, FileError, HiCacheNixlError
 from ...resources import write_whole
-from .record import Record, read_table
+from ..runs.record import Record, read_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 NBCONVERTS_ALT = "No description has been provided for this image"  # what nbconvert puts where none was given

@@ -1,0 +1,1 @@
+"""What can run on this machine, found out by trying it."""

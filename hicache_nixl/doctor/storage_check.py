@@ -1,0 +1,140 @@
+"""The storage folder: whether it can be one, what file system it lies on, and whether that takes O_DIRECT."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ..config import ALIGNMENT, DEFAULT_STORAGE_DIR, STORAGE_DIR_VARIABLE
+from ..lab.runs.provenance import mount_of
+
+IN_MEMORY = ("tmpfs", "ramfs")
+UNALIGNED = 1000  # bytes
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The folder that pages would go to.
+
+    Attributes
+    ----------
+    folder : Path
+    source : str
+        Who named it: ``"--storage-dir"``, a variable of the environment, or ``"the default"``.
+    place : Path or None
+        The existing folder that was tried in its place: itself, or the one that it would be made in.  None when
+        it cannot be a storage folder.
+    problem, way_out : str
+        Why not, and what to do about it.
+    """
+
+    folder: Path
+    source: str
+    place: Path | None
+    problem: str = ""
+    way_out: str = ""
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """What a folder lies on."""
+
+    kind: str
+    options: str
+    free_bytes: int
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether pages there are in memory and not on a disk."""
+        return self.kind in IN_MEMORY
+
+
+def find(given: str | None = None) -> Storage:
+    """Find the folder that a server would use, or take the one that was given.
+
+    One that was given must be there; a server's own is made by the connector.
+    """
+    if given is not None:
+        return _tried(Path(given), "--storage-dir", make=False)
+    if from_environment := os.environ.get(STORAGE_DIR_VARIABLE):
+        return _tried(Path(from_environment), STORAGE_DIR_VARIABLE, make=True)
+    return _tried(Path(DEFAULT_STORAGE_DIR), "the default", make=True)
+
+
+def _tried(named: Path, source: str, make: bool) -> Storage:
+    folder = Path(os.path.abspath(named.expanduser()))
+    place = folder
+    while make and not os.path.lexists(place):
+        place = place.parent
+    where = "" if place == folder else f" in {place}"
+    try:
+        if not stat.S_ISDIR(os.stat(place).st_mode):
+            return Storage(
+                folder, source, None, f"a file is in its place{where and f', {place}'}", "Name a folder"
+            )
+    except OSError as error:
+        way_out = f"Make it (mkdir -p {place}), or name a folder that exists"
+        return Storage(folder, source, None, f"cannot be found: {error.strerror}", way_out)
+    try:
+        with os.scandir(place), tempfile.TemporaryFile(dir=place):
+            return Storage(folder, source, place)
+    except OSError as error:
+        return Storage(
+            folder, source, None, f"cannot be written to: {error.strerror}{where}", _way_out(error, place)
+        )
+
+
+def _way_out(error: OSError, place: Path) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"Name another folder, or let uid {os.geteuid()} write to it"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Name a folder on a disk with space, or make some"
+    return "Name a folder that can be written to"
+
+
+def file_system(place: Path) -> FileSystem:
+    """Tell what a folder lies on; options that are paths, as those of overlay, are left out."""
+    mount = mount_of(place)
+    options = ", ".join(option for option in mount.opts.split(",") if "/" not in option)
+    return FileSystem(mount.fstype, options, psutil.disk_usage(str(place)).free)
+
+
+def direct_io(place: Path) -> tuple[bool, str]:
+    """Write and read aligned bytes with O_DIRECT: whether that works, and what happened."""
+    pattern = os.urandom(ALIGNMENT)
+    step = "open"
+    try:
+        with (
+            tempfile.NamedTemporaryFile(dir=place, prefix="hicache-nixl-") as probe,
+            mmap.mmap(-1, ALIGNMENT) as memory,  # aligned to a page of memory
+        ):
+            fd = os.open(probe.name, os.O_RDWR | os.O_DIRECT)
+            try:
+                memory[:] = pattern
+                step = "write"
+                os.pwrite(fd, memory, 0)
+                memory[:] = bytes(ALIGNMENT)
+                step = "read"
+                os.preadv(fd, [memory], 0)
+                if memory[:] != pattern:
+                    return False, f"{ALIGNMENT} bytes came back different"
+                return True, f"{ALIGNMENT} aligned bytes went out and came back; {_unaligned(fd)}"
+            finally:
+                os.close(fd)
+    except OSError as error:
+        return False, f"{step} is refused ({error.strerror})"
+
+
+def _unaligned(fd: int) -> str:
+    try:
+        os.pwrite(fd, bytes(UNALIGNED), 0)
+    except OSError as error:
+        return f"{UNALIGNED} bytes are refused ({error.strerror})"
+    return f"{UNALIGNED} bytes are taken as well"

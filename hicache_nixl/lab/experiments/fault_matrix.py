@@ -1,0 +1,119 @@
+"""What a fix changes: its text, and what a call leaves behind when a step of it fails."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from ... import lifetimes
+from ..progress import tqdm
+from ..worker.client import Worker
+from ..worker.faults import KINDS, STEPS
+from ..worker.setup import Setup, queue_params
+
+POLLS = 3  # of a transfer that are made to fail; how many there are is a matter of speed
+
+
+def patch(before: str, after: str) -> str:
+    """Return the unified diff of two lifetime modules.
+
+    Examples
+    --------
+    >>> print(patch("leaky", "try_finally").splitlines()[1])
+    +++ hicache_nixl/lifetimes/try_finally.py
+    """
+    texts = [inspect.getsource(inspect.getmodule(lifetimes.BY_NAME[name])) for name in (before, after)]
+    names = [f"hicache_nixl/lifetimes/{name}.py" for name in (before, after)]
+    lines = [text.splitlines(keepends=True) for text in texts]
+    return "".join(difflib.unified_diff(*lines, *names))
+
+
+def every_fault(
+    connector: str,
+    *,
+    keys: int = 2,
+    page_bytes: int = 4096,
+    queue: str = "libaio",
+    layout: str = "page_first",
+    mla: bool = False,
+    storage_dir: str | os.PathLike[str] | None = None,
+    timeout: float = 600,
+) -> pd.DataFrame:
+    """Make every step of a set and of a get fail, each in every kind, and see what it leaves.
+
+    All in one worker, on the real agent and real files.  A call without a fault tells how often each step is
+    reached; then every one of these times fails in a call of its own, and a call without a fault follows.
+    The descriptors are counted from outside.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``operation``, ``step``, ``nth``, ``kind`` (see ``faults.Fault``); ``answer`` (``True``, ``False`` or
+        what was raised); what the call left: ``fds_left``, ``registrations_left``, ``handles_left``;
+        ``most_closes`` of one descriptor; ``next_call_works``; ``logged`` (first line).
+    """
+    setup = Setup(connector, queue_params(queue), page_bytes, pages=keys, layout=layout, mla=mla)
+    rows = []
+    with Worker(setup, storage_dir=storage_dir, timeout=timeout) as worker:
+        for operation in ("set", "get"):
+            worker.call("set", keys)
+            worker.call(operation, keys)  # the first of its kind may set something up
+            last = worker.call(operation, keys, watch=True)
+            steps = list(_faults(last["steps"]))
+            for fault in tqdm(steps, desc=f"{connector}: faults in a {operation}", unit="fault", leave=False):
+                row = worker.call(operation, keys, fault=fault)
+                after = worker.call(operation, keys)
+                if row["fired"]:
+                    rows.append(_told(operation, fault, last, row, after, f"{worker.folder}/"))
+                last = after
+    return pd.DataFrame(rows)
+
+
+def fault_summary(faults: pd.DataFrame) -> pd.DataFrame:
+    """Put what ``every_fault`` found into a row per step and kind: the most that any time of it left."""
+    named = faults.assign(
+        left_files_open=faults.fds_left > 0, next_call_fails=~faults.next_call_works.astype(bool)
+    )
+    return named.groupby(["step", "kind"], sort=False, as_index=False).agg(
+        faults=("nth", "size"),
+        left_files_open=("left_files_open", "sum"),
+        most_fds=("fds_left", "max"),
+        most_registrations=("registrations_left", "max"),
+        most_handles=("handles_left", "max"),
+        most_closes=("most_closes", "max"),
+        next_call_fails=("next_call_fails", "sum"),
+        logged=("logged", "last"),
+    )
+
+
+def _faults(steps: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
+    for step in STEPS:
+        reached = steps.get(step, 0)
+        for nth in range(1, (min(reached, POLLS) if step == "poll" else reached) + 1):
+            yield from ((step, nth, kind) for kind in KINDS)
+
+
+def _told(
+    operation: str,
+    fault: tuple[str, int, str],
+    before: Mapping[str, Any],
+    row: Mapping[str, Any],
+    after: Mapping[str, Any],
+    folder: str,
+) -> dict[str, Any]:
+    return {
+        "operation": operation,
+        **dict(zip(("step", "nth", "kind"), fault, strict=True)),
+        "answer": row["raised"] or str(row["pages_ok"] == row["keys"]),
+        "fds_left": row["open_fds"] - before["open_fds"],
+        "registrations_left": row["registrations"] - before["registrations"],
+        "handles_left": row["handles_left"],
+        "most_closes": row["most_closes"],
+        "next_call_works": after["pages_ok"] == after["keys"],
+        "logged": row["log"][0].splitlines()[0].replace(folder, "") if row["log"] else "",
+    }

@@ -1,0 +1,180 @@
+"""What a fix leaves: the three remarks in the review of PR #24671, and what each release does, measured."""
+
+from __future__ import annotations
+
+import ast
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+
+from ..progress import tqdm
+from ..worker.client import Worker
+from ..worker.releases import fetch, version_of
+from ..worker.setup import Setup, key_of, queue_params
+
+PACKAGE = "hicache_nixl"
+UPSTREAM = "sglang/srt/mem_cache/storage/nixl"
+PAGES, BAD, ROUNDS = 8, 3, 3  # pages per call, which of them is spoilt, how many sets and gets are counted
+
+
+def release_facts(
+    connectors: Sequence[str], *, queue: str = "libaio", storage_dir: str | os.PathLike[str] | None = None
+) -> pd.DataFrame:
+    """Measure what connectors do where SGLang's releases differ; multi-head pages, zero-copy, files.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Per connector: ``fds_per_call`` and ``registrations_per_call`` that stay behind; ``exists_of_8``, what
+        ``batch_exists`` answers for 8 stored pages; ``pages_besides_a_bad_one``, how many of the 7 good pages
+        of a batch of 8 a get brings back; ``half_written_seen``, whether ``batch_exists`` counts a page of
+        which half the bytes are there.
+    """
+    rows = []
+    setups = [Setup(connector, queue_params(queue), page_bytes=8192, pages=PAGES) for connector in connectors]
+    for worker, setup in _in_turn(setups, storage_dir):
+        first = worker.call("set", PAGES)
+        calls = [worker.call(operation, PAGES) for _ in range(ROUNDS) for operation in ("set", "get")]
+        exists = worker.call("exists", PAGES)["pages_ok"]
+        stored = (1 + ROUNDS) * PAGES
+        latest = [key_of(setup.seed, stored - PAGES + position) for position in range(PAGES)]
+        _spoil(worker.folder, latest[BAD])
+        besides = worker.call("get", PAGES)["pages_ok"]
+        _spoil(worker.folder, latest[0])
+        seen = worker.call("exists", PAGES)["pages_ok"] > 0
+        rows.append(
+            {
+                "connector": setup.connector,
+                "fds_per_call": (calls[-1]["open_fds"] - first["open_fds"]) / len(calls),
+                "registrations_per_call": (calls[-1]["registrations"] - first["registrations"]) / len(calls),
+                "exists_of_8": exists,
+                "pages_besides_a_bad_one": besides,
+                "half_written_seen": seen,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def register_files_left(
+    connectors: Sequence[str],
+    calls: Sequence[int] = (1, 10, 100),
+    *,
+    queue: str = "libaio",
+    storage_dir: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Count the descriptors that calls of ``register_files`` with one file leave open (third remark).
+
+    Where the call hands back an owner, the owner is closed, as its user would.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per connector, a column per number of calls; none where the connector has no ``register_files``.
+    """
+    rows = []
+    setups = [Setup(connector, queue_params(queue), pages=1) for connector in connectors]
+    for worker, setup in _in_turn(setups, storage_dir):
+        left, done, before = {"connector": setup.connector}, 0, worker.storage_fds()
+        for count in calls:
+            offered = worker.request("register_files", calls=count - done)["offered"]
+            left[f"after {count}"] = worker.storage_fds() - before if offered else None
+            done = count
+        rows.append(left)
+    return pd.DataFrame(rows).astype({f"after {count}": "Int64" for count in calls})
+
+
+def imports_inside_functions(connector: str, module: str = "traceback") -> list[str]:
+    """Return where a connector's source imports a module inside a function (first remark): ``file:line``.
+
+    Examples
+    --------
+    >>> imports_inside_functions("scoped")
+    []
+    """
+    found = []
+    for name, source in _sources(connector):
+        for function in ast.walk(ast.parse(source)):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                found += [f"{name}:{node.lineno}" for node in ast.walk(function) if _imports(node, module)]
+    return sorted(set(found))
+
+
+def owner_of_descriptors(connector: str) -> dict[str, object]:
+    """Return what closes a transfer's descriptors, and how wide it is (second remark).
+
+    Returns
+    -------
+    dict
+        ``connector``; ``closed_by``, ``"nothing"``, ``"finally"`` or ``"with"``; ``statements`` under it;
+        ``obj_is_inside``, whether a transfer of objects, which has no descriptors, runs under it too.
+    """
+    for _, source in _sources(connector):
+        for function in ast.walk(ast.parse(source)):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for block in ast.walk(function):
+                if kind := _closes_files(block):
+                    statements = [node for part in block.body for node in ast.walk(part)]
+                    return {
+                        "connector": connector,
+                        "closed_by": kind,
+                        "statements": sum(isinstance(node, ast.stmt) for node in statements),
+                        "obj_is_inside": any(_is_for_objects(node) for node in statements),
+                    }
+    return {"connector": connector, "closed_by": "nothing", "statements": 0, "obj_is_inside": False}
+
+
+def _in_turn(
+    setups: Sequence[Setup], storage_dir: str | os.PathLike[str] | None
+) -> Iterator[tuple[Worker, Setup]]:
+    """Open one connector after the other in a single worker: what is counted is what each adds."""
+    with Worker(setups[0], storage_dir=storage_dir) as worker:
+        for setup in tqdm(setups, desc="connectors", unit="connector", leave=False):
+            worker.open(setup)
+            yield worker, setup
+
+
+def _closes_files(block: ast.AST) -> str | None:
+    if isinstance(block, ast.Try) and any("close_file" in ast.unparse(part) for part in block.finalbody):
+        return "finally" if "files_to_nixl_tuples" in ast.unparse(block) else None
+    if isinstance(block, ast.With):
+        opens = " ".join(ast.unparse(item.context_expr) for item in block.items)
+        return "with" if "opened(" in opens or "_open_files(" in opens else None
+    return None
+
+
+def _is_for_objects(node: ast.AST) -> bool:
+    if isinstance(node, ast.Constant):
+        return node.value == "OBJ"
+    return isinstance(node, ast.Attribute) and node.attr == "objects_to_nixl_tuples"
+
+
+def _imports(node: ast.AST, module: str) -> bool:
+    if isinstance(node, ast.Import):
+        return any(alias.name == module for alias in node.names)
+    return isinstance(node, ast.ImportFrom) and node.module == module
+
+
+def _sources(connector: str) -> Iterator[tuple[str, str]]:
+    """Yield name and text of the modules that a connector consists of; for one of ours its own module first."""
+    version = version_of(connector)
+    if version is None:
+        package = resources.files(PACKAGE)
+        modules = [package / "lifetimes" / f"{connector}.py", *sorted(Path(str(package)).glob("*.py"))]
+        yield from ((module.name, module.read_text()) for module in modules)
+        return
+    with zipfile.ZipFile(fetch(version)) as wheel:
+        for name in sorted(wheel.namelist()):
+            folder, _, file = name.rpartition("/")
+            if folder == UPSTREAM and file.endswith(".py") and not file.startswith("test_"):
+                yield file, wheel.read(name).decode()
+
+
+def _spoil(folder: Path, key: str) -> None:
+    """Cut one file of a page in half, as a crash in the middle of a write leaves it."""
+    path = min(folder.rglob(f"{key}*"))
+    os.truncate(path, path.stat().st_size // 2)

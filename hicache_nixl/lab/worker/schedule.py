@@ -1,0 +1,198 @@
+"""Schedules: what a server asked of its storage, call by call; and what that must cost in descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from ...errors import ConfigError
+from ...resources import resource
+
+OPERATIONS = ("set", "get", "exists")
+RECORDED_LOG = "data/pr24671_log.csv"
+RECORDED_BASELINE = 135  # descriptors of the PR's server before the first call: 167 - 2 x 16
+RECORDED_CALLS = (1, 10, 21)  # which calls of Schedule.pr24671() the log's three lines follow
+
+
+class ScheduleError(ConfigError):
+    """A schedule that cannot be replayed."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One batch call: an operation on a number of keys (pages)."""
+
+    operation: str
+    keys: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A list of calls.
+
+    A set stores pages that were not stored before.  A get and an exists ask for the pages stored last, and
+    begin with the first again when they ask for more than there are.  An exists before any set finds none.
+
+    Raises
+    ------
+    ScheduleError
+        For an unknown operation, a number of keys below one, or a get before any set, since a replay checks what comes back.
+
+    Examples
+    --------
+    >>> len(Schedule.pr24671()), Schedule.pr24671().total("set"), Schedule.pr24671().calls[-1]
+    (21, 1888, Call(operation='get', keys=128))
+    """
+
+    calls: tuple[Call, ...]
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        stored = 0
+        for number, call in enumerate(self.calls, 1):
+            if call.operation not in OPERATIONS:
+                raise ScheduleError(
+                    f"call {number}: operation {call.operation!r} is unknown; it takes one of {', '.join(OPERATIONS)}"
+                )
+            if call.keys < 1:
+                raise ScheduleError(f"call {number}: {call.keys} keys; it takes a whole number from 1")
+            if call.operation == "set":
+                stored += call.keys
+            elif call.operation == "get" and not stored:
+                raise ScheduleError(
+                    f"call {number}: a {call.operation} before any set finds nothing; put a set before it"
+                )
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
+
+    def __add__(self, other: Schedule) -> Schedule:
+        return Schedule(self.calls + other.calls, f"{self.name} + {other.name}")
+
+    @property
+    def largest(self) -> int:
+        """Keys of the largest set or get: what the host pool must hold."""
+        return max((call.keys for call in self.calls if call.operation != "exists"), default=0)
+
+    def total(self, operation: str) -> int:
+        """Keys of all calls of one operation."""
+        return sum(call.keys for call in self.calls if call.operation == operation)
+
+    @classmethod
+    def of(cls, calls: Iterable[tuple[str, int]], name: str = "custom") -> Schedule:
+        """Make a schedule from (operation, keys) pairs."""
+        return cls(tuple(Call(operation, int(keys)) for operation, keys in calls), name)
+
+    @classmethod
+    def pr24671(cls) -> Schedule:
+        """Return calls that meet the three lines of PR #24671's log.
+
+        16 keys set; then 592 keys in calls of 16 and 128, the last of 128; then 11 calls of 128, the last a
+        get.  The log does not say which calls the 592 were: see ``splits``.
+        """
+        first = [("set", 16)]
+        then = [("set", 16)] * 5 + [("set", 128)] * 4
+        last = [("set", 128)] * 10 + [("get", 128)]
+        return cls.of(first + then + last, "pr24671")
+
+    @classmethod
+    def single_call(cls) -> Schedule:
+        """Return the PR's other telling: 16 keys, then 592 in one set."""
+        return cls.of([("set", 16), ("set", 592)], "single_call")
+
+    @classmethod
+    def steady(cls, calls: int, keys: int, operations: Sequence[str] = ("set", "get")) -> Schedule:
+        """Return ``calls`` calls of ``keys`` keys, taking the operations in turn."""
+        return cls.of([(operations[i % len(operations)], keys) for i in range(calls)], "steady")
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> Schedule:
+        """Read a log of one's own: columns ``operation`` and ``keys``, others are ignored."""
+        try:
+            table = pd.read_csv(path, skip_blank_lines=False, skipinitialspace=True).dropna(how="all")
+        except (OSError, ValueError) as error:
+            raise ScheduleError(f"schedule {path}: {error}") from error
+        missing = {"operation", "keys"} - set(table.columns)
+        if missing:
+            raise ScheduleError(
+                f"schedule {path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}"
+            )
+        keys = pd.to_numeric(table["keys"], errors="coerce")
+        wrong = table["keys"][keys.isna() | (keys % 1 != 0)]
+        if len(wrong):
+            line = wrong.index[0] + 2  # the header is line 1
+            raise ScheduleError(
+                f"schedule {path}: line {line}: keys is {wrong.iloc[0]!r}, not a whole number"
+            )
+        if table.empty:
+            raise ScheduleError(f"schedule {path}: it has no calls")
+        names = table["operation"].astype(str).str.strip().str.removeprefix("batch_").str.removesuffix("_v1")
+        return cls.of(zip(names, keys, strict=True), Path(path).stem)
+
+
+def recorded_log() -> pd.DataFrame:
+    """Return the three lines of PR #24671's log, with ``call``, their place in ``Schedule.pr24671``."""
+    table = pd.read_csv(resource(RECORDED_LOG))
+    table.insert(0, "call", RECORDED_CALLS)
+    return table
+
+
+def files_per_key(layout: str, mla: bool) -> int:
+    """Return how many files a page is: 2 for a zero-copy multi-head page (K, V), else 1."""
+    return 1 if mla or layout == "layer_first" else 2
+
+
+def predicted_fds(
+    schedule: Schedule, per_key: int, baseline: int = 0, limit: int | None = None
+) -> tuple[list[int], int | None]:
+    """Say what a leaky connector has open after each call.
+
+    Every set and every get keeps ``per_key`` descriptors per key.  A call that does not fit below the limit
+    fails and closes what it had opened; a set also needs one free descriptor to make its files.
+
+    Returns
+    -------
+    open_fds : list of int
+    first_failure : int or None
+        Number of the first call, from 1, that meets EMFILE.
+
+    Examples
+    --------
+    >>> predicted_fds(Schedule.single_call(), 2, baseline=135)
+    ([167, 1351], None)
+    """
+    now, open_fds, first_failure = baseline, [], None
+    for number, call in enumerate(schedule, 1):
+        wanted = 0 if call.operation == "exists" else per_key * call.keys
+        if limit is not None and wanted and now + wanted > limit:
+            first_failure = first_failure or number
+        else:
+            now += wanted
+        open_fds.append(now)
+    return open_fds, first_failure
+
+
+def splits(total: int, sizes: Sequence[int]) -> pd.DataFrame:
+    """List every way to make a number of keys out of calls of the given sizes.
+
+    Examples
+    --------
+    >>> splits(592, (16, 128))["calls of 128"].tolist()
+    [0, 1, 2, 3, 4]
+    """
+    ranges = [range(total // size + 1) for size in sizes]
+    ways = [
+        counts
+        for counts in product(*ranges)
+        if sum(n * s for n, s in zip(counts, sizes, strict=True)) == total
+    ]
+    table = pd.DataFrame(ways, columns=[f"calls of {size}" for size in sizes])
+    table["calls"] = table.sum(axis=1)
+    return table.sort_values("calls", ascending=False, ignore_index=True)

@@ -1,0 +1,131 @@
+"""What a worker is asked to set up: one connector, one host pool, one storage folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...config import LAYOUTS, LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
+from ...errors import ConfigError
+from .releases import INSTALLED, PREFIX, installed_in, known_releases, version_of
+
+MODEL_NAME = "replayed-model"
+
+
+def queue_params(queue: str = "libaio") -> dict[str, Any]:
+    """Return the ``extra_config`` that asks for the POSIX plugin by name, on one of its queues.
+
+    By name, because auto mode goes on to another plugin where this one cannot be had.
+
+    Examples
+    --------
+    >>> queue_params("io_uring")
+    {'plugin': {'posix': {'active': True, 'use_uring': 'true'}}}
+    """
+    if queue not in QUEUES:
+        raise ConfigError(f"queue: {queue!r} is unknown; it takes one of {', '.join(QUEUES)}")
+    return {"plugin": {"posix": {"active": True, QUEUES[queue]: "true"}}}
+
+
+def key_of(seed: int, page_id: int) -> str:
+    """Return the key of a page that a worker stores: 64 hexadecimal digits, as SGLang's."""
+    return hashlib.sha256(f"{seed}:{page_id}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A connector and the pool that it serves; checked when made, so that a typo costs no process.
+
+    Attributes
+    ----------
+    connector : str
+        A lifetime, such as ``"scoped"``, a released connector, such as ``"sglang==0.5.11"``, or the one of an
+        SGLang that is installed, ``"sglang@FOLDER"`` with its site-packages folder.
+    plugin_params : dict
+        SGLang's ``extra_config``, full or flat form, such as ``{"use_uring": "true"}``; the POSIX plugin on
+        libaio when left out.
+    page_bytes : int
+        Bytes of a page, keys and values together.
+    pages : int
+        Pages in the host pool: as many as the largest call has keys.
+    direct : bool
+        O_DIRECT in place of the page cache, for connectors that have that option.
+    """
+
+    connector: str = "leaky"
+    plugin_params: dict[str, Any] = field(default_factory=queue_params)
+    page_bytes: int = 65536
+    pages: int = 128
+    layout: str = "page_first"
+    mla: bool = False
+    direct: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.is_ours and self.version is None and installed_in(self.connector) is None:
+            raise ConfigError(
+                f"connector: {self.connector!r} is unknown; it takes one of {', '.join(LIFETIMES)}, "
+                f"or a release such as {PREFIX}0.5.12, or {INSTALLED}FOLDER with the folder that SGLang is in"
+            )
+        config = NixlBackendConfig(self.extra_config if self.is_ours else self.plugin_params)
+        release = known_releases().get(self.version)
+        if self.direct and release is not None and release.stands_for:
+            raise ConfigError(
+                f"direct: {self.connector} has no such option; it takes scoped, or {PREFIX}0.5.13.post1 or later"
+            )
+        if config.plugin == "auto":
+            config.init_params("POSIX")  # what auto mode comes to wherever NIXL runs
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"layout: {self.layout!r} is unknown; it takes one of {', '.join(LAYOUTS)}")
+        if self.page_bytes < 8 or self.page_bytes % 8:
+            raise ConfigError(f"page_bytes: {self.page_bytes} does not work; it takes a multiple of 8")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the connector is a lifetime of this package."""
+        return self.connector in LIFETIMES
+
+    @property
+    def version(self) -> str | None:
+        """Which release of SGLang the connector is; None for one of ours, and for an installed one."""
+        return version_of(self.connector)
+
+    @property
+    def extra_config(self) -> dict[str, Any]:
+        """The server's ``extra_config``: O_DIRECT as asked for, and our lifetime, or no cleaner of SGLang's.
+
+        The cleaner of 0.5.23 removes pages when the disk is fuller than 80 %, whoever filled it.
+        """
+        if self.is_ours:
+            extra = {**self.plugin_params, "lifetime": self.connector}
+            return {**extra, "use_direct_io": True} if self.direct else extra
+        config = NixlBackendConfig(self.plugin_params)
+        plugin = "POSIX" if config.plugin == "auto" else config.plugin
+        section = {"active": True, **config.init_params(plugin)}
+        return {
+            "plugin": {plugin.lower(): section},
+            "use_direct_io": self.direct,
+            "l3_cleaner_enabled": False,
+        }
+
+    def storage_config(self) -> HiCacheStorageConfig:
+        """The configuration that a server of one rank would pass."""
+        return HiCacheStorageConfig(
+            tp_rank=0,
+            tp_size=1,
+            pp_rank=0,
+            pp_size=1,
+            attn_cp_rank=0,
+            attn_cp_size=1,
+            is_mla_model=self.mla,
+            enable_storage_metrics=False,
+            is_page_first_layout=self.layout != "layer_first",
+            model_name=MODEL_NAME,
+            extra_config=self.extra_config,
+        )
+
+    def as_message(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,263 @@
+"""Names to paths; opening, closing and removing page files."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import repeat
+from pathlib import Path
+
+from ..config import ALIGNMENT
+from ..errors import ConfigError, FileError
+
+logger = logging.getLogger(__name__)
+
+# A KV page holds what a user wrote: nobody else reads it.
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+NOT_OPEN = -1  # in the place of a descriptor
+
+# A file that is written is emptied first: until all its bytes are there its size tells that they are not.
+READ, WRITE = os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+class NixlFileManager:
+    """The page files below one folder.
+
+    Whoever calls ``open_file`` owns the descriptor: this class closes only what it is told to close.  Which
+    owner closes it, and when, is what the modules of ``hicache_nixl.lifetimes`` differ in.
+
+    Parameters
+    ----------
+    base_dir : str
+        Made when missing, readable by its owner only.
+    direct : bool
+        Whether O_DIRECT is wanted; where the file system refuses it, that is logged and ``direct`` is False.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be a storage folder: a file, read-only, not writable.
+    """
+
+    def __init__(self, base_dir: str, direct: bool = False):
+        self.base_dir = os.path.abspath(base_dir)
+        self._fell_back = False
+        try:
+            self._make_folder()
+            with os.scandir(self.base_dir), tempfile.NamedTemporaryFile(dir=self.base_dir) as probe:
+                self.direct = direct and self._takes_direct_io(probe.name)
+        except OSError as error:
+            raise ConfigError(f"storage folder {self.base_dir}: {error}") from error
+
+    def _make_folder(self) -> None:
+        folder = Path(self.base_dir)
+        try:
+            for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+                missing.mkdir(FOLDER_MODE, exist_ok=True)
+        except OSError as error:
+            raise FileError.of(error, self.base_dir) from error
+
+    def _takes_direct_io(self, path: str) -> bool:
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_DIRECT))
+            return True
+        except OSError as error:
+            self._fall_back(f"the file system of {self.base_dir} refuses O_DIRECT ({error.strerror})")
+            return False
+
+    def direct_flag(self, addresses: Sequence[int], sizes: Sequence[int]) -> int:
+        """Return O_DIRECT where it is wanted and possible, else 0; the first time that it is not, it is logged.
+
+        Possible where every address and size is a multiple of 4096, which every file system that we know takes.
+        """
+        if not self.direct:
+            return 0
+        for address, size in zip(addresses, sizes, strict=True):
+            if (address | size) % ALIGNMENT:
+                self._fall_back(
+                    f"O_DIRECT takes addresses and sizes that are multiples of {ALIGNMENT}, "
+                    f"here are {size} bytes at {address:#x}"
+                )
+                return 0
+        return os.O_DIRECT
+
+    def _fall_back(self, reason: str) -> None:
+        if not self._fell_back:
+            self._fell_back = True
+            logger.warning("use_direct_io falls back to the page cache: %s", reason)
+
+    def get_file_path(self, name: str) -> str:
+        """Return the path of a page file."""
+        return f"{self.base_dir}/{name}"
+
+    def create_file(self, path: str) -> bool:
+        """Make an empty page file, and its folder when that is gone; True when it was not there before."""
+        try:
+            if not os.path.isdir(self.base_dir):
+                self._make_folder()
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise FileError.of(error, path) from error
+
+    def open_file(self, path: str) -> int:
+        """Open a page file for reading and writing and hand over its descriptor."""
+        try:
+            return os.open(path, os.O_RDWR)
+        except OSError as error:
+            raise FileError.of(error, path) from error
+
+    def close_file(self, fd: int) -> bool:
+        """Close a descriptor; a failure is logged and does not keep the next one from being closed."""
+        try:
+            os.close(fd)
+            return True
+        except OSError as error:
+            logger.error("cannot close descriptor %d: %s", fd, error)
+            return False
+
+    def files_to_nixl_tuples(self, paths: Sequence[str]) -> list[tuple[int, int, int, str]]:
+        """Open every file; one ``(offset, length, fd, path)`` each, as NIXL registers a FILE.
+
+        When one cannot be opened, those opened before it are closed again and ``FileError`` is raised.
+        From the return on the descriptors are the caller's.  An interrupt in between leaves those opened
+        so far to nobody, as in SGLang.
+        """
+        tuples: list[tuple[int, int, int, str]] = []
+        try:
+            for path in paths:
+                tuples.append((0, 0, self.open_file(path), path))
+        except Exception:  # whatever it was, as in SGLang, but for an interrupt
+            for _, _, fd, _ in tuples:
+                self.close_file(fd)
+            raise
+        return tuples
+
+    @contextmanager
+    def opened(
+        self, paths: Sequence[str], flags: int, sizes: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], dict[int, FileError]]]:
+        """Hold page files open, and close every one of them at the end, whatever happens in between.
+
+        Parameters
+        ----------
+        flags : int
+            ``READ``, ``WRITE`` or ``os.O_RDWR``, with ``os.O_DIRECT`` or without.
+        sizes : sequence of int, optional
+            Bytes that each file must hold; one that does not is a fault.
+
+        Yields
+        ------
+        fds : list of int
+            A descriptor per path, ``NOT_OPEN`` where there is none.
+        faults : dict
+            What kept the others from being opened, by position.
+        """
+        if flags & os.O_CREAT and not os.path.isdir(self.base_dir):  # removed while the server runs
+            self._make_folder()
+        fds: list[int] = []
+        faults: dict[int, FileError] = {}
+        closing = map(os.close, filter(NOT_OPEN.__ne__, fds))  # whatever is in fds by then, again all in C
+        try:
+            while len(fds) < len(paths):
+                try:  # in C from open to append: no interrupt comes between the two
+                    fds.extend(map(os.open, paths[len(fds) :], repeat(flags), repeat(FILE_MODE)))
+                except OSError as error:
+                    faults[len(fds)] = FileError.of(error, paths[len(fds)])
+                    fds.append(NOT_OPEN)
+            usable = fds.copy()
+            for index, size in enumerate(sizes or ()):
+                fd = fds[index]
+                if fd == NOT_OPEN or _length(fd) == size:
+                    continue
+                if fault := _not_a_page(os.fstat(fd), size, paths[index]):  # None: it just became whole
+                    faults[index], usable[index] = fault, NOT_OPEN
+            yield usable, faults
+        finally:
+            while True:
+                try:
+                    deque(closing, maxlen=0)
+                    break
+                except OSError as error:  # those after it are still to be closed
+                    logger.error("cannot close a descriptor: %s", error)
+
+    def is_whole(self, path: str, size: int | None) -> bool:
+        """Tell whether a page file is there with all its bytes; with at least one when ``size`` is None."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return False
+        return _not_a_page(status, size or status.st_size or 1, path) is None
+
+    def discard(self, paths: Iterable[str]) -> None:
+        """Remove page files that must not be read again; one that is gone already is fine."""
+        for path in paths:
+            try:
+                os.unlink(path)
+            except OSError as error:
+                if os.path.isfile(path):  # a folder in the place of a page is not ours
+                    logger.error("cannot remove %s: %s", path, error)
+
+    def clear(self, is_own: Callable[[str], bool]) -> int:
+        """Remove the files whose names ``is_own`` takes for pages of this connector; return how many."""
+        try:
+            with os.scandir(self.base_dir) as entries:
+                files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+        except OSError as error:
+            raise FileError.of(error, self.base_dir) from error
+        own = [entry.path for entry in files if is_own(entry.name)]
+        self.discard(own)
+        return len(own)
+
+    def first_fault(self, paths: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
+        """Find out which file made a transfer fail, since NIXL says only that one did.
+
+        Parameters
+        ----------
+        paths, sizes
+            The files of the transfer and the bytes that each should hold.
+        writing : bool
+            For a write a short file means that the file system was full, or EIO.
+        """
+        for path, size in zip(paths, sizes, strict=True):
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                return FileError.of(error, path)
+            fault = _not_a_page(status, max(size, status.st_size), path)  # a longer file did not fail it
+            if fault and writing and self._free_bytes() < size:
+                return FileError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {fault.strerror}", path)
+            if fault:
+                return fault
+        return None
+
+    def _free_bytes(self) -> int:
+        space = os.statvfs(self.base_dir)
+        return space.f_bavail * space.f_frsize
+
+
+def _length(fd: int) -> int:
+    """Return the bytes of an open file, -1 for what has none; four times as fast as ``fstat``."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    except OSError:
+        return -1
+
+
+def _not_a_page(status: os.stat_result, size: int, path: str) -> FileError | None:
+    """Say why a file cannot hold ``size`` bytes of a page, or None."""
+    if stat.S_ISDIR(status.st_mode):
+        return FileError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        return FileError(errno.EINVAL, "not a regular file", path)
+    if status.st_size != size:
+        return FileError(errno.EIO, f"holds {status.st_size} of {size} bytes", path)
+    return None

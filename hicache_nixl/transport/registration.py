@@ -1,0 +1,204 @@
+"""Everything that is said to the NIXL agent: register, deregister, query, transfer.
+
+NIXL moves bytes only between regions that were registered with it.  A region is one descriptor: an
+(address, size) in host memory, an open file, or an object.  Whoever calls ``register`` owns the
+registration that it returns; this class ends only what it is told to end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
+
+import torch
+
+from ..errors import RegistrationError, TransferError
+from .agent import NixlBackend
+
+Buffer: TypeAlias = "torch.Tensor | tuple[int, int]"  # a contiguous tensor, or (address, bytes)
+StorageTuple: TypeAlias = tuple[int, int, int, str]  # (offset, length, fd or object id, path or key)
+
+POLL_SECONDS = 100e-6  # as SGLang polls; POSIX and OBJ have no notification
+EAGER_SECONDS, PAUSE_SHARE = 1e-3, 1 / 16
+
+
+def steady_pause(running: float) -> None:
+    """Wait as SGLang does before the next poll; a third of the time of a small transfer."""
+    time.sleep(POLL_SECONDS)
+
+
+def growing_pause(running: float) -> None:
+    """Let other threads run, for longer the longer the transfer has been ``running`` (seconds).
+
+    One that may be short is polled without a pause, a long one as often as SGLang does.  Longer pauses would
+    hold it up: the POSIX plugin has 64 I/Os in flight and submits the next ones when it is polled.
+    """
+    if running < EAGER_SECONDS:
+        os.sched_yield()  # time.sleep(0) takes 50 us, the kernel's timer slack
+    else:
+        time.sleep(min(running * PAUSE_SHARE, POLL_SECONDS))
+
+
+class NixlRegistration:
+    """The agent's side of a connector.
+
+    Parameters
+    ----------
+    backend : NixlBackend
+        Agent and plugin; dropped in ``close()``, which ends every registration that is still alive.
+    """
+
+    def __init__(self, backend: NixlBackend):
+        self._object_ids = itertools.count(1)  # unique among all that this agent ever registers
+        self.attach(backend)
+
+    def attach(self, backend: NixlBackend) -> None:
+        """Go on with an agent; every registration of the one before ends with it."""
+        self.agent = backend.agent
+        self.agent_name = backend.agent_name
+        self.plugin = backend.plugin
+        self.mem_type = backend.mem_type
+        self.keeps_failed_io = backend.keeps_failed_io
+
+    def register(self, items: Any, mem_type: str | None = None) -> Any:
+        """Register regions and return NIXL's list of them, which ``deregister`` takes.
+
+        Parameters
+        ----------
+        items : list of 4-tuples, tensor, or list of tensors
+        mem_type : str, optional
+            ``"DRAM"``, ``"FILE"`` or ``"OBJ"``; tensors bring their own.
+        """
+        if isinstance(items, list | tuple) and not items:
+            raise RegistrationError("nothing to register with NIXL: an empty list")
+        try:
+            descs = self.agent.get_reg_descs(items, mem_type)
+            if descs is not None:
+                return self.agent.register_memory(descs)
+        except Exception as error:
+            raise RegistrationError(f"cannot register with NIXL: {error}") from error
+        raise RegistrationError("cannot register with NIXL: these are no regions; tensors not contiguous?")
+
+    def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
+        """Register host memory: a tensor, tensors, or (address, bytes) pairs."""
+        if not isinstance(buffers, torch.Tensor) and buffers and isinstance(buffers[0], tuple):
+            return self.register([(address, size, 0, "") for address, size in buffers], "DRAM")
+        return self.register(buffers)
+
+    def deregister(self, registration: Any) -> None:
+        """End a registration."""
+        _deregister(self.agent, registration)
+
+    def registered(self, items: Any, mem_type: str | None = None) -> AbstractContextManager[Any]:
+        """Hold regions registered; parameters as in ``register``."""
+        return self._held(self.register, items, mem_type)
+
+    def registered_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> AbstractContextManager[Any]:
+        """Hold host memory registered; parameters as in ``register_buffers``."""
+        return self._held(self.register_buffers, buffers)
+
+    @contextmanager
+    def _held(self, register: Callable[..., Any], *regions: Any) -> Iterator[Any]:
+        """Register, and deregister at the end, whatever happens in between.
+
+        With the agent of the beginning, also when this one goes on with another agent in between.
+        """
+        agent, registration = self.agent, register(*regions)
+        try:
+            yield registration
+        finally:
+            _deregister(agent, registration)
+
+    def objects_to_nixl_tuples(self, keys: Sequence[str], sizes: Sequence[int]) -> list[StorageTuple]:
+        """Build one ``(0, size, id, key)`` per object; NIXL wants a number of its own for each."""
+        return [(0, size, next(self._object_ids), key) for key, size in zip(keys, sizes, strict=True)]
+
+    def xfer_descs(self, buffers: Sequence[Buffer], storage: Sequence[StorageTuple]) -> tuple[Any, Any]:
+        """Build the two descriptor lists of a transfer: host side, storage side."""
+        sizes = buffer_sizes(buffers)
+        try:
+            if isinstance(buffers[0], tuple):
+                host = self.agent.get_xfer_descs([(address, size, 0) for address, size in buffers], "DRAM")
+            else:
+                host = self.agent.get_xfer_descs(buffers)
+            files = [(item[0], size, item[2]) for item, size in zip(storage, sizes, strict=True)]
+            stored = self.agent.get_xfer_descs(files, self.mem_type)
+        except Exception as error:
+            raise RegistrationError(f"NIXL takes no descriptor list from these buffers: {error}") from error
+        if host is None or stored is None:
+            raise RegistrationError("NIXL takes no descriptor list from these buffers: not contiguous?")
+        return host, stored
+
+    def initialize(self, direction: str, host_descs: Any, storage_descs: Any) -> Any:
+        """Make the request of a transfer, ``"READ"`` or ``"WRITE"``; ``run`` posts and releases it."""
+        try:
+            return self.agent.initialize_xfer(direction, host_descs, storage_descs, self.agent_name)
+        except Exception as error:
+            raise RegistrationError(f"NIXL refuses the transfer request: {error}") from error
+
+    def run(self, handle: Any, pause: Callable[[float], None] = steady_pause) -> None:
+        """Post a transfer, wait until it is done with a pause between two polls, release its handle.
+
+        The handle is released once the transfer is DONE or failed, also when the wait is interrupted: to
+        release one in flight is a use after free (nixl #1955).
+        """
+        agent, state = self.agent, "PROC"
+        try:
+            state, start = agent.transfer(handle), time.perf_counter()
+            while state == "PROC":
+                pause(time.perf_counter() - start)
+                state = agent.check_xfer_state(handle)
+        except Exception as error:
+            raise TransferError(f"the transfer failed in NIXL: {error}") from error
+        finally:
+            self._settle(agent, handle, state)
+            agent.release_xfer_handle(handle)
+        if state != "DONE":
+            raise TransferError(f"the transfer failed in NIXL: state {state}")
+
+    @staticmethod
+    def _settle(agent: Any, handle: Any, state: str) -> None:
+        while state == "PROC":
+            time.sleep(POLL_SECONDS)
+            try:
+                state = agent.check_xfer_state(handle)
+            except Exception:  # how NIXL answers for a transfer that failed, or was never posted: it is over
+                return
+
+    def query(self, names: Sequence[str]) -> list[dict[str, str] | None]:
+        """Ask the plugin about files (paths) or objects (keys); ``None`` for one that is missing."""
+        if not names:
+            return []
+        try:
+            tuples = [(0, 0, 0, name) for name in names]
+            return list(self.agent.query_memory(tuples, self.plugin, mem_type=self.mem_type))
+        except Exception as error:
+            raise RegistrationError(f"NIXL cannot look for {len(names)} pages: {error}") from error
+
+    def close(self) -> None:
+        """Drop the agent; NIXL ends its registrations with it.  May be called twice."""
+        self.agent = None
+
+
+def _deregister(agent: Any, registration: Any) -> None:
+    try:
+        agent.deregister_memory(registration)
+    except Exception as error:
+        raise RegistrationError(f"cannot deregister with NIXL: {error}") from error
+
+
+def buffer_addresses(buffers: Sequence[Buffer]) -> list[int]:
+    """Return the address of each buffer."""
+    return [buffer[0] if isinstance(buffer, tuple) else buffer.data_ptr() for buffer in buffers]
+
+
+def buffer_sizes(buffers: Sequence[Buffer]) -> list[int]:
+    """Return the bytes of each buffer."""
+    return [
+        buffer[1] if isinstance(buffer, tuple) else buffer.numel() * buffer.element_size()
+        for buffer in buffers
+    ]

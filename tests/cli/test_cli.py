@@ -1,0 +1,340 @@
+"""The command: what it prints, what it writes, and one line for what cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from tiny_notebooks import FAIL, failing_notebook, holding_notebook
+
+from hicache_nixl import cli
+from hicache_nixl.lab import execute as reproduction
+from hicache_nixl.lab.experiments.replay import COLUMNS
+from hicache_nixl.lab.worker.client import Worker
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left on the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def prose(self) -> str:
+        """What was printed, without frames and line breaks."""
+        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", self.out).split())
+
+    def error(self) -> str:
+        """Return the one line, after any progress bar, of a command that failed."""
+        before, mark, message = self.err.rpartition("error: ")
+        assert mark, self.err
+        assert len(message.splitlines()) == 1, self.err
+        assert before == "" or before.endswith("\n")
+        return message.rstrip()
+
+
+Run = Callable[[str], Answer]
+
+
+def shown(value: object) -> str:
+    """Name a test after the command line, not after what is expected of it."""
+    return value if isinstance(value, str) else ""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line as the installed command does, in this process."""
+
+    def run_line(line: str) -> Answer:
+        monkeypatch.setattr("sys.argv", ["hicache-nixl", *shlex.split(line)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return Answer(int(ended.value.code or 0), ANSI.sub("", printed.out), ANSI.sub("", printed.err))
+
+    return run_line
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of runs, away from the project's own."""
+    monkeypatch.setattr(reproduction, "runs_folder", lambda: tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, runs: Path, tmp_path: Path) -> Path:
+    """Two notebooks of a few cells in the place of the project's; the second has a claim that fails."""
+    paths = [holding_notebook(tmp_path, "01_holds"), failing_notebook(tmp_path, "02_fails")]
+    monkeypatch.setattr(reproduction, "notebooks", lambda: {path.stem: path for path in paths})
+    return runs
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail when a worker is started."""
+    monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
+
+
+def test_the_installed_command_is_this_one():
+    (script,) = entry_points(group="console_scripts", name="hicache-nixl")
+    assert script.load() is cli.main
+
+
+def test_ctrl_c_before_a_command_runs_is_no_traceback(run, monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["hicache_nixl.cli.app"], "app", interrupted)
+    assert run("doctor") == Answer(130, "", "")
+
+
+def test_the_command_is_there_before_torch_is():
+    """Its import takes longer than all else that --help, watch and report do."""
+    code = "import sys, hicache_nixl.cli, hicache_nixl.lab.report; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+class TestHelp:
+    @pytest.mark.parametrize(
+        ("line", "taught"),
+        [
+            ("--help", ["replay", "reproduce", "report", "compare"]),
+            ("report --help", ["The folder of a run", "runs/NAME/index.html", "interrupted"]),
+            (
+                "compare --help",
+                ["FIRST", "SECOND", "--out", "ratios of times", "hicache-nixl compare runs/ssd runs/nvme"],
+            ),
+            ("replay --help", ["--storage-dir", "--model", "--layers", "--csv", "--queue", "--baseline-fds"]),
+            ("replay --help", ["columns operation and keys", "pr24671, single_call, steady", "log.csv"]),
+            ("reproduce --help", ["-p", "NAME=VALUE", "--profile", "--notebook", "--run", "--model"]),
+            ("reproduce --help", ["quick or full", "-p storage_dir=", "Exit code 0", "runs/"]),
+        ],
+        ids=shown,
+    )
+    def test_it_teaches(self, run, line, taught):
+        answer = run(line)
+        assert answer.code == 0
+        assert [word for word in taught if word not in answer.prose] == []
+
+    def test_without_a_command_it_shows_the_help(self, run):
+        assert "reproduce" in run("").prose
+
+
+class TestReplay:
+    def test_it_prints_a_row_per_call_and_writes_the_same_as_csv(self, run, tmp_path):
+        """592 keys in one call lead to the count of the PR's log."""
+        (tmp_path / "disk").mkdir()
+        answer = run(
+            "replay single_call --page-bytes 4096 --baseline-fds 135 --queue posix_aio "
+            f"--storage-dir {tmp_path}/disk --csv {tmp_path}/table.csv"
+        )
+        assert answer.code == 0
+        table = pd.read_csv(tmp_path / "table.csv")
+        assert list(table.columns) == COLUMNS
+        assert table.open_fds.tolist() == [167, 1351]
+        assert table.pages_ok.tolist() == [16, 592]
+        assert "leaky: single_call, pages of 4096 bytes" in answer.prose
+        rows = [words for line in answer.out.splitlines() if (words := line.split()) and words[0].isdigit()]
+        assert [words[:4] for words in rows] == [["1", "set", "16", "32"], ["2", "set", "592", "1184"]]
+        assert "open fds 167 -> 1351" in answer.prose
+        assert list((tmp_path / "disk").iterdir()) == []
+
+    def test_it_replays_a_log_with_the_pages_of_a_model_up_to_the_limit(self, run, tmp_path):
+        (tmp_path / "server.csv").write_text(
+            "time,operation,keys,open_fds\n"
+            "08:46,batch_set_v1,16,167\n08:47,batch_get_v1,16,199\n08:49,batch_set_v1,128,455\n"
+        )
+        answer = run(
+            f"replay {tmp_path}/server.csv --model qwen2.5-32b --layers 1 --page-size 4 "
+            f"--baseline-fds 135 --nofile-limit 300 --csv {tmp_path}/table.csv"
+        )
+        assert answer.code == 0
+        assert "leaky: server, pages of 16384 bytes" in answer.prose
+        table = pd.read_csv(tmp_path / "table.csv")
+        assert table.bytes.tolist() == [16 * 16384, 16 * 16384, 0]
+        assert table.open_fds.tolist() == [167, 199, 199]
+        assert "open fds 167 -> 199" in answer.prose
+        assert "call 3 is the first that failed: Too many open files" in answer.prose
+
+    @pytest.mark.parametrize(
+        ("arguments", "names"),
+        [
+            ("nonsense", ["'nonsense' is unknown", "pr24671, single_call, steady", "CSV"]),
+            ("{tmp}/no_keys.csv", ["no column keys", "it has operation, pages"]),
+            ("{tmp}/bad_row.csv", ["line 3", "many"]),
+            ("{tmp}/get_first.csv", ["a get before any set"]),
+            ("steady --keys 0", ["0 keys"]),
+            ("steady --calls 0", ["calls"]),
+            ("--page-bytes 4097", ["page_bytes", "4097", "multiple of 8"]),
+            ("--model gpt-9", ["'gpt-9' is unknown", "Qwen2.5-32B", "DeepSeek-V3"]),
+            ("--storage-dir {tmp}/missing", ["storage_dir", "missing", "existing, writable folder"]),
+            ("--storage-dir {tmp}/bad_row.csv", ["storage_dir", "Not a directory"]),
+            ("--csv {tmp}/missing/table.csv", ["missing", "table.csv"]),
+        ],
+        ids=shown,
+    )
+    def test_what_cannot_work_is_one_line_before_a_process_is_started(
+        self, run, no_process, tmp_path, arguments, names
+    ):
+        (tmp_path / "no_keys.csv").write_text("operation,pages\nset,1\n")
+        (tmp_path / "bad_row.csv").write_text("operation,keys\nset,16\nget,many\n")
+        (tmp_path / "get_first.csv").write_text("operation,keys\nget,16\n")
+        answer = run(f"replay {arguments.format(tmp=tmp_path)}")
+        message = answer.error()
+        assert answer.err == f"error: {message}\n"
+        assert [name for name in names if name not in message] == []
+        assert answer.code == 2
+
+    @pytest.mark.parametrize(
+        ("option", "value", "allowed"),
+        [
+            ("--queue", "uring", ("libaio", "io_uring", "posix_aio")),
+            ("--connector", "leeky", ("leaky", "try_finally", "scoped", "sglang==")),
+            ("--layout", "page_last", ("layer_first", "page_first", "page_first_direct")),
+        ],
+    )
+    def test_an_unknown_choice_names_those_that_there_are(self, run, no_process, option, value, allowed):
+        answer = run(f"replay {option} {value}")
+        assert answer.code == 2
+        assert [word for word in (option.strip("-"), value, *allowed) if word not in answer.err] == []
+
+    def test_a_worker_that_does_not_answer_is_told_and_not_shown_as_a_traceback(self, run):
+        answer = run("replay steady --page-bytes 4096 --timeout 0.001")
+        assert answer.code == 1
+        assert answer.err.startswith("error: the worker did not answer within 0.001 s")
+        assert "Traceback" not in answer.err
+
+    def test_where_nixl_is_missing_one_line_says_what_to_install(self, tmp_path):
+        for package in ("nixl", "nixl_cu12", "nixl_cu13"):
+            (tmp_path / package).mkdir()
+            (tmp_path / package / "__init__.py").write_text("raise ImportError('not for this platform')\n")
+        command = "replay steady --calls 1 --keys 1 --page-bytes 4096"
+        answer = subprocess.run(
+            [sys.executable, "-c", "from hicache_nixl.cli import main; main()", *command.split()],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert answer.returncode in (1, 2)
+        assert "pip install nixl" in answer.stderr.splitlines()[-1]
+
+
+class TestReproduceRefuses:
+    @pytest.mark.parametrize(
+        ("arguments", "names"),
+        [
+            ("-p page_byte=4096", ["'page_byte' is unknown", "page_bytes", "storage_dir", "nofile_limit"]),
+            ("--notebook 01 -p margin=1.5", ["'margin' is unknown", "01_reproduce_the_leak", "repeats"]),
+            ("--notebook 77", ["'77'", "01_reproduce_the_leak", "02_apply_the_fix", "03_before_and_after"]),
+            ("--profile slow", ["'slow'", "full, quick"]),
+            ("--run taken", ["'taken' exists already", "another name"]),
+            ("--run ../out", ["'../out'", "letters, digits"]),
+            ("-p page_bytes=big", ["page_bytes of 01_reproduce_the_leak", "'big' is a str", "int", "65536"]),
+            ("-p strict=1", ["strict of 01_reproduce_the_leak", "1 is a int", "bool", "True"]),
+            ("-p run_dir=/tmp", ["run_dir", "--run"]),
+            ("-p page_bytes", ["-p page_bytes", "name=value"]),
+            ("-p =3", ["-p =3", "name=value"]),
+            ("-p storage_dir={tmp}/missing", ["storage_dir", "missing", "existing, writable folder"]),
+            ("-p storage_dir={tmp}/runs/taken/file", ["storage_dir", "existing, writable folder"]),
+            ("-p storage_dir=2024", ["storage_dir", "2024"]),
+            ("--model gpt-9", ["'gpt-9' is unknown", "Qwen2.5-32B"]),
+        ],
+        ids=shown,
+    )
+    def test_it_is_one_line_that_names_what_is_known_before_anything_runs(
+        self, run, runs, tmp_path, arguments, names
+    ):
+        (runs / "taken").mkdir(parents=True)
+        (runs / "taken" / "file").touch()
+        answer = run(f"reproduce {arguments.format(tmp=tmp_path)}")
+        message = answer.error()
+        assert answer.err == f"error: {message}\n"
+        assert [name for name in names if name not in message] == []
+        assert answer.code == 2
+        assert answer.out == ""
+        assert [path.name for path in runs.iterdir()] == ["taken"]
+
+
+class TestReproduce:
+    def test_a_run_whose_claims_hold_ends_with_0_and_says_where_everything_is(self, run, tiny, tmp_path):
+        answer = run(
+            f"reproduce --notebook 01 --run mine -p storage_dir={tmp_path} -p 'sizes=[3]' "
+            "--model Qwen2.5-32B --layers 1 --page-size 4"
+        )
+        assert answer.code == 0
+        assert re.search(
+            r"1 of 2 claims hold, 1 inconclusive; the report is \S+runs/mine/index.html", answer.prose
+        )
+        assert (tiny / "mine" / "index.html").exists()
+        assert re.search(r"inconclusive: cost: 1\.20 \[1\.10, 1\.30\], expected at most 1\.25", answer.prose)
+        assert re.search(r"01_holds \d+ 1 of 2", answer.prose)
+        assert (tiny / "mine" / "html" / "01_holds.html").exists()
+        known = json.loads((tiny / "mine" / "provenance.json").read_text())
+        assert known["planned"] == ["01_holds"]
+        given = known["notebooks"]["01_holds"]["parameters"]
+        assert given == {"page_bytes": 16384, "mla": False, "sizes": [3]}
+
+    @pytest.mark.parametrize("strict", ["true", "false"])
+    def test_a_failing_claim_ends_with_1_and_names_notebook_cell_and_claim(self, run, tiny, strict):
+        answer = run(f"reproduce --notebook 02 --run mine -p strict={strict}")
+        executed = nbformat.read(tiny / "mine" / "notebooks" / "02_fails.ipynb", as_version=4)
+        numbers = {cell.source: cell.get("execution_count") for cell in executed.cells}
+        assert answer.code == 1
+        message = answer.error()
+        told = f"02_fails, cell {numbers[FAIL]}, claim flat: The count is flat. expected 135, measured 167"
+        assert message.startswith(told)
+        assert re.search(r"The executed notebook is in \S*mine/notebooks/$", message)
+        assert "1 of 2 claims hold, 1 fail" in answer.prose
+
+
+class TestPages:
+    def test_report_makes_the_page_of_a_run_anew(self, run, tiny):
+        run("reproduce --notebook 01 --run mine")
+        (tiny / "mine" / "index.html").unlink()
+        answer = run(f"report {tiny}/mine")
+        assert answer.code == 0
+        assert re.search(
+            r"1 of 2 claims hold, 1 inconclusive; the report is \S+mine/index.html", answer.prose
+        )
+        assert (tiny / "mine" / "index.html").exists()
+
+    def test_compare_says_where_its_page_is(self, run, tiny):
+        run("reproduce --notebook 01 --run one")
+        run("reproduce --notebook 01 --run two -p page_bytes=4096")
+        answer = run(f"compare {tiny}/one {tiny}/two")
+        assert answer.code == 0
+        assert re.search(r"the comparison is \S+one-vs-two/index.html", answer.prose)
+        assert "01: page_bytes" in (tiny / "one-vs-two" / "index.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("line", "names"),
+        [
+            ("report {tmp}/missing", ["run", "missing", "provenance.json", "runs/NAME"]),
+            ("report nowhere", ["run nowhere", "provenance.json"]),
+            ("compare {tmp} {tmp}/missing", ["run", "provenance.json"]),
+        ],
+        ids=shown,
+    )
+    def test_what_is_no_run_is_one_line(self, run, tmp_path, line, names):
+        answer = run(line.format(tmp=tmp_path))
+        assert answer.code == 2
+        assert [name for name in names if name not in answer.error()] == []
+        assert [path.name for path in tmp_path.iterdir()] == []

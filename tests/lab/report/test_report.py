@@ -1,0 +1,284 @@
+"""The report of a run: built from the folder alone, complete, and never without an alt text."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+from tiny_notebooks import ALT, write_notebook
+
+from hicache_nixl.errors import ConfigError, FileError
+from hicache_nixl.lab.report import AltTextError, build, read_record
+from hicache_nixl.lab.runs.claims import exactly
+from hicache_nixl.lab.runs.run import Run
+
+matplotlib.use("Agg")
+
+LEAVES = "04_what_the_fix_leaves"
+
+
+def make_run(folder: Path, notebook: str = LEAVES, *, measured: int = 2, alt: str = ALT) -> Path:
+    """Leave what a notebook leaves: a table, a figure, claims, and the notebook as executed."""
+    run = Run(notebook, folder, {"queue": "libaio", "repeats": 2}, strict=False)
+    run.table("growth", pd.DataFrame({"call": [1, 2], "open_fds": [2, 4]}))
+    run.table("remark_1", pd.DataFrame({"connector": ["scoped"], "traceback imported": ["nowhere"]}))
+    run.table("released", pd.DataFrame({"connector": ["sglang==0.5.11"], "why": ["no package registry"]}))
+    figure, axes = plt.subplots(figsize=(3, 2))
+    axes.set_title("Two per <key>", loc="left")
+    run.figure("growth", figure, alt)
+    run.claim(
+        exactly("growth", "Two & <b>more</b>.", 2, measured),
+        exactly("remark_1", "No import inside.", [], []),
+    )
+    run.finish()
+    (folder / "notebooks").mkdir(exist_ok=True)
+    path = write_notebook(folder / "notebooks" / f"{notebook}.ipynb", "1 + 1")
+    node = nbformat.read(path, as_version=4)
+    node.cells.insert(0, nbformat.v4.new_markdown_cell("# What <i>leaks</i>\n\nProse."))
+    node.cells[-1].update(
+        execution_count=2, outputs=[nbformat.v4.new_output("execute_result", {"text/plain": "2"})]
+    )
+    nbformat.write(node, path)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "mine")
+
+
+def text_of(page: Path) -> str:
+    """Return what a reader reads on a page."""
+    bare = re.sub(r"<(style|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", bare)).split())
+
+
+class TestIndex:
+    def test_it_says_what_was_run_on_what_and_how_it_went(self, folder):
+        text = text_of(build(folder))
+        known = json.loads((folder / "provenance.json").read_text())
+        assert "2 of 2 claims hold" in text
+        told = (
+            known["cpu"]["model"],
+            known["kernel"],
+            known["versions"]["nixl"],
+            known["storage"]["file_system"],
+        )
+        assert [word for word in told if word not in text] == []
+
+    def test_every_claim_has_a_row_with_expected_measured_verdict_and_a_link_to_its_cell(self, folder):
+        page = build(folder).read_text()
+        ledger = page[page.index('id="ledger"') : page.index('id="figures"')]
+        rows = re.findall(r'<tr role="row" id="(.*?)</tr>', ledger)
+        assert len(rows) == 2
+        assert "Two &amp; &lt;b&gt;more&lt;/b&gt;." in rows[0]
+        assert 'data-label="expected">2<' in rows[0]
+        assert 'data-label="measured">2<' in rows[0]
+        assert f'href="html/{LEAVES}.html#cell-0"' in rows[0]
+
+    def test_a_figure_stands_in_the_page_with_its_alt_text_and_its_table(self, folder):
+        page = build(folder).read_text()
+        shown = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)"', page)
+        assert [html.unescape(alt) for alt in shown] == [ALT, ALT]  # the hero, and among the figures
+        assert "table growth: 2 rows" in page
+
+    def test_the_verdict_of_a_run_with_a_claim_that_fails_is_fails(self, tmp_path):
+        page = build(make_run(tmp_path / "bad", measured=3)).read_text()
+        assert '<p class="verdict fails">1 of 2 claims hold, 1 fail</p>' in page
+        agenda = page[page.index('id="agenda"') :]
+        assert "Expected 2, measured 3" in agenda  # as something that is open
+
+    def test_a_notebook_that_raised_is_named_with_its_error(self, folder):
+        path = folder / "notebooks" / f"{LEAVES}.ipynb"
+        node = nbformat.read(path, as_version=4)
+        node.cells[-1].outputs = [nbformat.v4.new_output("error", ename="OSError", evalue="disk <full>")]
+        nbformat.write(node, path)
+        page = build(folder)
+        assert f"{LEAVES}, cell 2: OSError: disk <full>" in text_of(page)
+        assert '<p class="verdict fails">' in page.read_text()
+
+    def test_what_was_not_run_is_said_with_the_reason(self, folder):
+        assert "Not run: sglang==0.5.11. no package registry" in text_of(build(folder))
+
+    def test_a_table_of_several_figures_is_shown_once_after_the_last(self, tmp_path):
+        folder = make_run(tmp_path / "mine")
+        table = pd.read_csv(folder / "figures.csv", dtype=str)
+        second = table.assign(figure="again")
+        shutil.copy(folder / "figures" / f"{LEAVES}_growth.png", folder / "figures" / f"{LEAVES}_again.png")
+        pd.concat([table, second]).to_csv(folder / "figures.csv", index=False)
+        page = build(folder).read_text()
+        assert page.count("table growth: 2 rows") == 1
+        assert page.index("table growth: 2 rows") > page.index(f'id="{LEAVES}-again"')
+
+    def test_a_long_table_is_cut_and_says_so(self, folder):
+        rows = pd.DataFrame({"call": range(1, 101), "open_fds": 2})
+        rows.to_csv(folder / "tables" / f"{LEAVES}_growth.csv", index=False)
+        page = build(folder).read_text()
+        assert "table growth: the first 40 of 100 rows" in page
+        assert f'href="tables/{LEAVES}_growth.csv"' in page
+
+    def test_a_run_that_ended_before_its_first_claim_has_a_report_and_does_not_hold(self, folder):
+        for name in ("claims.csv", "figures.csv"):
+            (folder / name).unlink()
+        page = build(folder)
+        assert '<p class="verdict inconclusive">0 of 0 claims hold</p>' in page.read_text()
+        assert f"Not finished: {LEAVES}." in text_of(page)
+
+    def test_notebooks_that_were_planned_and_did_not_end_are_named(self, folder):
+        known = json.loads((folder / "provenance.json").read_text())
+        (folder / "provenance.json").write_text(json.dumps({**known, "planned": ["03_never", LEAVES]}))
+        page = build(folder)
+        assert '<p class="verdict inconclusive">2 of 2 claims hold</p>' in page.read_text()
+        assert "Not finished: 03_never." in text_of(page)
+
+    def test_it_can_be_made_again(self, folder):
+        assert build(folder).read_text() == build(folder).read_text()
+
+
+class TestAgenda:
+    def test_the_three_remarks_have_what_was_asked_decided_and_is_open(self, folder):
+        page = build(folder).read_text()
+        agenda = page[page.index('id="agenda"') :]
+        assert len(re.findall(r'<section class="remark">', agenda)) == 3
+        for word in ("Asked:", "Decided:", "Evidence:", "Open:"):
+            assert agenda.count(f"<strong>{word}</strong>") == 3
+
+    def test_the_evidence_is_the_claims_and_the_table_of_this_run(self, folder):
+        page = build(folder).read_text()
+        agenda = page[page.index('id="agenda"') :]
+        assert f'<a href="#claim-{LEAVES}-remark_1">No import inside.</a>' in agenda
+        assert "table remark_1: 1 row<" in agenda
+
+    def test_without_the_notebook_that_measures_it_it_says_so(self, tmp_path):
+        page = build(make_run(tmp_path / "other", notebook="01_reproduce_the_leak"))
+        assert text_of(page).count("none in this run; notebook 04 measures it") == 3
+
+
+class TestAltTexts:
+    def test_a_figure_without_one_is_refused_when_it_is_drawn(self, tmp_path):
+        figure, _ = plt.subplots()
+        with pytest.raises(ValueError, match="'growth' has no alt text"):
+            Run("01", tmp_path, {}).figure("growth", figure, " ")
+
+    def test_a_figure_that_lost_it_fails_the_build_and_nothing_is_written(self, folder):
+        table = pd.read_csv(folder / "figures.csv", dtype=str).assign(alt="")
+        table.to_csv(folder / "figures.csv", index=False)
+        with pytest.raises(AltTextError, match=r"index\.html: no alt text for the picture"):
+            build(folder)
+        assert not (folder / "index.html").exists()
+
+    @pytest.mark.parametrize("source", ["![](x.png)", '<img src="x.png">', '<img src="x.png" alt=" ">'])
+    def test_a_picture_in_prose_without_one_fails_the_build_and_is_named(self, folder, source):
+        path = folder / "notebooks" / f"{LEAVES}.ipynb"
+        node = nbformat.read(path, as_version=4)
+        node.cells.append(nbformat.v4.new_markdown_cell(source))
+        nbformat.write(node, path)
+        with pytest.raises(AltTextError, match=rf"{LEAVES}\.html: no alt text .* #cell-id="):
+            build(folder)
+
+
+class TestNotebookPage:
+    def test_output_comes_first_and_code_is_folded(self, folder):
+        build(folder)
+        page = (folder / "html" / f"{LEAVES}.html").read_text()
+        cell = page[page.index('id="cell-2"') :]
+        assert cell.index("<pre>2</pre>") < cell.index("<details") < cell.index("code of cell 2")
+        assert re.search(r'<details class="code">\s*<summary>', cell)
+
+    def test_what_needs_a_script_is_left_out(self, folder):
+        path = folder / "notebooks" / f"{LEAVES}.ipynb"
+        node = nbformat.read(path, as_version=4)
+        widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
+        node.cells[-1].outputs += [
+            nbformat.v4.new_output("display_data", widget),
+            nbformat.v4.new_output("display_data", {"application/javascript": "alert(1)"}),
+        ]
+        node.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {"state": {"a": {}}}}
+        nbformat.write(node, path)
+        build(folder)
+        assert "<script" not in (folder / "html" / f"{LEAVES}.html").read_text()
+
+    def test_its_title_is_that_of_the_notebook(self, folder):
+        build(folder)
+        page = (folder / "html" / f"{LEAVES}.html").read_text()
+        assert "<title>What &lt;i&gt;leaks&lt;/i&gt;</title>" in page
+
+
+class TestRecord:
+    def test_a_name_stands_for_a_run_below_runs(self, tmp_path, monkeypatch):
+        make_run(tmp_path / "mine")
+        monkeypatch.setattr("hicache_nixl.lab.runs.record.runs_folder", lambda: tmp_path)
+        assert read_record("mine").folder == tmp_path / "mine"
+
+    @pytest.mark.parametrize(
+        ("spoil", "told"),
+        [
+            (lambda folder: shutil.rmtree(folder), "it takes the folder of a run, such as runs/NAME"),
+            (lambda folder: (folder / "provenance.json").unlink(), "there is no .*provenance.json"),
+            (lambda folder: (folder / "provenance.json").write_text("{"), "provenance.json cannot be read"),
+            (lambda folder: (folder / "provenance.json").write_text("{}"), "provenance.json has no versions"),
+            (lambda folder: (folder / "provenance.json").write_text("[]"), "provenance.json has no versions"),
+            (lambda folder: (folder / "claims.csv").write_text("a,b\n1,2\n"), "has no column notebook"),
+            (lambda folder: (folder / "claims.csv").write_text(""), "claims.csv cannot be read"),
+            (
+                lambda folder: (folder / "notebooks" / f"{LEAVES}.ipynb").write_text("{}"),
+                f"{LEAVES}.ipynb is no notebook",
+            ),
+        ],
+        ids=[
+            "no folder",
+            "no provenance",
+            "half a provenance",
+            "an empty provenance",
+            "a list",
+            "other columns",
+            "empty list",
+            "no notebook",
+        ],
+    )
+    def test_what_is_no_run_is_one_clear_error(self, folder, spoil, told):
+        spoil(folder)
+        with pytest.raises(ConfigError, match=told):
+            read_record(folder)
+
+    def test_a_file_in_the_place_of_a_run_is_one_clear_error(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="it takes the folder of a run"):
+            read_record(tmp_path / "file")
+
+    @pytest.mark.parametrize(
+        ("spoil", "told"),
+        [
+            (lambda folder: shutil.rmtree(folder / "figures"), r"figure .*_growth\.png cannot be read"),
+            (
+                lambda folder: (folder / "figures" / f"{LEAVES}_growth.png").write_bytes(b""),
+                r"figure .*_growth\.png cannot be read",
+            ),
+            (
+                lambda folder: (folder / "tables" / f"{LEAVES}_growth.csv").write_bytes(b"\xff\xfe\x00"),
+                r"_growth\.csv cannot be read",
+            ),
+            (
+                lambda folder: (folder / "tables" / f"{LEAVES}_released.csv").write_text('a,"b\n'),
+                r"_released\.csv cannot be read",
+            ),
+        ],
+        ids=["no figures", "an empty picture", "no text", "half a table"],
+    )
+    def test_a_part_that_is_broken_is_one_clear_error(self, folder, spoil, told):
+        spoil(folder)
+        with pytest.raises(ConfigError, match=told):
+            build(folder)
+
+    def test_a_page_that_cannot_be_written_is_one_clear_error(self, folder):
+        (folder / "html").touch()
+        with pytest.raises(FileError, match="html"):
+            build(folder)

@@ -1,0 +1,320 @@
+"""Notebooks run headlessly: their parameters, what a run keeps, and how a failure is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+import pytest
+from tiny_notebooks import (
+    ALT,
+    DIE,
+    FAIL,
+    FINISH,
+    HOLD,
+    WAVER,
+    failing_notebook,
+    holding_notebook,
+    write_notebook,
+)
+
+from hicache_nixl.config import ConfigError
+from hicache_nixl.lab import execute as reproduction
+from hicache_nixl.lab.execute import Outcome, parameters_for, parse_parameters, run_notebook
+
+KNOWN = ("margin", "mla", "page_bytes", "queue", "run_dir", "sizes", "storage_dir", "strict")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A notebook that ran: what came of it, in which folder, and what it left around that."""
+
+    outcome: Outcome
+    folder: Path
+    left_in_current_folder: list[str]
+
+    @property
+    def executed(self) -> nbformat.NotebookNode:
+        return nbformat.read(self.folder / "notebooks" / f"{self.outcome.notebook}.ipynb", as_version=4)
+
+    def count_of(self, source: str) -> int:
+        """Return the execution count of a cell, as its reader sees it."""
+        (cell,) = [cell for cell in self.executed.cells if cell.source == source]
+        return cell.execution_count
+
+
+def run_tiny(root: Path, notebook: Path, **parameters: Any) -> Ran:
+    folder, here = root / "run", root / "here"
+    folder.mkdir()
+    here.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        outcome = run_notebook(notebook.stem, notebook, folder, parameters)
+    return Ran(outcome, folder, [path.name for path in here.iterdir()])
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    root = tmp_path_factory.mktemp("held")
+    return run_tiny(root, holding_notebook(root), page_bytes=4096, sizes=[7])
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    root = tmp_path_factory.mktemp("failed")
+    return run_tiny(root, failing_notebook(root))
+
+
+class Elements(HTMLParser):
+    """The elements of a page: (tag, attributes)."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+class TestSuccess:
+    def test_it_has_no_error_and_its_claims_are_counted(self, held):
+        assert held.outcome.error is None
+        assert (held.outcome.count("holds"), held.outcome.count("inconclusive")) == (1, 1)
+        assert held.outcome.count("fails") == 0
+        assert held.outcome.seconds > 0
+        assert reproduction.verdict([held.outcome]) == "1 of 2 claims hold, 1 inconclusive"
+
+    def test_the_executed_notebook_is_kept_with_its_outputs(self, held):
+        code = [cell for cell in held.executed.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+        assert held.executed.cells[-1].outputs
+
+    def test_the_parameters_are_injected_and_noted(self, held):
+        known = json.loads((held.folder / "provenance.json").read_text())
+        assert known["notebooks"]["00_holds"]["parameters"] == {
+            "page_bytes": 4096,
+            "mla": False,
+            "sizes": [7],
+        }
+
+    def test_figures_claims_and_the_page_are_in_the_folder(self, held):
+        files = {str(path.relative_to(held.folder)) for path in held.folder.rglob("*") if path.is_file()}
+        assert files == {
+            "claims.csv",
+            "figures.csv",
+            "figures/00_holds_square.png",
+            "html/00_holds.html",
+            "notebooks/00_holds.ipynb",
+            "provenance.json",
+        }
+
+    def test_each_claim_has_the_number_of_the_cell_that_stated_it(self, held):
+        cells = held.outcome.claims.set_index("id").cell
+        assert cells.to_dict() == {"sum": str(held.count_of(HOLD)), "cost": str(held.count_of(WAVER))}
+
+    def test_nothing_is_left_in_the_current_folder_and_no_kernel_lives(self, held):
+        assert held.left_in_current_folder == []
+        children = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+        assert [command for command in children if "ipykernel" in command] == []
+
+
+@pytest.fixture
+def page(held: Ran) -> str:
+    return held.outcome.html.read_text()
+
+
+@pytest.fixture
+def elements(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    return Elements(page).found
+
+
+class TestPage:
+    def test_no_element_asks_another_host(self, elements):
+        asked = [
+            (tag, value)
+            for tag, attributes in elements
+            for name, value in attributes.items()
+            if name in ("src", "srcset", "data", "action") or (name == "href" and tag != "a")
+            if re.match(r"\s*(https?:)?//", value or "")
+        ]
+        assert asked == []
+
+    def test_no_script_and_no_style_asks_another_host(self, page):
+        assert re.findall(r"@import[^;]*|url\(\s*['\"]?(?:https?:)?//[^)]*", page) == []
+        assert re.findall(r"(?:import|require)\w*\s*\(?\s*\[?['\"]https?://[^'\"]*", page) == []
+
+    def test_figures_keep_their_alt_texts(self, elements):
+        pictures = [attributes for tag, attributes in elements if tag == "img"]
+        assert [picture["alt"] for picture in pictures] == [ALT]
+        assert pictures[0]["src"].startswith("data:image/png;base64,")
+
+    def test_it_shows_the_ledger(self, page):
+        assert "One and one is two." in page
+
+
+class TestFailingClaim:
+    def test_the_error_names_the_notebook_the_cell_and_the_claim(self, failed):
+        expected = (
+            f"01_fails, cell {failed.count_of(FINISH)}: ClaimsFailedError: "
+            f"cell {failed.count_of(FAIL)}, claim flat: The count is flat. expected 135, measured 167"
+        )
+        assert failed.outcome.error == expected
+
+    def test_the_executed_notebook_is_kept_with_the_failing_cell_marked(self, failed):
+        (finish,) = [cell for cell in failed.executed.cells if cell.source == FINISH]
+        assert [output.ename for output in finish.outputs if output.output_type == "error"] == [
+            "ClaimsFailedError"
+        ]
+        assert failed.executed.cells[-1].execution_count is None
+
+    def test_claims_and_page_are_kept(self, failed):
+        assert failed.outcome.claims.verdict.tolist() == ["holds", "fails"]
+        assert "ClaimsFailedError" in failed.outcome.html.read_text()
+        assert reproduction.verdict([failed.outcome]) == "1 of 2 claims hold, 1 fail"
+
+
+def test_a_kernel_that_dies_is_an_error_that_names_the_notebook(tmp_path):
+    ran = run_tiny(tmp_path, write_notebook(tmp_path / "02_dies.ipynb", DIE))
+    assert ran.outcome.error.startswith("02_dies")
+    assert "ernel died" in ran.outcome.error
+    assert ran.outcome.html.exists()
+
+
+class TestParameterPairs:
+    @pytest.mark.parametrize(
+        ("pair", "value"),
+        [
+            ("n=4096", 4096),
+            ("n=1.5", 1.5),
+            ("n=true", True),
+            ("n=io_uring", "io_uring"),
+            ("n=/mnt/nvme", "/mnt/nvme"),
+            ("n=[1, 4]", [1, 4]),
+            ("n=", ""),
+            ("n=a=b", "a=b"),
+            ("n=@x", "@x"),
+        ],
+    )
+    def test_a_value_is_read_as_what_it_looks_like(self, pair, value):
+        assert parse_parameters([pair]) == {"n": value}
+
+    @pytest.mark.parametrize("pair", ["page_bytes", "=4096", ""])
+    def test_what_is_no_pair_is_refused(self, pair):
+        with pytest.raises(ConfigError, match="it takes name=value"):
+            parse_parameters([pair])
+
+    def test_the_last_of_two_counts(self):
+        assert parse_parameters(["n=1", "n=2"]) == {"n": 2}
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> dict[str, Path]:
+    return {"00_holds": holding_notebook(tmp_path)}
+
+
+class TestParameters:
+    def test_what_is_given_goes_before_the_notebooks_section_and_that_before_all(self, chosen):
+        profile = {
+            "all": {"page_bytes": 1, "margin": 1.5, "queue": "posix_aio"},
+            "00_holds": {"page_bytes": 2, "margin": 2.0},
+        }
+        assert parameters_for(chosen, profile, {"page_bytes": 3}) == {
+            "00_holds": {"page_bytes": 3, "margin": 2.0, "queue": "posix_aio"}
+        }
+
+    def test_an_unknown_one_is_refused_with_those_that_are_known(self, chosen):
+        with pytest.raises(ConfigError, match="'page_byte' is unknown; 00_holds take") as caught:
+            parameters_for(chosen, {}, {"page_byte": 4096})
+        assert str(caught.value).endswith(", ".join(KNOWN))
+
+    def test_an_unknown_one_in_a_profile_is_refused_too(self, chosen):
+        with pytest.raises(
+            ConfigError, match=r"00_holds has no parameter 'page_byte'; it takes .*page_bytes"
+        ):
+            parameters_for(chosen, {"00_holds": {"page_byte": 4096}}, {})
+
+    @pytest.mark.parametrize(
+        ("name", "value", "takes"),
+        [
+            ("page_bytes", "big", "int"),
+            ("page_bytes", 1.5, "int"),
+            ("page_bytes", True, "int"),
+            ("page_bytes", None, "int"),
+            ("mla", 1, "bool"),
+            ("mla", "yes", "bool"),
+            ("queue", 3, "str"),
+            ("storage_dir", None, "str"),
+            ("margin", "small", "float"),
+            ("margin", True, "float"),
+            ("sizes", 4, "list"),
+        ],
+    )
+    def test_a_value_of_another_type_is_refused_with_the_type_that_it_takes(self, chosen, name, value, takes):
+        with pytest.raises(ConfigError, match=rf"{name} of 00_holds: .* it takes an? {takes} such as"):
+            parameters_for(chosen, {}, {name: value})
+
+    def test_a_whole_number_is_a_number_for_a_float(self, chosen):
+        assert parameters_for(chosen, {}, {"margin": 2})["00_holds"]["margin"] == 2
+
+
+class TestChoice:
+    def test_without_a_wish_it_is_every_notebook_in_reading_order(self):
+        names = list(reproduction.chosen_notebooks([]))
+        assert names == sorted(names)
+        assert names[0].startswith("01_")
+
+    @pytest.mark.parametrize("wanted", ["02", "02_apply_the_fix", "02_apply_the_fix.ipynb"])
+    def test_a_number_a_name_or_a_file_stands_for_a_notebook(self, wanted):
+        assert list(reproduction.chosen_notebooks([wanted])) == ["02_apply_the_fix"]
+
+    def test_several_run_in_reading_order_and_once(self):
+        chosen = list(reproduction.chosen_notebooks(["03", "01", "03"]))
+        assert [name[:2] for name in chosen] == ["01", "03"]
+
+    @pytest.mark.parametrize("wanted", ["77", "leak", "0", ""])
+    def test_a_name_that_stands_for_none_or_for_several_is_refused_with_all(self, wanted):
+        with pytest.raises(ConfigError, match=f"'{wanted}' is unknown; there are 01_.*, 02_.*, 03_"):
+            reproduction.chosen_notebooks([wanted])
+
+    def test_an_unknown_profile_is_refused_with_those_that_are_known(self):
+        with pytest.raises(ConfigError, match="profile 'slow' is unknown; there are full, quick"):
+            reproduction.read_profile("slow")
+
+
+class TestRunFolder:
+    @pytest.fixture(autouse=True)
+    def runs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        monkeypatch.setattr(reproduction, "runs_folder", lambda: tmp_path / "runs")
+        return tmp_path / "runs"
+
+    def test_a_new_name_makes_a_folder(self, runs):
+        assert reproduction.new_run_folder("my-disk_2.0+x") == runs / "my-disk_2.0+x"
+        assert (runs / "my-disk_2.0+x").is_dir()
+
+    def test_a_run_that_exists_is_not_written_into_again(self, runs):
+        reproduction.new_run_folder("mine")
+        with pytest.raises(ConfigError, match=r"run 'mine' exists already .* choose another name"):
+            reproduction.new_run_folder("mine")
+
+    @pytest.mark.parametrize("name", ["../mine", "a/b", ".hidden", "..", "two words", "", "a\0b", "a\n"])
+    def test_a_name_that_is_no_plain_folder_name_is_refused(self, runs, name):
+        with pytest.raises(ConfigError, match="a name of letters, digits"):
+            reproduction.new_run_folder(name)
+        assert not runs.exists()
+
+    @pytest.mark.parametrize("name", ["mine", "x" * 300], ids=["runs is a file", "too long"])
+    def test_a_folder_that_cannot_be_made_is_an_error_of_the_package(self, runs, name):
+        if name == "mine":
+            runs.touch()
+        with pytest.raises(ConfigError, match="run '"):
+            reproduction.new_run_folder(name)
+
+    def test_a_name_of_its_own_tells_profile_and_time(self):
+        assert re.fullmatch(r"quick-\d{8}-\d{6}", reproduction.default_run_name("quick"))

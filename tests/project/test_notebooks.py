@@ -1,0 +1,202 @@
+"""The notebooks as they are committed: parameters, size, and nothing of the machine that wrote them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from jupyter_client import KernelManager
+
+from hicache_nixl import lab
+from hicache_nixl.lab import execute as reproduction
+from hicache_nixl.lab import figures
+
+NOTEBOOKS = reproduction.notebooks()
+PARAMETERS = {name: papermill.inspect_notebook(str(path)) for name, path in NOTEBOOKS.items()}
+ASKED_FOR = {
+    "storage_dir",
+    "queue",
+    "page_bytes",
+    "keys_per_call",
+    "calls",
+    "layout",
+    "mla",
+    "baseline_fds",
+    "nofile_limit",
+    "repeats",
+    "run_dir",
+    "strict",
+}
+KERNEL = "hicache-nixl"
+TYPES = {"str", "int", "float", "bool", "list"}
+LONGEST_CELL = 20  # lines that are not blank
+
+
+@pytest.fixture(params=NOTEBOOKS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def notebook(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOKS[name], as_version=4)
+
+
+@pytest.fixture
+def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_kernel_that_they_name_is_registered_and_runs_in_this_environment():
+    manager = KernelManager(kernel_name=KERNEL)
+    assert Path(manager.kernel_spec.resource_dir).is_relative_to(sys.prefix)
+    assert manager.format_kernel_cmd()[0] == sys.executable
+
+
+def test_there_are_four_numbered_from_01():
+    assert [name[:3] for name in NOTEBOOKS] == ["01_", "02_", "03_", "04_"]
+
+
+class TestParameters:
+    def test_one_cell_is_tagged(self, code):
+        tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+        assert len(tagged) == 1
+
+    def test_each_has_a_type_a_comment_and_a_literal_value_of_that_type(self, name):
+        assert PARAMETERS[name]
+        for parameter, about in PARAMETERS[name].items():
+            assert about["inferred_type_name"] in TYPES, parameter
+            assert about["help"], parameter
+            value = ast.literal_eval(about["default"])
+            assert type(value).__name__ == about["inferred_type_name"], parameter
+
+    def test_every_notebook_takes_a_disk_a_run_folder_and_strict(self, name):
+        assert {"storage_dir", "run_dir", "strict"} <= set(PARAMETERS[name])
+
+    def test_together_they_take_what_the_issue_asks_for(self):
+        assert sorted(ASKED_FOR - set().union(*PARAMETERS.values())) == []
+
+    def test_one_name_has_one_type_everywhere(self):
+        types: dict[str, set[str]] = {}
+        for parameters in PARAMETERS.values():
+            for parameter, about in parameters.items():
+                types.setdefault(parameter, set()).add(about["inferred_type_name"])
+        assert {parameter: kinds for parameter, kinds in types.items() if len(kinds) > 1} == {}
+
+    def test_each_is_used(self, name, code):
+        """A name that no cell reads would be accepted and change nothing."""
+        used = {
+            node.id
+            for cell in code
+            for node in ast.walk(ast.parse(cell.source))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        }
+        assert set(PARAMETERS[name]) - used == set()
+
+
+class TestProfiles:
+    def test_there_are_quick_and_full(self):
+        assert list(reproduction.profiles()) == ["full", "quick"]
+
+    @pytest.mark.parametrize("profile", reproduction.profiles())
+    def test_a_profile_names_notebooks_and_parameters_that_exist(self, profile):
+        sections = reproduction.read_profile(profile)
+        assert set(sections) <= {"all", *NOTEBOOKS}
+        assert set(sections.get("all", {})) <= set().union(*PARAMETERS.values())
+        for name in set(sections) - {"all"}:
+            assert set(sections[name]) <= set(PARAMETERS[name])
+
+    @pytest.mark.parametrize("profile", reproduction.profiles())
+    def test_its_values_have_the_types_of_the_defaults(self, profile):
+        parameters = reproduction.parameters_for(NOTEBOOKS, reproduction.read_profile(profile), {})
+        assert set(parameters) == set(NOTEBOOKS)
+
+
+class TestCells:
+    def test_there_are_no_outputs_and_no_execution_counts(self, code):
+        assert [cell.source for cell in code if cell.outputs or cell.execution_count is not None] == []
+
+    def test_nbstripout_finds_nothing_to_strip(self):
+        command = [sys.executable, "-m", "nbstripout", "--verify", *map(str, NOTEBOOKS.values())]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+
+    def test_the_metadata_is_of_no_machine(self, notebook):
+        assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+        assert dict(notebook.metadata.language_info) == {"name": "python"}
+        assert notebook.metadata.kernelspec == {"display_name": KERNEL, "language": "python", "name": KERNEL}
+        assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
+
+    def test_no_cell_is_long(self, code):
+        lengths = {cell.source: sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code}
+        assert [source for source, length in lengths.items() if length > LONGEST_CELL] == []
+
+    def test_library_functions_live_in_the_library(self, code):
+        defined = [
+            node.name
+            for cell in code
+            for node in ast.walk(ast.parse(cell.source))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        ]
+        assert defined == []
+
+    def test_every_name_of_the_lab_that_it_uses_exists(self, code):
+        source = "\n".join(cell.source for cell in code)
+        assert [used for used in re.findall(r"\blab\.(\w+)", source) if not hasattr(lab, used)] == []
+        drawn = re.findall(r"(?<!run\.)\bfigures\.(\w+)\(", source)
+        assert drawn
+        assert [used for used in drawn if not hasattr(figures, used)] == []
+
+    def test_its_run_is_named_after_its_file(self, name, code):
+        source = "\n".join(cell.source for cell in code)
+        assert re.findall(r'lab\.Run\(\s*"(\w+)"', source) == [name]
+
+    def test_it_ends_with_its_claims(self, code):
+        assert code[-1].source == "run.finish()"
+
+    def test_every_claim_of_a_cell_has_an_id_of_its_own(self, code):
+        source = "\n".join(cell.source for cell in code)
+        ids = re.findall(r'lab\.(?:exactly|at_most)\(\s*"(\w+)"', source)
+        assert len(ids) == len(set(ids))
+
+    def test_figures_have_alt_texts(self, code):
+        calls = [
+            node
+            for cell in code
+            for node in ast.walk(ast.parse(cell.source))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "run.figure"
+        ]
+        assert calls
+        assert all(len(call.args) in (3, 4) for call in calls)
+
+
+class TestProse:
+    def test_one_title_comes_first(self, notebook):
+        titles = [
+            line
+            for cell in notebook.cells
+            if cell.cell_type == "markdown"
+            for line in cell.source.splitlines()
+            if re.match(r"# ", line)
+        ]
+        assert len(titles) == 1
+        assert notebook.cells[0].source.startswith(titles[0])
+
+    def test_it_says_what_it_shows_in_a_numbered_list(self, notebook):
+        assert re.search(r"^1\. .*\n2\. ", notebook.cells[0].source, re.MULTILINE)
+
+    def test_other_notebooks_that_it_names_exist(self, notebook):
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert set(re.findall(r"`(\d\d_\w+)`", prose)) <= set(NOTEBOOKS)
+
+    def test_input_files_that_it_names_exist(self, notebook):
+        root = next(iter(NOTEBOOKS.values())).parents[1]
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        named = re.findall(r"`(data/[\w./]+)`", prose)
+        assert [file for file in named if not Path(root / file).exists()] == []

@@ -1,0 +1,300 @@
+"""The rule that calls a growth a leak: what it finds, what it leaves alone, and how honest its interval is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hicache_nixl.watch.rule import (
+    HELD,
+    IN_A_ROW,
+    LOOK_BACK,
+    MIN_SAMPLES,
+    Samples,
+    Stretch,
+    Track,
+    growth,
+    rises,
+)
+
+SEEDS = 200
+FEWER = 60  # where each takes longer
+FEWEST = 20  # where each looks at hundreds of samples
+LARGEST_CALL = 256  # files that a call opens, at most
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the rule said about a series: at the end, and at which sample it first found a leak."""
+
+    track: Track
+    first: int | None
+
+    @property
+    def settled(self) -> bool:
+        """Whether a leak was found, or no growth was seen that may be one."""
+        stairs = self.track.stairs
+        may_be = self.track.unsettled is not None if stairs.fell else stairs.rising
+        return self.track.found_at is not None or not may_be
+
+
+def judge(
+    counts: Sequence[float] | np.ndarray,
+    held: int = HELD,
+    page_files: bool = False,
+    until_found: bool = False,
+) -> Judged:
+    """Judge counts that were taken every second."""
+    samples, track, first = Samples(held), Track(page_files), None
+    for second, count in enumerate(counts):
+        samples.add(second, [count])
+        track.update(second, count, [stretch.column(0) for stretch in samples.stretches()])
+        if first is None and track.found_at is not None:
+            first = second
+            if until_found:
+                break
+    return Judged(track, first)
+
+
+def in_calls(seed: int, samples: int, idle: float = 0.0) -> np.ndarray:
+    """Counts of a server that closes what a call opened: any number during a call, none between."""
+    rng = np.random.default_rng(seed)
+    busy = rng.integers(0, LARGEST_CALL + 1, samples)
+    return np.where(rng.random(samples) < idle, 0, busy)
+
+
+def at_random(seed: int, samples: int, every: float, files: int = 256) -> np.ndarray:
+    """Counts of a server that keeps what its calls open, which come at random times."""
+    return files * np.random.default_rng(seed).poisson(1 / every, samples).cumsum()
+
+
+def in_steps(seed: int, samples: int, steps: int) -> np.ndarray:
+    """Counts that rise at so many random moments after the first sample."""
+    at = np.random.default_rng(seed).choice(np.arange(1, samples), steps, replace=False)
+    return 64 * (np.arange(samples)[:, None] >= at).sum(axis=1)
+
+
+class TestCallsThatAreFewAndFarBetween:
+    """Page files that are kept: found after three calls, and never told as no leak while they stay."""
+
+    @pytest.mark.parametrize(
+        ("every", "samples", "found"),
+        [
+            (2, 60, 1.0),
+            (5, 60, 1.0),
+            (10, 60, 0.9),
+            (15, 60, 0.65),
+            (20, 60, 0.5),
+            (30, 60, 0.25),
+            (2, 120, 1.0),
+            (5, 120, 1.0),
+            (10, 120, 1.0),
+            (15, 120, 0.9),
+            (20, 120, 0.85),
+            (30, 120, 0.7),
+        ],
+    )
+    def test_a_leak_is_found_or_the_question_left_open(self, every, samples, found):
+        answers = [
+            judge(at_random(seed, samples, every), page_files=True, until_found=True) for seed in range(FEWER)
+        ]
+        assert sum(one.first is not None for one in answers) >= found * FEWER
+        denied = [one for one in answers if one.settled and one.first is None and one.track.stairs.steps]
+        assert len(denied) <= 0.05 * FEWER
+
+    @pytest.mark.parametrize("samples", [60, 120])
+    @pytest.mark.parametrize("idle", [0.0, 0.5, 0.9])
+    def test_files_that_are_closed_after_each_call_settle_as_no_leak(self, samples, idle):
+        answers = [judge(in_calls(seed, samples, idle), page_files=True) for seed in range(FEWER)]
+        assert [one for one in answers if one.first is not None or not one.settled] == []
+
+    @pytest.mark.parametrize("samples", [60, 120])
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_one_step_or_two_are_never_a_leak(self, samples, steps):
+        answers = [judge(in_steps(seed, samples, steps), page_files=True) for seed in range(FEWER)]
+        assert [one for one in answers if one.first is not None] == []
+        assert sum(not one.settled for one in answers) >= 0.85 * FEWER
+
+    def test_three_files_that_are_open_at_once_are_none_when_one_is_closed(self):
+        counts = [0, 0, 0, 8, 8, 16, 16, 16, 24, 24, 24, 24, 24]
+        judged = judge([*counts, 16, 8, 0], page_files=True)
+        assert judge(counts, page_files=True).track.found_at is not None
+        assert (judged.track.found_at, judged.track.closed_at) == (None, 13)
+
+    def test_it_stays_found_when_a_call_at_the_limit_gives_back_what_it_opened(self):
+        judged = judge([*(256 * (np.arange(100) // 20)), 1100, 1024, 1100, 1024], page_files=True)
+        assert judged.track.found_at is not None
+
+
+class TestNoLeak:
+    @pytest.mark.parametrize("idle", [0.0, 0.5, 0.9])
+    def test_counts_that_go_up_and_down_with_the_calls_are_none(self, idle):
+        found = [seed for seed in range(SEEDS) if judge(in_calls(seed, 80, idle)).first is not None]
+        assert len(found) <= SEEDS // 100
+
+    def test_load_that_changes_slowly_within_its_range_is_seldom_taken_for_one(self):
+        """Each count lies near the one before: many calls last longer than an interval."""
+        found = 0
+        for seed in range(SEEDS):
+            counts = [100.0]
+            for push in np.random.default_rng(seed).normal(0, 20, 80):
+                counts.append(100 + 0.8 * (counts[-1] - 100) + push)
+            found += judge(np.round(counts)).first is not None
+        assert found <= SEEDS // 50
+
+    def test_files_that_are_kept_for_minutes_are_seldom_taken_for_one(self):
+        """As many as the server opens end, after 5 minutes on average: the count wanders about 20."""
+        found = 0
+        for seed in range(FEWEST // 2):
+            rng, counts = np.random.default_rng(seed), [20]
+            for _ in range(1199):
+                counts.append(counts[-1] - rng.binomial(counts[-1], 1 / 300) + rng.poisson(20 / 300))
+            found += judge(counts, until_found=True).first is not None
+        assert found <= FEWEST // 10
+
+    @pytest.mark.parametrize(
+        "counts",
+        [
+            [7] * 100,
+            [0] * 50 + [64] * 50,
+            [0] * 30 + [64] * 30 + [128] * 40,
+            list(range(200, 100, -1)),
+            [0, 256] * 50,
+            [0, 64, 128, 192, 256] * 20,
+        ],
+        ids=["flat", "one step", "two steps", "falling", "every other", "sawtooth"],
+    )
+    def test_what_does_not_rise_all_the_time_is_none(self, counts):
+        assert judge(counts).first is None
+
+    def test_a_long_call_is_none_once_its_files_are_closed(self):
+        judged = judge([0] * 20 + list(range(0, 200, 2)) + [0] * 5)
+        assert judged.first is not None
+        assert (judged.track.found_at, judged.track.found) == (None, None)
+        assert judged.track.closed_at == 120
+
+    def test_ten_samples_are_too_few_as_it_has_to_hold_three_times(self):
+        assert judge(range(MIN_SAMPLES + IN_A_ROW - 2)).first is None
+        assert judge(range(MIN_SAMPLES + IN_A_ROW - 1)).first == MIN_SAMPLES + IN_A_ROW - 2
+
+    def test_there_is_no_growth_of_fewer_than_ten(self):
+        assert judge(range(MIN_SAMPLES - 1)).track.growth is None
+        assert judge(range(MIN_SAMPLES)).track.growth is not None
+        assert Track().growth is None
+
+
+class TestLeak:
+    @pytest.mark.parametrize("every", [1, 2, 3, 5, 7, 10])
+    def test_bursts_that_stay_are_one_with_their_rate(self, every):
+        judged = judge(256 * (np.arange(120) // every))
+        assert judged.first is not None
+        assert judged.first <= max(6 * every, MIN_SAMPLES + IN_A_ROW)
+        assert judged.track.found.low <= 256 * 60 / every <= judged.track.found.high
+        assert judged.track.found.median == pytest.approx(256 * 60 / every, rel=0.1)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_one_below_calls_that_go_up_and_down_is_found(self, seed):
+        judged = judge(2 * np.arange(400) + in_calls(seed, 400, idle=0.5))
+        assert judged.first is not None
+        assert judged.track.found.low <= 120 <= judged.track.found.high
+
+    def test_it_stays_found_with_its_rate_when_the_traffic_ends(self):
+        judged = judge([*range(0, 1000, 10), *[990] * 1000])
+        assert judged.track.found_at == judged.first == MIN_SAMPLES + IN_A_ROW - 2
+        assert not judged.track.leaks
+        assert judged.track.found.median == pytest.approx(600)
+        assert judged.track.growth.median < 600
+
+    @pytest.mark.parametrize("idle", [300, 1500])
+    def test_one_that_begins_after_a_long_idle_time_is_found_as_soon(self, idle):
+        judged = judge([0] * idle + list(range(0, 3200, 32)))
+        assert idle < judged.first <= idle + 2 * LOOK_BACK
+        assert judged.track.found.median == pytest.approx(32 * 60, rel=0.1)
+
+    def test_one_too_slow_for_a_short_look_is_found_in_the_long_run(self):
+        assert judge(np.arange(1200) // 80 * 2, held=60).first > 60
+
+
+class TestGrowth:
+    def test_a_straight_line_is_its_own_growth_without_spread(self):
+        found = judge(3 * np.arange(300)).track.growth
+        assert (found.low, found.median, found.high) == pytest.approx((180, 180, 180))
+
+    def test_a_flat_line_has_none(self):
+        found = judge([5] * 30).track.growth
+        assert (found.low, found.median, found.high) == (0, 0, 0)
+
+    @pytest.mark.parametrize("bursts", [0.2, 1.0])
+    def test_its_interval_holds_the_rate_of_bursts_at_random_times(self, bursts):
+        """The interval of Theil and Sen alone would hold it one time in three."""
+        held = 0
+        for seed in range(SEEDS):
+            counts = 32.0 * np.random.default_rng(seed).poisson(bursts, 120).cumsum()
+            found = growth(Stretch(np.arange(120.0), counts, counts))
+            held += found.low <= 32 * 60 * bursts <= found.high
+        assert held / SEEDS > 0.88
+
+    def test_a_call_that_opens_many_does_not_move_it(self):
+        counts = 2.0 * np.arange(200)
+        counts[[50, 51, 120]] += 5000
+        assert judge(counts).track.growth.median == pytest.approx(120, rel=0.01)
+
+    def test_the_interval_that_is_told_of_a_leak_holds_its_rate(self):
+        """A call every 2 seconds at random, 256 files each; the narrowest of all looks would be too sure."""
+        held = 0
+        for seed in range(FEWEST):
+            found = judge(at_random(seed, 300, 2), page_files=True).track.found
+            held += found.low <= 256 * 30 <= found.high
+        assert held >= 0.9 * FEWEST
+
+    @pytest.mark.parametrize("every", [10, 20])
+    def test_so_does_the_one_of_few_steps(self, every):
+        tracks = [judge(at_random(seed, 60, every), page_files=True).track for seed in range(FEWER)]
+        told = [track.found for track in tracks if track.found is not None]
+        assert sum(found.low <= 256 * 60 / every <= found.high for found in told) >= 0.9 * len(told)
+
+
+class TestMemory:
+    def test_it_is_bounded_however_long_the_watch(self):
+        samples = Samples(held=64)
+        for second in range(10_000):
+            samples.add(second, [second, 0])
+        assert samples.count == 10_000
+        assert all(len(stretch.seconds) <= 64 for stretch in samples.stretches())
+
+    @given(st.lists(st.integers(0, 1000), min_size=1, max_size=300), st.sampled_from([4, 16]))
+    def test_the_floor_and_the_mean_of_what_is_merged_are_kept(self, counts, held):
+        samples = Samples(held)
+        for second, count in enumerate(counts):
+            samples.add(second, [count])
+        whole = samples.whole()
+        per_row = 1 if len(whole.seconds) == 1 else int(whole.seconds[1] - whole.seconds[0])
+        merged = counts[: per_row * len(whole.seconds)]
+        assert len(counts) - len(merged) < max(per_row, 2)
+        rows = np.array(merged).reshape(-1, per_row)
+        assert whole.low[:, 0].tolist() == rows.min(axis=1).tolist()
+        assert whole.mean[:, 0] == pytest.approx(rows.mean(axis=1))
+
+    def test_the_latest_samples_are_kept_as_they_are(self):
+        samples = Samples(held=16)
+        for second in range(100):
+            samples.add(second, [second])
+        _, recent = samples.stretches()
+        assert recent.low[:, 0].tolist() == list(range(84, 100))
+
+    def test_merging_makes_no_growth_of_counts_that_go_up_and_down(self):
+        """The lowest of many is lower than the lowest of a few: every row has to stand for as many."""
+        found = judge(in_calls(2, 3000), held=40)
+        assert found.first is None
+        assert found.track.growth.low <= 0 <= found.track.growth.high
+
+
+@pytest.mark.parametrize("count", [0, 4, 9])
+def test_fewer_than_two_samples_to_a_fifth_show_nothing(count):
+    line = np.arange(count, dtype=float)
+    assert not rises(Stretch(line, line, line))
