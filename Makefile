@@ -1,5 +1,6 @@
 # make reproduce   the whole investigation, headless, into runs/
-# make test        the tests
+# make test        the tests, except those marked slow
+# make test-all    all tests
 # make lab         the notebooks in JupyterLab
 # make lock        new pins in requirements.lock
 #
@@ -10,14 +11,18 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: reproduce test lab reference lock clean
+.PHONY: reproduce test test-all lab reference lock clean
 
 reproduce: $(INSTALLED)
 	$(VENV)/bin/hicache-nixl reproduce $(ARGS)
 
-# Two processes, each with whole modules: some fixtures are shared by those of one.
+# Two processes.  A module runs in one of them, since its tests may share fixtures.
+PYTEST := $(VENV)/bin/pytest -n 2 --dist loadfile
 test: $(INSTALLED)
-	$(VENV)/bin/pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED)
+	$(PYTEST) $(ARGS)
 
 # Opens on the first notebook, and does not ask whether to fetch news.  Root, as in a container, is let in: the
 # server listens on 127.0.0.1 and wants its token.

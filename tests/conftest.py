@@ -27,6 +27,14 @@ IO_URING_PARAMS_BYTES = 120
 os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")  # read when nixl is first imported
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a released wheel slow: the first one downloads it."""
+    for item in items:
+        if "released" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the shell of the person who runs the tests has set must not decide their outcome."""

@@ -28,6 +28,14 @@ FLAGS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder slow."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("slow")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Install chromium where it is missing: before the first test, so that no test's time limit counts it."""
     wanted = any(HERE in item.path.parents for item in session.items)
