@@ -42,7 +42,7 @@ def reproduce(
     """
     from ..lab import execute as reproduction
     from ..lab import report
-    from ..lab.runs.run import note_plan
+    from ..lab.runs.folder import RunFolder
     from ..watch import read_watch
 
     chosen = reproduction.chosen_notebooks(notebook or [])
@@ -60,7 +60,7 @@ def reproduce(
     parameters = reproduction.parameters_for(chosen, reproduction.read_profile(profile), given)
     folder = reproduction.new_run_folder(run or reproduction.default_run_name(profile))
     shown = os.path.relpath(folder)
-    note_plan(folder, list(chosen))
+    RunFolder(folder).plan(list(chosen))
     outcomes = []
     try:
         for name, path in chosen.items():

@@ -21,6 +21,7 @@ from ..errors import ConfigError, HiCacheNixlError
 from ..resources import resource, runs_folder
 from .report import write_notebook_page
 from .runs.claims import FAILS, tally
+from .runs.folder import RunFolder
 
 PROFILES = "notebooks/parameters"
 NUMBERED = "[0-9][0-9]_*.ipynb"
@@ -173,7 +174,7 @@ def run_notebook(name: str, path: Path, folder: Path, parameters: Mapping[str, A
 
     A notebook that fails is kept as far as it came, with the failing cell marked; so is its page.
     """
-    output = folder / "notebooks" / f"{name}.ipynb"
+    output = RunFolder(folder).notebook(name)
     output.parent.mkdir(exist_ok=True)
     started = datetime.now()
     error = None
@@ -202,11 +203,7 @@ def run_notebook(name: str, path: Path, folder: Path, parameters: Mapping[str, A
 
 def claims_of(folder: Path, notebook: str | None = None) -> pd.DataFrame:
     """Return the ledger of a run, or one notebook's part of it."""
-    path = folder / "claims.csv"
-    if not path.exists():
-        return pd.DataFrame(columns=["notebook", "cell", "id", "sentence", "expected", "measured", "verdict"])
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return table if notebook is None else table[table.notebook == notebook]
+    return RunFolder(folder).claims(notebook)
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:

@@ -14,7 +14,8 @@ import pandas as pd
 
 from ...errors import ConfigError
 from ...resources import write_whole
-from ..runs.record import Record, read_record, read_table
+from ..runs.folder import read_table
+from ..runs.record import Record, read_record
 from .index import facts
 from .joining import claims_side_by_side, tables_side_by_side, time_ratios
 from .notebook_page import title_of

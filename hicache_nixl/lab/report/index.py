@@ -39,7 +39,7 @@ def build(run: str | Path | Record) -> Path:
     for name, node in record.notebooks.items():
         write_notebook_page(record.folder, name, node)
     return write_page(
-        record.folder / "index.html",
+        record.files.index,
         "index.html.j2",
         record=record,
         facts=facts(record),

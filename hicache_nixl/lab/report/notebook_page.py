@@ -9,32 +9,34 @@ import nbformat
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 
+from ..runs.folder import RunFolder, notebook_file
 from .pages import TEMPLATES, write_page
 
 
 def write_notebook_page(folder: Path, name: str, node: nbformat.NotebookNode | None = None) -> Path:
-    """Make the page of one executed notebook of a run: ``html/NAME.html``.
+    """Write the page of one executed notebook of a run.
 
-    Each cell has the anchor ``cell-N``, with the number that claims and figures have noted.
+    Each cell has the anchor ``cell-N``, with the number that the lists of claims and figures give.
 
     Parameters
     ----------
     node : nbformat.NotebookNode, optional
-        The notebook, where it was read already.
+        The notebook, when the caller has read it already.
 
     Raises
     ------
     AltTextError
     """
-    node = node or nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
-    beside = sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb"))
+    files = RunFolder(folder)
+    node = node or files.read_notebook(name)
+    beside = list(files.notebooks())
     place = beside.index(name)
     return write_page(
-        folder / "html" / f"{name}.html",
+        files.page(name),
         "notebook.html.j2",
         title=title_of(node, name),
         body=Markup(_cells(node)),
-        name=name,
+        executed=notebook_file(name),
         run=folder.name,
         before=beside[place - 1] if place else None,
         after=beside[place + 1] if place + 1 < len(beside) else None,

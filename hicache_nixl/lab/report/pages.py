@@ -19,7 +19,8 @@ from pygments.formatters import HtmlFormatter
 
 from ...errors import ConfigError, FileError, HiCacheNixlError
 from ...resources import write_whole
-from ..runs.record import Record, read_table
+from ..runs.folder import figure_file, page_file, read_table, table_file
+from ..runs.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
 NBCONVERTS_ALT = "No description has been provided for this image"  # what nbconvert puts where none was given
@@ -123,8 +124,8 @@ def size(path: Path) -> tuple[int, int]:
 
 def table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
     """Return a table of a run, None when this run has none of that name."""
-    path = record.tables().get(f"{notebook}_{name}")
-    return None if path is None else read_table(path)
+    path = record.files.table(notebook, name)
+    return read_table(path) if path.exists() else None
 
 
 def is_number(value: Any) -> bool:
@@ -158,5 +159,10 @@ def _environment() -> jinja2.Environment:
         "shown": shown,
         "size": size,
     }
-    environment.globals["table"] = table
+    environment.globals |= {
+        "figure_file": figure_file,
+        "page_file": page_file,
+        "table": table,
+        "table_file": table_file,
+    }
     return environment

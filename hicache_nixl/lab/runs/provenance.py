@@ -1,8 +1,7 @@
-"""What a result was measured on and with what."""
+"""Machine, versions and storage that a result was measured with."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -35,7 +34,7 @@ PACKAGES = (
 
 
 def provenance(storage_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Tell what a result was measured on and with what."""
+    """Return the machine, versions, limits and storage of this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -51,7 +50,7 @@ def provenance(storage_dir: str | os.PathLike[str] | None = None) -> dict[str, A
 
 def describe(run: Run) -> pd.DataFrame:
     """Return the provenance of a run as a short table."""
-    known = json.loads((run.folder / "provenance.json").read_text())
+    known = run.files.provenance()
     storage = known["storage"]
     rows = {
         "python, nixl, torch": ", ".join(
@@ -116,4 +115,6 @@ def mount_of(place: Path) -> Any:
     place = place.resolve()
     mounts = [part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
     longest = max(len(part.mountpoint) for part in mounts)
-    return [part for part in mounts if len(part.mountpoint) == longest][-1]  # the last one covers the others
+    return [part for part in mounts if len(part.mountpoint) == longest][
+        -1
+    ]  # a later mount covers an earlier one

@@ -1,11 +1,11 @@
-"""A run: the folder that a reproduction leaves behind."""
+"""A run, as a notebook writes it: tables, figures and claims."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from IPython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from ...resources import runs_folder, write_whole
-from .claims import FAILS, Claim, ClaimsFailedError, ledger
-from .provenance import provenance
+from ...resources import runs_folder
+from .claims import FAILS, Claim, ClaimsFailedError
+from .folder import RunFolder
 
 INTERACTIVE = "interactive"
 
@@ -25,9 +25,8 @@ INTERACTIVE = "interactive"
 class Run:
     """What one notebook writes into the folder of a run.
 
-    Tables go to ``tables/``, figures to ``figures/``; ``claims.csv`` and ``figures.csv`` (shared by the notebooks
-    of a run) list claims and figures with the cell that stated or drew them; where it ran and with what goes to
-    ``provenance.json``.
+    Everything is written at once, so that a notebook that fails leaves what it had found until then. The
+    format of the folder is described in ``lab.runs.folder``.
 
     Parameters
     ----------
@@ -60,26 +59,31 @@ class Run:
         self.notebook = notebook
         self.folder = Path(run_dir) if run_dir else runs_folder() / INTERACTIVE
         self.strict = strict
-        self._claims: dict[str, tuple[int, Claim]] = {}
+        self.files = RunFolder(self.folder)
+        self._claims: dict[str, _Stated] = {}
         self._figures: dict[str, dict[str, Any]] = {}
-        for name in ("tables", "figures"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._note_provenance(parameters)
+        self.files.start(notebook, parameters)
 
     def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Save a tidy table as CSV and return it."""
-        frame.to_csv(self.folder / "tables" / f"{self.notebook}_{name}.csv", index=False)
+        self.files.write_table(self.notebook, name, frame)
         return frame
 
-    def figure(self, name: str, figure: Figure, alt: str, tables: Sequence[str] = ()) -> None:
-        """Save a figure as PNG, show it, close it, and note it in ``figures.csv``.
+    def figure(
+        self, name: str, figure: Figure, alt: str, tables: Sequence[str] = (), *, story: str = ""
+    ) -> None:
+        """Save a figure as PNG, show it, close it, and add it to the list of the run's figures.
 
         Parameters
         ----------
         alt : str
-            What the figure shows, for those who do not see it.
+            What the figure shows, for readers who do not see it.
         tables : sequence of str
-            The tables of this notebook that hold its numbers; the one of the same name when left out.
+            The tables of this notebook that hold its numbers; by default the one of the same name.
+        story : str
+            One sentence that states the finding with the values of this run. It makes the figure part of the
+            report's story, where it is shown with this sentence and with the claims that name the figure
+            (``run.claim(..., figure=name)``). Figures without a sentence are folded in the report.
 
         Raises
         ------
@@ -89,35 +93,64 @@ class Run:
         if not alt.strip():
             raise ValueError(f"figure {name!r} has no alt text")
         title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
-        file = f"{self.notebook}_{name}"
-        figure.savefig(self.folder / "figures" / f"{file}.png", dpi=150, metadata={"Description": alt})
+        figure.savefig(self.files.figure(self.notebook, name), dpi=150, metadata={"Description": alt})
         if get_ipython() is not None:
             display(figure, metadata={"image/png": {"alt": alt}})
         plt.close(figure)
-        row = {"notebook": self.notebook, "cell": _cell(), "figure": name, "title": title, "alt": alt}
-        self._figures[name] = {**row, "tables": " ".join(tables or [name])}
-        self._write("figures.csv", pd.DataFrame(self._figures.values()))
+        self._figures[name] = {
+            "cell": _Cell.running().count,
+            "figure": name,
+            "title": title,
+            "alt": alt,
+            "tables": " ".join(tables or [name]),
+            "story": story,
+        }
+        self.files.write_figures(self.notebook, pd.DataFrame(self._figures.values()))
 
-    def claim(self, *claims: Claim) -> None:
-        """State claims; they are remembered with the number of the cell that measured them."""
-        cell = _cell()
+    def claim(self, *claims: Claim, figure: str = "") -> None:
+        """State claims and write them with the number of the cell that measured them.
+
+        A cell that is run again, as in JupyterLab, replaces the claims that it stated before.
+
+        Parameters
+        ----------
+        figure : str
+            The name of the figure of this notebook that shows what was measured, drawn before or after.
+
+        Raises
+        ------
+        ValueError
+            When a claim of that id exists, stated by this cell, another cell or another notebook of the run.
+        """
+        cell = _Cell.running()
+        kept = {id: stated for id, stated in self._claims.items() if not cell.repeats(stated.cell)}  # noqa: A001
+        taken = {id: f"cell {stated.cell.count}" for id, stated in kept.items()}  # noqa: A001
+        for row in self.files.claims().itertuples():
+            if row.notebook != self.notebook:
+                taken.setdefault(row.id, f"notebook {row.notebook}, cell {row.cell}")
         for claim in claims:
-            if self._claims.get(claim.id, (None, None))[0] == cell:
-                raise ValueError(f"claim {claim.id!r} is stated twice")
-            self._claims[claim.id] = (cell, claim)  # a cell that is run again states it anew
+            if claim.id in taken:
+                raise ValueError(f"claim {claim.id!r} exists already, stated by {taken[claim.id]}")
+            taken[claim.id] = f"cell {cell.count}"
+            kept[claim.id] = _Stated(cell, figure, claim)
+        self._claims = kept
+        self.files.write_claims(self.notebook, self._ledger())
 
     def finish(self) -> pd.DataFrame:
-        """Write the claims and return them as a table; raise when one failed and the run is strict.
+        """Note that the notebook ran to its end; return its claims as a table.
 
         Raises
         ------
         ClaimsFailedError
-            Naming every claim that failed.
+            When claims failed and the run is strict; names each of them.
+        ValueError
+            When a claim names a figure that was not drawn.
         """
-        mine = ledger([claim for _, claim in self._claims.values()])
-        mine.insert(0, "cell", [cell for cell, _ in self._claims.values()])
-        mine.insert(0, "notebook", self.notebook)
-        self._write("claims.csv", mine)
+        unknown = {stated.figure for stated in self._claims.values()} - {"", *self._figures}
+        if unknown:
+            raise ValueError(f"claims name figures that were not drawn: {', '.join(sorted(unknown))}")
+        self.files.finish(self.notebook)
+        mine = self._ledger()
         failed = mine[mine.verdict == FAILS]
         if self.strict and len(failed):
             lines = [
@@ -125,39 +158,43 @@ class Run:
                 for row in failed.itertuples()
             ]
             raise ClaimsFailedError("; ".join(lines))
-        return mine.drop(columns=["notebook"])
+        return mine.drop(columns=["figure"])
 
-    def _write(self, name: str, mine: pd.DataFrame) -> None:
-        """Put this notebook's rows into a table of the whole run, in place of those that it had there."""
-        path = self.folder / name
-        if path.exists():
-            before = pd.read_csv(path, dtype=str, keep_default_na=False)
-            others = before[before.notebook != self.notebook]
-            mine = pd.concat([others, mine]).sort_values("notebook", kind="stable")
-        write_whole(path, mine.to_csv(index=False))
-
-    def _note_provenance(self, parameters: Mapping[str, Any]) -> None:
-        path = self.folder / "provenance.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known.update(provenance(parameters.get("storage_dir")))
-        known.setdefault("notebooks", {})[self.notebook] = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parameters": dict(parameters),
-        }
-        write_whole(path, json.dumps(known, indent=2) + "\n")
+    def _ledger(self) -> pd.DataFrame:
+        rows = [
+            {"cell": stated.cell.count, **dataclasses.asdict(stated.claim), "figure": stated.figure}
+            for stated in self._claims.values()
+        ]
+        columns = ["cell", *(field.name for field in dataclasses.fields(Claim)), "figure"]
+        return pd.DataFrame(rows, columns=columns)
 
 
-def note_plan(folder: Path, notebooks: Sequence[str]) -> None:
-    """Note in the provenance of a new run which notebooks it is to consist of.
+@dataclass(frozen=True)
+class _Cell:
+    """One execution of a cell."""
 
-    By this a report can tell a run that was interrupted from one that is complete.
-    """
-    write_whole(
-        folder / "provenance.json", json.dumps({**provenance(), "planned": list(notebooks)}, indent=2) + "\n"
-    )
+    count: int  # as the reader sees it; 0 outside of a notebook
+    identity: str  # the same for each execution of a cell
+
+    @classmethod
+    def running(cls) -> _Cell:
+        """Return the cell that runs: JupyterLab sends an id; without one, the source tells cells apart."""
+        shell = get_ipython()
+        if shell is None:
+            return cls(0, "")
+        sources = shell.user_ns["In"]
+        parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+        return cls(len(sources) - 1, (parent.get("metadata") or {}).get("cellId") or sources[-1])
+
+    def repeats(self, other: _Cell) -> bool:
+        """Return whether the other one is an earlier execution of the same cell."""
+        return self.count > other.count and self.identity == other.identity
 
 
-def _cell() -> int:
-    """Return the number of the cell that runs, as its reader sees it; 0 outside of a notebook."""
-    shell = get_ipython()
-    return len(shell.user_ns["In"]) - 1 if shell is not None else 0
+@dataclass(frozen=True)
+class _Stated:
+    """A claim, with the cell that stated it and the figure that shows it."""
+
+    cell: _Cell
+    figure: str
+    claim: Claim

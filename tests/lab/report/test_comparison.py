@@ -292,7 +292,7 @@ class TestBadInput:
             compare_runs(two[0], two[0].parent / "nvme" / ".." / "ssd")
 
     def test_no_run(self, two, tmp_path):
-        with pytest.raises(ConfigError, match="it takes the folder of a run"):
+        with pytest.raises(ConfigError, match="expected the folder of a run"):
             compare_runs(two[0], tmp_path / "missing")
         assert not (tmp_path / "ssd-vs-missing").exists()
 
@@ -321,5 +321,5 @@ class TestBadInput:
 
     def test_a_run_that_is_gone_meanwhile(self, two):
         shutil.rmtree(two[1])
-        with pytest.raises(ConfigError, match="it takes the folder of a run"):
+        with pytest.raises(ConfigError, match="expected the folder of a run"):
             compare_runs(*two)

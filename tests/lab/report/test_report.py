@@ -126,8 +126,7 @@ class TestIndex:
         assert f'href="tables/{LEAVES}_growth.csv"' in page
 
     def test_a_run_that_ended_before_its_first_claim_has_a_report_and_does_not_hold(self, folder):
-        for name in ("claims.csv", "figures.csv"):
-            (folder / name).unlink()
+        Run(LEAVES, folder, {})
         page = build(folder)
         assert '<p class="verdict inconclusive">0 of 0 claims hold</p>' in page.read_text()
         assert f"Not finished: {LEAVES}." in text_of(page)
@@ -221,8 +220,8 @@ class TestRecord:
     @pytest.mark.parametrize(
         ("spoil", "told"),
         [
-            (lambda folder: shutil.rmtree(folder), "it takes the folder of a run, such as runs/NAME"),
-            (lambda folder: (folder / "provenance.json").unlink(), "there is no .*provenance.json"),
+            (lambda folder: shutil.rmtree(folder), "expected the folder of a run, such as runs/NAME"),
+            (lambda folder: (folder / "provenance.json").unlink(), "provenance.json does not exist"),
             (lambda folder: (folder / "provenance.json").write_text("{"), "provenance.json cannot be read"),
             (lambda folder: (folder / "provenance.json").write_text("{}"), "provenance.json has no versions"),
             (lambda folder: (folder / "provenance.json").write_text("[]"), "provenance.json has no versions"),
@@ -230,7 +229,7 @@ class TestRecord:
             (lambda folder: (folder / "claims.csv").write_text(""), "claims.csv cannot be read"),
             (
                 lambda folder: (folder / "notebooks" / f"{LEAVES}.ipynb").write_text("{}"),
-                f"{LEAVES}.ipynb is no notebook",
+                f"{LEAVES}.ipynb is not a notebook",
             ),
         ],
         ids=[
@@ -251,7 +250,7 @@ class TestRecord:
 
     def test_a_file_in_the_place_of_a_run_is_one_clear_error(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(ConfigError, match="it takes the folder of a run"):
+        with pytest.raises(ConfigError, match="expected the folder of a run"):
             read_record(tmp_path / "file")
 
     @pytest.mark.parametrize(

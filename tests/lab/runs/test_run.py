@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -19,12 +20,14 @@ from PIL import Image
 from hicache_nixl import lab
 from hicache_nixl.errors import HiCacheNixlError
 from hicache_nixl.lab.runs.claims import Claim, ClaimsFailedError, exactly
+from hicache_nixl.lab.runs.folder import CLAIMS, RunFolder
 from hicache_nixl.lab.runs.provenance import describe, provenance
 from hicache_nixl.lab.runs.run import Run
 
 matplotlib.use("Agg")
 
 HOLDS = exactly("growth", "Two per key.", 2, 2)
+FLAT = exactly("flat", "The count is flat.", 135, 135)
 FAILS = exactly("flat", "The count is flat.", 135, 167)
 UNSURE = Claim("cost", "It costs little.", "at most 1.25", "1.20 [1.10, 1.30]", "inconclusive")
 
@@ -56,42 +59,68 @@ class TestFigures:
 
 class TestClaims:
     def test_the_ledger_of_a_run_has_the_claims_of_all_its_notebooks(self, tmp_path):
-        for name, claims in (("02_fix", [HOLDS, UNSURE]), ("01_reproduce", [HOLDS])):
+        for name, claims in (("02_fix", [FLAT, UNSURE]), ("01_reproduce", [HOLDS])):
             run = Run(name, tmp_path, {})
             run.claim(*claims)
             run.finish()
         ledger = claims_file(tmp_path)
-        columns = ["notebook", "cell", "id", "sentence", "expected", "measured", "verdict"]
-        assert ledger.columns.tolist() == columns
+        assert ledger.columns.tolist() == CLAIMS
         assert ledger[["notebook", "id", "verdict"]].values.tolist() == [
             ["01_reproduce", "growth", "holds"],
-            ["02_fix", "growth", "holds"],
+            ["02_fix", "flat", "holds"],
             ["02_fix", "cost", "inconclusive"],
         ]
 
     def test_a_notebook_that_runs_again_replaces_its_own_claims_alone(self, tmp_path):
-        for name, claim in (("01_a", HOLDS), ("02_b", HOLDS), ("01_a", UNSURE)):
+        for name, claim in (("01_a", HOLDS), ("02_b", FLAT), ("01_a", UNSURE)):
             run = Run(name, tmp_path, {})
             run.claim(claim)
             run.finish()
         assert claims_file(tmp_path)[["notebook", "id"]].values.tolist() == [
             ["01_a", "cost"],
-            ["02_b", "growth"],
+            ["02_b", "flat"],
         ]
+
+    def test_claims_are_in_the_folder_as_soon_as_they_are_stated(self, tmp_path):
+        Run("01_a", tmp_path, {}).claim(HOLDS, FAILS)
+        assert claims_file(tmp_path).id.tolist() == ["growth", "flat"]
+
+    def test_a_notebook_that_starts_again_has_no_claims_and_no_figures_yet(self, tmp_path):
+        run = Run("01_a", tmp_path, {})
+        run.claim(HOLDS)
+        run.figure("growth", plt.subplots()[0], "A line.")
+        Run("01_a", tmp_path, {})
+        assert len(claims_file(tmp_path)) == 0
+        assert len(RunFolder(tmp_path).figures()) == 0
+
+    def test_a_claim_can_name_the_figure_that_shows_it(self, tmp_path):
+        run = Run("01_a", tmp_path, {})
+        run.claim(HOLDS, figure="line")
+        run.claim(FLAT)
+        run.figure("line", plt.subplots()[0], "A line.")
+        run.finish()
+        assert claims_file(tmp_path).figure.tolist() == ["line", ""]
+
+    def test_a_claim_of_a_figure_that_was_not_drawn_is_an_error(self, tmp_path):
+        run = Run("01_a", tmp_path, {})
+        run.claim(HOLDS, figure="lime")
+        with pytest.raises(ValueError, match="figures that were not drawn: lime"):
+            run.finish()
 
     def test_finish_returns_the_claims_of_this_notebook_with_their_cells(self, tmp_path):
         run = Run("01_a", tmp_path, {})
         run.claim(HOLDS)
         run.claim(UNSURE)
         table = run.finish()
-        assert table.columns.tolist() == ["cell", "id", "sentence", "expected", "measured", "verdict"]
+        assert table.columns.tolist()[:3] == ["cell", "id", "sentence"]
+        assert table.cell.tolist() == [0, 0]
         assert table.id.tolist() == ["growth", "cost"]
 
     def test_what_was_measured_stays_as_it_was_written(self, tmp_path):
         """Numbers, lists and an empty text come back from the file as the same text."""
         for name, measured in (("01_a", [135]), ("02_b", "NA"), ("03_c", "")):
             run = Run(name, tmp_path, {})
-            run.claim(exactly("value", 'A value, in quotes: "a, b".', measured, measured))
+            run.claim(exactly(f"value_{name}", 'A value, in quotes: "a, b".', measured, measured))
             run.finish()
         ledger = claims_file(tmp_path)
         assert ledger.measured.tolist() == ["[135]", "NA", ""]
@@ -122,14 +151,6 @@ class TestClaims:
         run.claim(UNSURE)
         assert len(run.finish()) == 1
 
-    def test_an_id_that_is_stated_twice_is_an_error(self, tmp_path):
-        run = Run("01_a", tmp_path, {})
-        run.claim(HOLDS)
-        with pytest.raises(ValueError, match="'growth' is stated twice"):
-            run.claim(HOLDS)
-        with pytest.raises(ValueError, match="'cost' is stated twice"):
-            run.claim(UNSURE, UNSURE)
-
     def test_a_notebook_without_claims_leaves_an_empty_ledger(self, tmp_path):
         assert len(Run("01_a", tmp_path, {}).finish()) == 0
         assert len(claims_file(tmp_path)) == 0
@@ -137,6 +158,82 @@ class TestClaims:
     def test_a_failed_claim_is_an_error_of_the_package_and_an_assertion(self):
         assert issubclass(ClaimsFailedError, HiCacheNixlError)
         assert issubclass(ClaimsFailedError, AssertionError)
+
+
+@dataclass
+class Shell:
+    """What a kernel knows of its cells: the sources that ran, and the id that JupyterLab sends with each."""
+
+    sources: list[str] = field(default_factory=lambda: [""])
+    cell_id: str | None = None
+
+    def execute(self, source: str, cell_id: str | None = None) -> None:
+        self.sources.append(source)
+        self.cell_id = cell_id
+
+    @property
+    def user_ns(self) -> dict[str, list[str]]:
+        return {"In": self.sources}
+
+    def get_parent(self) -> dict[str, dict[str, str]]:
+        return {"metadata": {"cellId": self.cell_id} if self.cell_id else {}}
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
+    shell = Shell()
+    monkeypatch.setattr("hicache_nixl.lab.runs.run.get_ipython", lambda: shell)
+    return shell
+
+
+class TestIds:
+    """An id exists once in a run."""
+
+    def test_it_is_refused_a_second_time_in_one_cell(self, tmp_path, shell):
+        run = Run("01_a", tmp_path, {})
+        shell.execute("run.claim(HOLDS)", "a")
+        run.claim(HOLDS)
+        with pytest.raises(ValueError, match="'growth' exists already, stated by cell 1"):
+            run.claim(HOLDS)
+        with pytest.raises(ValueError, match="'cost' exists already, stated by cell 1"):
+            run.claim(UNSURE, UNSURE)
+        assert claims_file(tmp_path).id.tolist() == ["growth"]
+
+    @pytest.mark.parametrize("ids", [("a", "b"), (None, None)], ids=["JupyterLab", "no cell ids"])
+    def test_it_is_refused_in_another_cell(self, tmp_path, shell, ids):
+        run = Run("01_a", tmp_path, {})
+        shell.execute("run.claim(HOLDS)", ids[0])
+        run.claim(HOLDS)
+        shell.execute("run.claim(UNSURE, HOLDS)", ids[1])
+        with pytest.raises(ValueError, match="'growth' exists already, stated by cell 1"):
+            run.claim(UNSURE, HOLDS)
+        assert claims_file(tmp_path).id.tolist() == ["growth"]
+
+    def test_it_is_refused_in_another_notebook_of_the_run(self, tmp_path, shell):
+        first = Run("01_a", tmp_path, {})
+        shell.execute("run.claim(HOLDS)")
+        first.claim(HOLDS)
+        with pytest.raises(ValueError, match="'growth' exists already, stated by notebook 01_a, cell 1"):
+            Run("02_b", tmp_path, {}).claim(HOLDS)
+
+    @pytest.mark.parametrize(
+        ("cell_id", "source"),
+        [("a", "run.claim(FAILS)"), (None, "run.claim(HOLDS)")],
+        ids=["edited, in JupyterLab", "no cell ids"],
+    )
+    def test_a_cell_that_runs_again_replaces_all_its_claims(self, tmp_path, shell, cell_id, source):
+        run = Run("01_a", tmp_path, {})
+        shell.execute("run.claim(HOLDS)", cell_id)
+        run.claim(HOLDS)
+        shell.execute("run.claim(UNSURE)", "b")
+        run.claim(UNSURE)
+        shell.execute(source, cell_id)
+        run.claim(HOLDS if cell_id is None else FAILS)
+        ledger = claims_file(tmp_path)
+        assert ledger[["cell", "id"]].values.tolist() == [
+            ["2", "cost"],
+            ["3", "growth" if cell_id is None else "flat"],
+        ]
 
 
 class TestProvenance:
@@ -201,7 +298,7 @@ class TestFolder:
     def test_nothing_but_whole_files_is_left(self, tmp_path):
         Run("01_a", tmp_path, {}).finish()
         left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-        assert left == {"tables", "figures", "claims.csv", "provenance.json"}
+        assert left == {"tables", "figures", "claims.csv", "figures.csv", "provenance.json"}
 
     def test_without_a_name_it_is_the_interactive_one_of_the_project(self, monkeypatch, tmp_path):
         monkeypatch.setattr("hicache_nixl.lab.runs.run.runs_folder", lambda: tmp_path)
