@@ -1,4 +1,8 @@
-"""The calls of a connector: which are running, so that it is not closed under them, and how they fail."""
+"""The calls of a connector: which are running, so that ``close`` can wait for them, and how they fail.
+
+This is the one place where an error becomes False and a line in the log: inside the package errors are raised,
+while an exception that leaves the connector would end a thread of the server.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .errors import ClosedError, HiCacheNixlError
+from .lifetimes.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -16,10 +21,10 @@ Answer = TypeVar("Answer")
 
 
 class Calls:
-    """Counts running calls; ``close`` waits for them and lets no further one begin.
+    """Counts running calls; ``close`` waits for them and refuses further ones.
 
-    SGLang closes a backend at detach, while its backup and prefetch threads may still be in a transfer.  To
-    drop the agent under them is a use after free.
+    SGLang closes a backend at detach, while its backup and prefetch threads may still be in a transfer.
+    Dropping the agent during a transfer is a use after free.
     """
 
     def __init__(self) -> None:
@@ -30,7 +35,7 @@ class Calls:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Be a running call, or a part of one; raises ``ClosedError`` for one that begins after ``close``."""
+        """Count as a running call, or as a part of one; raise ``ClosedError`` for one that begins after ``close``."""
         if getattr(self._this_thread, "inside", False):
             yield
             return
@@ -50,26 +55,55 @@ class Calls:
     def guarded(
         self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
     ) -> Answer:
-        """Run an action; on an error log one line and answer ``failure``.
-
-        The connector's edge: inside errors are raised, outside SGLang's threads must go on.
-        """
+        """Run an action; on an error log one line and return ``failure``."""
         try:
             with self.running():
                 return action(*args)
-        except HiCacheNixlError as error:
-            logger.error("%s of %d, first %s: %s", operation, len(keys), _first(keys), error)
-        except Exception:  # whatever it is, the server's thread must live
-            logger.exception("%s of %d, first %s: unexpected error", operation, len(keys), _first(keys))
+        except Exception as error:  # any error: the server's thread must go on
+            _log(operation, keys, error)
         return failure
 
+    def moved(
+        self, operation: str, names: Sequence[str], action: Callable[..., Sequence[Outcome]], *args: Any
+    ) -> list[bool]:
+        """Run an action that moves pieces; log each error once and tell which pieces were moved.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Length n, one per piece.
+        action : callable
+            Returns n outcomes, or raises when all n failed.
+
+        Returns
+        -------
+        list of bool
+            Length n.
+        """
+        nothing: Sequence[Outcome] = ()
+        outcomes = self.guarded(operation, names, nothing, action, *args)
+        failed: dict[int, list[str]] = {}  # names by the identity of their error
+        errors: dict[int, Exception] = {}
+        for name, outcome in zip(names, outcomes, strict=False):
+            if outcome.error is not None:
+                errors[id(outcome.error)] = outcome.error
+                failed.setdefault(id(outcome.error), []).append(name)
+        for key, error in errors.items():
+            _log(operation, failed[key], error)
+        return [outcome.moved for outcome in outcomes] or [False] * len(names)
+
     def close(self) -> None:
-        """Refuse calls from now on and wait for those that run; may be called twice."""
+        """Refuse calls from now on and wait for running ones; may be called twice."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._running)
 
 
-def _first(keys: Sequence[Any]) -> str:
+def _log(operation: str, keys: Sequence[Any], error: Exception) -> None:
+    """Log one line; with a traceback where the error is not one of ours."""
     first = keys[0] if len(keys) else "(none)"
-    return repr(first) if isinstance(first, str) else type(first).__name__
+    shown = repr(first) if isinstance(first, str) else type(first).__name__
+    if isinstance(error, HiCacheNixlError):
+        logger.error("%s of %d, first %s: %s", operation, len(keys), shown, error)
+    else:
+        logger.error("%s of %d, first %s: unexpected error", operation, len(keys), shown, exc_info=error)

@@ -10,13 +10,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
 from .errors import ConfigError
+from .lifetimes import BY_NAME, DEFAULT_LIFETIME, RELEASED
+from .lifetimes import LIFETIMES as LIFETIMES
 
 FILE_PLUGINS = ("3FS", "POSIX", "GDS_MT", "GDS")  # in the order of auto mode
 OBJ_PLUGINS = ("OBJ",)
-LIFETIMES = ("leaky", "try_finally", "scoped")
-DEFAULT_LIFETIME = "scoped"
-# Those that stand for a release of SGLang, and so answer as it does and name pages as it does.
-RELEASED = {"leaky": "SGLang up to 0.5.11", "try_finally": "SGLang 0.5.12"}
 
 PLUGIN_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_PLUGIN"
 STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
@@ -139,7 +137,7 @@ class NixlBackendConfig:
         if extra_config is not None and not isinstance(extra_config, Mapping):
             raise ConfigError(f"extra_config is a {type(extra_config).__name__}; it takes a dict")
         self._extra = dict(extra_config or {})
-        self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), LIFETIMES)
+        self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), tuple(BY_NAME))
         self.use_direct_io = _checked(
             TypeAdapter(bool), self._extra.get("use_direct_io", False), "use_direct_io"
         )
@@ -191,6 +189,18 @@ class NixlBackendConfig:
         return {
             key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()
         }
+
+
+def storage_folder(file_path: Any) -> str:
+    """Return the storage folder: that of the environment, else the one that is given, else the default.
+
+    Parameters
+    ----------
+    file_path : str, os.PathLike or Any
+        SGLang's dynamic loader passes a dict instead of a path; it means the default.
+    """
+    given = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
+    return os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(given)
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:

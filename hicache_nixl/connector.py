@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from itertools import cycle, takewhile
 from typing import Any
@@ -15,44 +12,34 @@ import torch
 
 from . import lifetimes
 from .calls import Calls
-from .config import (
-    DEFAULT_STORAGE_DIR,
-    OBJ_PLUGINS,
-    RELEASED,
-    STORAGE_DIR_VARIABLE,
-    HiCacheStorageConfig,
-    NixlBackendConfig,
-)
+from .config import DEFAULT_STORAGE_DIR, HiCacheStorageConfig, NixlBackendConfig, storage_folder
 from .contract import HiCacheStorage
-from .errors import ConfigError, FileError, PageIndexError, TransferError
+from .errors import PageIndexError
 from .host.buffers import Pages, pages_of
 from .names import PageNames
-from .transport.agent import make_backend
-from .transport.files import NixlFileManager
-from .transport.registration import Buffer, NixlRegistration, buffer_sizes
+from .transport.registration import Buffer
 
 logger = logging.getLogger(__name__)
 
 
 class HiCacheNixl(HiCacheStorage):
-    """Stores KV pages through NIXL, one file or object per piece of a page.
+    """Stores KV pages through a lifetime, which owns the storage; see ``hicache_nixl.lifetimes``.
 
-    Names are SGLang's, see ``hicache_nixl.names``.  A transfer that fails answers False and logs one line;
-    nothing raises but the constructor,
-    ``register_mem_pool_host``, and KeyboardInterrupt.
+    Names are SGLang's, see ``hicache_nixl.names``.  A call that fails logs one line and returns False (or None,
+    or 0); only the constructor and ``register_mem_pool_host`` raise, and KeyboardInterrupt passes.
 
     Parameters
     ----------
     storage_config : HiCacheStorageConfig
         Ours or SGLang's.  ``extra_config`` chooses plugin and lifetime, see ``NixlBackendConfig``.
     file_path : str
-        Storage folder; ``SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR`` goes before it.  SGLang's dynamic loader
-        passes a dict of its own here, which stands for the default.
+        Storage folder; ``SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR`` overrides it.  A dict, which SGLang's
+        dynamic loader passes, means the default.
 
     Raises
     ------
     ConfigError, PluginError, NixlMissingError
-        When the configuration cannot work; the message names the key and the values that it takes.
+        When the configuration cannot work; the message names the key and the expected values.
 
     Examples
     --------
@@ -65,23 +52,13 @@ class HiCacheNixl(HiCacheStorage):
 
     def __init__(self, storage_config: Any, file_path: Any = DEFAULT_STORAGE_DIR):
         config = HiCacheStorageConfig.checked(storage_config)
-        self.backend_config = NixlBackendConfig(config.extra_config)
-        # leaky and try_finally stand for releases, and name and answer as those do
-        self._as_released = self.backend_config.lifetime in RELEASED
-        self.names = PageNames(config, plain=self._as_released)
+        backend_config = NixlBackendConfig(config.extra_config)
+        lifetime = lifetimes.load(backend_config.lifetime)
+        self.names = PageNames(config, plain=lifetime.as_released)
         self.pages: Pages | None = None
-        backend = make_backend(self.backend_config)
-        self.file_manager: NixlFileManager | None = None
-        if backend.plugin not in OBJ_PLUGINS:
-            folder = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
-            self.file_manager = NixlFileManager(
-                os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(folder), self.backend_config.use_direct_io
-            )
-        self.registration = NixlRegistration(backend)
+        self.lifetime = lifetime(backend_config, storage_folder(file_path))
         self._calls = Calls()
-        self._one_at_a_time = threading.Lock() if backend.keeps_failed_io else contextlib.nullcontext()
-        self.lifetime = lifetimes.BY_NAME[self.backend_config.lifetime](self.registration, self.file_manager)
-        logger.info("HiCacheNixl: plugin %s, lifetime %s", backend.plugin, self.backend_config.lifetime)
+        logger.info("HiCacheNixl: lifetime %s", backend_config.lifetime)
 
     # -- the batch calls of the cache controller -------------------------------------------------------
 
@@ -93,8 +70,8 @@ class HiCacheNixl(HiCacheStorage):
         ConfigError, RegistrationError
             The pool before it, if there was one, stays with its names; its memory is not registered any more.
         """
-        direct = self.file_manager is not None and self.file_manager.direct
-        pages, names = pages_of(mem_pool_host, not self._as_released, direct), copy.copy(self.names)
+        pages = pages_of(mem_pool_host, self.lifetime.stages_copies, self.lifetime.direct)
+        names = copy.copy(self.names)
         names.for_pool(mem_pool_host, pages.zero_copy)
         self.lifetime.register_pool(pages.memory)  # while what was registered before is still there
         super().register_mem_pool_host(mem_pool_host)
@@ -205,41 +182,39 @@ class HiCacheNixl(HiCacheStorage):
             "register_buffers",
             buffers if isinstance(buffers, list | tuple) else [buffers],
             None,
-            lambda: self.registration.register_buffers(buffers),
+            self.lifetime.register_buffers,
+            buffers,
         )
 
     def register_files(self, file_paths: Sequence[str]) -> Any:
         """Open files and register them with NIXL; an owner with ``close()`` in ``scoped``, else NIXL's list.
 
-        None when it failed, and with OBJ, which has no files.
+        None when it failed, and where pages are not files.
         """
-        if self.file_manager is None:
-            logger.error("register_files opens files, and OBJ has none: use register_objects")
-            return None
         return self._calls.guarded(
             "register_files", file_paths, None, self.lifetime.register_files, file_paths
         )
 
     def register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None = None) -> Any:
         """Register objects with NIXL; their registration, or None."""
-        return self._calls.guarded("register_objects", keys, None, self._register_objects, keys, sizes)
+        sizes = sizes or [0] * len(keys)
+        return self._calls.guarded(
+            "register_objects", keys, None, self.lifetime.register_objects, keys, sizes
+        )
 
     # -- the end ---------------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Remove the pages of this model and rank; other files of the folder stay."""
-        self._calls.guarded("clear", (), None, self._clear)
+        """Remove the pages of this model and rank; whatever else is stored stays."""
+        self._calls.guarded("clear", (), 0, self.lifetime.clear, self.names.is_own)
 
     def close(self) -> None:
-        """Wait for calls of other threads, then release the agent and what the lifetime owns.
+        """Wait for calls of other threads, then close the lifetime.
 
         May be called twice; later calls answer False.
         """
         self._calls.close()
-        try:
-            self.lifetime.close()
-        finally:
-            self.registration.close()
+        self.lifetime.close()
 
     def __enter__(self) -> HiCacheNixl:
         return self
@@ -247,89 +222,46 @@ class HiCacheNixl(HiCacheStorage):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # -- the one place where bytes move ----------------------------------------------------------------
-
-    def _execute_transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> bool:
-        """Move bytes between buffers and files (paths) or objects (keys).
-
-        Parameters
-        ----------
-        direction : str
-            ``"WRITE"`` to storage, ``"READ"`` from it.
-        """
-        return all(self._move(buffers, keys, direction))
-
-    def _move(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[bool | None]:
-        """Move bytes as ``_execute_transfer`` does, with an answer per buffer; None where nothing was touched."""
-        failed: list[bool | None] = [False] * max(len(keys), 1)
-        return self._calls.guarded(direction, keys, failed, self._transfer, buffers, keys, direction)
-
-    def _transfer(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[bool | None]:
-        if not keys or len(buffers) != len(keys):
-            raise PageIndexError(f"{len(buffers)} buffers for {len(keys)} files or objects")
-        with self._one_at_a_time:
-            try:
-                faults = self.lifetime._execute_transfer(buffers, keys, direction)
-            except TransferError as error:
-                fault = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE")
-                if self._as_released or len(keys) == 1:
-                    raise fault or error from error
-                logger.warning(
-                    "%s of %d failed, each by itself now: %s", direction, len(keys), fault or error
-                )
-            else:
-                for fault in faults.values():
-                    logger.error("%s: %s", direction, fault)
-                return [None if position in faults else True for position in range(len(keys))]
-        alone = zip(buffers, keys, strict=True)
-        return [self._execute_transfer([buffer], [key], direction) for buffer, key in alone]
-
-    def _after_failure(self, keys: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
-        """Name the file that made a transfer fail, and leave nothing that would spoil a later one."""
-        fault = None
-        if self.file_manager is not None:
-            fault = self.file_manager.first_fault(keys, sizes, writing)
-            if writing:  # some of it may be on disk, so none of it is a page any more
-                self.file_manager.discard(keys)
-        if self.registration.keeps_failed_io:
-            self.registration.attach(make_backend(self.backend_config))
-            if self.pages is not None:
-                self.lifetime.register_pool(self.pages.memory)
-        return fault
-
     # -- pages -----------------------------------------------------------------------------------------
 
     def _set_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        results: list[bool] = []
-        for names, indices in self._batches(keys, host_indices):
-            with self.pages.leaving(indices) as buffers:
-                results += self.pages.whole(self._store(buffers, names, len(self.pages.piece_sizes)))
+        pages, results = self._pages_for(keys, host_indices), []
+        for names, indices in self._batches(pages, keys, host_indices):
+            with pages.leaving(indices) as buffers:
+                results += pages.whole(self._store(names, buffers, len(pages.piece_sizes)))
         return results
 
     def _get_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        results: list[bool] = []
-        for names, indices in self._batches(keys, host_indices):
-            with self.pages.arriving(indices) as buffers:
-                loaded = self.pages.whole(self._move(buffers, self._locations(names), "READ"))
-                self.pages.land(indices, buffers, loaded)
+        pages, results = self._pages_for(keys, host_indices), []
+        for names, indices in self._batches(pages, keys, host_indices):
+            with pages.arriving(indices) as buffers:
+                loaded = pages.whole(self._load(names, buffers))
+                pages.land(indices, buffers, loaded)
                 results += loaded
         return results
 
-    def _batches(self, keys: Sequence[str], host_indices: torch.Tensor) -> Iterator[Any]:
-        """Check everything about a batch call before anything moves; names and indices per transfer."""
+    def _pages_for(self, keys: Sequence[str], host_indices: torch.Tensor) -> Pages:
+        """Return the pages of the host pool, after checking the arguments of a batch call."""
         if self.pages is None:
             raise PageIndexError("no host pool: call register_mem_pool_host first")
         self.pages.check(len(keys), host_indices)
-        return self.pages.batches(self.names.of_pages(keys, self.is_zero_copy), host_indices)
+        return self.pages
+
+    def _batches(self, pages: Pages, keys: Sequence[str], host_indices: torch.Tensor) -> Iterator[Any]:
+        """Return names and indices of each transfer, after checking every key."""
+        return pages.batches(self.names.of_pages(keys, pages.zero_copy), host_indices)
+
+    def _store(self, names: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int) -> list[bool]:
+        store = self.lifetime.store
+        return self._calls.moved("WRITE", names, store, names, buffers, pieces_per_page)
+
+    def _load(self, names: Sequence[str], buffers: Sequence[Buffer]) -> list[bool]:
+        return self._calls.moved("READ", names, self.lifetime.load, names, buffers)
 
     def _count_leading(self, keys: Sequence[str]) -> int:
         names = self.names.of_pages(keys, self.is_zero_copy)
-        locations = self._locations(names)
-        if self._as_released or self.file_manager is None:  # an object is there when all its bytes are
-            found = [answer is not None for answer in self.registration.query(locations)]
-        else:
-            sizes = cycle(self.pages.piece_sizes if self.pages else [None])
-            found = map(self.file_manager.is_whole, locations, sizes)
+        sizes: Iterator[int | None] = cycle(self.pages.piece_sizes if self.pages else [None])
+        found = self.lifetime.present(names, [next(sizes) for _ in names])
         leading = sum(1 for _ in takewhile(bool, found))
         return leading * len(keys) // len(names) if names else 0
 
@@ -345,7 +277,7 @@ class HiCacheNixl(HiCacheStorage):
         if len(targets) != len(keys) or (sizes and len(sizes) != len(keys)):
             raise PageIndexError(f"{len(keys)} keys, {len(targets)} targets, {len(sizes or targets)} sizes")
         buffers = list(zip(targets, sizes, strict=True)) if sizes else list(targets)
-        loaded = self._execute_transfer(buffers, self._locations(self.names.of_values(keys)), "READ")
+        loaded = all(self._load(self.names.of_values(keys), buffers))
         return list(targets) if loaded and not sizes else [None] * len(keys)
 
     def _set_values(
@@ -359,42 +291,4 @@ class HiCacheNixl(HiCacheStorage):
             values = list(zip(addresses, sizes, strict=True))
         if not keys or not values or len(values) != len(keys):
             raise PageIndexError(f"{len(keys)} keys for {len(values or ())} values")
-        return all(self._store(values, self.names.of_values(keys)))
-
-    def _store(self, buffers: Sequence[Buffer], names: Sequence[str], pieces: int = 1) -> list[bool | None]:
-        """Write buffers to files; of a page that was not written nothing stays, unless no file was touched."""
-        locations = self._locations(names)
-        if self.file_manager is None:
-            return self._move(buffers, locations, "WRITE")
-        fresh: list[str] = []
-        stored: list[bool | None] = [False] * len(locations)
-        try:
-            if not self._as_released:
-                fresh = locations  # a file is emptied before it is written
-            else:
-                for path in locations:
-                    if self.file_manager.create_file(path):
-                        fresh.append(path)
-            stored = self._move(buffers, locations, "WRITE")
-        finally:
-            if not all(stored):
-                pages = (slice(first, first + pieces) for first in range(0, len(locations), pieces))
-                untouched_or_whole = [page for page in pages if set(stored[page]) in ({None}, {True})]
-                kept = {path for page in untouched_or_whole for path in locations[page]}
-                self.file_manager.discard(path for path in fresh if path not in kept)
-        return stored
-
-    def _locations(self, names: Sequence[str]) -> list[str]:
-        """Turn names into what NIXL addresses: paths of files, keys of objects."""
-        if self.file_manager is None:
-            return list(names)
-        return [self.file_manager.get_file_path(name) for name in names]
-
-    def _register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None) -> Any:
-        tuples = self.registration.objects_to_nixl_tuples(keys, sizes or [0] * len(keys))
-        return self.registration.register(tuples, "OBJ")
-
-    def _clear(self) -> None:
-        if self.file_manager is None:
-            raise ConfigError("clear removes files; empty a bucket with the tools of its store")
-        self.file_manager.clear(self.names.is_own)
+        return all(self._store(self.names.of_values(keys), values, 1))

@@ -144,7 +144,7 @@ def regions_alive(
     """Count, from now on, the regions that a store's agent holds registered: FILE_SEG, DRAM_SEG."""
 
     def watch(store: HiCacheNixl) -> Counter[str]:
-        agent, alive = store.registration.agent, Counter[str]()
+        agent, alive = getattr(store, "lifetime", store).registration.agent, Counter[str]()
         register, deregister = agent.register_memory, agent.deregister_memory
         counting = threading.Lock()
 

@@ -119,7 +119,7 @@ class Observed:
     def __init__(
         self, store: HiCacheNixl, folder: Path, replace: Callable[..., None], monkeypatch: pytest.MonkeyPatch
     ):
-        self.agent, self._replace, self._monkeypatch = store.registration.agent, replace, monkeypatch
+        self.agent, self._replace, self._monkeypatch = store.lifetime.registration.agent, replace, monkeypatch
         self._root = f"{folder}/"
         self._poll = self.agent.check_xfer_state
         self._alive: dict[int, str] = {}

@@ -187,7 +187,9 @@ def close_below(folder: Path) -> None:
 
 def let_go(store: HiCacheNixl, registration: Any) -> None:
     """End what ``register_files`` returned, as far as its caller can."""
-    end = getattr(registration, "close", None) or partial(store.registration.deregister, registration)
+    end = getattr(registration, "close", None) or partial(
+        store.lifetime.registration.deregister, registration
+    )
     end()
 
 

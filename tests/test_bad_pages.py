@@ -125,7 +125,7 @@ def test_every_bad_file_has_its_own_line(make_store, pool, folder, log):
         remove(path)
     good = [page not in (0, 3, 7) for page in range(8)]
     assert store.batch_get_v1(keys_of(8), pool.page_indices(0, 8)) == good
-    assert [line.split("'")[1] for line in log.lines()] == [str(path) for path in bad]
+    assert [line.split("'")[-2] for line in log.lines()] == [str(path) for path in bad]
 
 
 def test_a_page_that_grows_to_its_size_between_two_looks_is_no_fault(make_store, pool, monkeypatch):

@@ -209,9 +209,9 @@ def test_execute_transfer_moves_bytes_both_ways(store, left, folder):
     """The key symbol of the PR takes buffers and paths; the files are there already."""
     path, value, target = folder / "plain", values_of(2)[1], zeros_of(1)[0]
     path.touch()
-    assert store._execute_transfer([value], [str(path)], "WRITE")
+    assert all(outcome.moved for outcome in store.lifetime._execute_transfer([value], [str(path)], "WRITE"))
     assert path.read_bytes() == value.numpy().tobytes()
-    assert store._execute_transfer([target], [str(path)], "READ")
+    assert all(outcome.moved for outcome in store.lifetime._execute_transfer([target], [str(path)], "READ"))
     assert torch.equal(target, value)
     assert names_open(folder) == ["plain"] * 2 * left.fds
 

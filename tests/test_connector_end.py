@@ -111,7 +111,12 @@ def test_close_waits_for_a_transfer_of_another_thread(make_store, folder, replac
     """SGLang closes at detach, while its threads may be in a transfer."""
     store, pool = make_store(), make_pool(False, "page_first")
     store.register_mem_pool_host(pool)
-    agent, polled, go_on, answers = store.registration.agent, threading.Event(), threading.Event(), []
+    agent, polled, go_on, answers = (
+        store.lifetime.registration.agent,
+        threading.Event(),
+        threading.Event(),
+        [],
+    )
     poll = agent.check_xfer_state
 
     def slow_poll(handle):

@@ -32,7 +32,7 @@ def flags_seen(folder, replace_method):
     """The flags of the page files that are open when a store's transfers are posted, from now on."""
 
     def watch(store):
-        agent, seen = store.registration.agent, set()
+        agent, seen = store.lifetime.registration.agent, set()
         post = agent.transfer
 
         def observed_post(handle):

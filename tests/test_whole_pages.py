@@ -88,7 +88,7 @@ def test_a_page_is_not_there_from_the_moment_its_files_are_opened(
     store, other = make_store(pool=pool), make_store(pool=pool)
     if not first:
         assert all(store.batch_set_v1(keys_of(3), pool.page_indices(0, 3)))
-    agent, seen = store.registration.agent, []
+    agent, seen = store.lifetime.registration.agent, []
     post = agent.transfer
 
     def observed_post(handle):
@@ -116,7 +116,7 @@ def test_a_page_that_is_seen_holds_every_byte(make_store, folder, queue):
             key = current[0]
             for ending, content in expected.items():
                 path = folder / f"{key}_org-model_0_1{ending}"
-                if store.file_manager.is_whole(str(path), len(content)):
+                if store.lifetime.file_manager.is_whole(str(path), len(content)):
                     seen.append(path.read_bytes() == content)
 
     watching = threading.Thread(target=watch)

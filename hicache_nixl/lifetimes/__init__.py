@@ -1,10 +1,33 @@
-"""Who owns what a transfer opens and registers, and when it ends.
+"""Lifetimes: who owns the storage of pages, and when what a call opens and registers is released.
 
-One module per answer, with the same outline, so that ``diff`` of two neighbours is the patch between
-them.  Each defines ``Lifetime`` with ``register_pool``, ``register_files``, ``_execute_transfer`` and
-``close``; they raise ``HiCacheNixlError``, and the connector turns that into ``False`` and a log line.
+``leaky``, ``try_finally`` and ``scoped`` keep a file or object per piece of a page and share ``file_per_piece``.
+They have the same outline, so that ``diff`` of two neighbours is the patch between them.  A lifetime implements
+``protocol.Lifetime``; it is added with a line in ``BY_NAME``, without a change in the connector.
 """
 
-from . import leaky, scoped, try_finally
+from __future__ import annotations
 
-BY_NAME = {"leaky": leaky.Lifetime, "try_finally": try_finally.Lifetime, "scoped": scoped.Lifetime}
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .protocol import Lifetime
+
+# Name to module, which is imported when the lifetime is used: listing the names does not need torch.
+BY_NAME = {name: f"{__name__}.{name}" for name in ("leaky", "try_finally", "scoped")}
+LIFETIMES = tuple(BY_NAME)
+DEFAULT_LIFETIME = "scoped"
+# Those that reproduce a release of SGLang, including its answers and its names of pages.
+RELEASED = {"leaky": "SGLang up to 0.5.11", "try_finally": "SGLang 0.5.12"}
+
+
+def load(name: str) -> type[Lifetime]:
+    """Return the class of a lifetime.
+
+    Examples
+    --------
+    >>> load("scoped").__module__
+    'hicache_nixl.lifetimes.scoped'
+    """
+    lifetime: type[Lifetime] = import_module(BY_NAME[name]).Lifetime
+    return lifetime

@@ -1,30 +1,25 @@
-"""What a call opens and registers ends with it: what the review of PR #24671 asked for.
+"""What a call opens and registers is released when it ends: what the review of PR #24671 asked for.
 
-Beside ``try_finally.py`` this answers its remarks: a context manager per resource, each as wide as what it
-owns, and none for files where there are none (second); ``register_files`` hands back an owner (third).  The
-first, ``import traceback`` inside the function, is answered by not needing it.  Beyond them, nothing stays
-registered, host memory is registered once per pool, and what cannot be opened spoils nothing else.
+The difference to ``try_finally.py`` answers its remarks: one context manager for each resource, each as wide as
+its resource, and none for files where there are none (second); ``register_files`` returns an owner (third).  The
+first, ``import traceback`` inside the function, does not apply: no module needs it.  Beyond the remarks, nothing
+stays registered, host memory is registered once for each pool, and a file that cannot be opened affects no other.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import Any
 
 import torch
 
-from ..errors import FileError
-from ..transport.files import NOT_OPEN, READ, WRITE, NixlFileManager
-from ..transport.registration import (
-    Buffer,
-    NixlRegistration,
-    StorageTuple,
-    buffer_addresses,
-    buffer_sizes,
-    growing_pause,
-)
+from ..config import NixlBackendConfig
+from ..transport.files import NOT_OPEN, READ, WRITE
+from ..transport.registration import Buffer, StorageTuple, buffer_addresses, buffer_sizes, growing_pause
+from .file_per_piece import FilePerPiece
+from .outcome import MOVED, Outcome
 
 
 class RegisteredFiles(ExitStack):
@@ -39,12 +34,11 @@ class RegisteredFiles(ExitStack):
     registration: Any = None
 
 
-class Lifetime:
-    """Descriptors and storage registrations live for one call, those of host memory as long as the pool."""
+class Lifetime(FilePerPiece):
+    """Descriptors and registrations of storage live for one call, those of host memory as long as the pool."""
 
-    def __init__(self, registration: NixlRegistration, file_manager: NixlFileManager | None):
-        self.registration = registration
-        self.file_manager = file_manager
+    def __init__(self, config: NixlBackendConfig, storage_dir: str):
+        super().__init__(config, storage_dir)
         self._pool = ExitStack()
         self._pool_ranges: list[tuple[int, int]] = []
         self._owners: set[RegisteredFiles] = set()
@@ -57,9 +51,10 @@ class Lifetime:
             start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
             self._pool.enter_context(self.registration.registered_buffers([(start, size)]))
             self._pool_ranges.append((start, start + size))
+        self.memory = memory
 
     def register_files(self, paths: Sequence[str]) -> RegisteredFiles:
-        """Open and register files; the owner returned closes them, and so does ``close()``."""
+        """Open and register files; the owner that is returned closes them, and so does ``close()``."""
         with RegisteredFiles() as stack:
             fds, faults = stack.enter_context(self.file_manager.opened(paths, os.O_RDWR))
             for fault in faults.values():
@@ -74,12 +69,12 @@ class Lifetime:
 
     def _execute_transfer(
         self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
-    ) -> dict[int, FileError]:
-        """Move bytes between buffers and files or objects; returns what was left out, by position."""
+    ) -> list[Outcome]:
+        """Move bytes between buffers and files or objects: of those files that can be opened, all, or raise."""
         sizes = buffer_sizes(buffers)
         if self.registration.mem_type != "FILE":
-            self._move(buffers, self.registration.objects_to_nixl_tuples(keys, sizes), direction)
-            return {}
+            self._transfer(buffers, self.registration.objects_to_nixl_tuples(keys, sizes), direction)
+            return [MOVED] * len(keys)
         flags, wanted = (WRITE, None) if direction == "WRITE" else (READ, sizes)
         flags |= self.file_manager.direct_flag(buffer_addresses(buffers), sizes)
         with self.file_manager.opened(keys, flags, wanted) as (fds, faults):
@@ -87,17 +82,17 @@ class Lifetime:
                 buffers = [buffer for buffer, fd in zip(buffers, fds, strict=True) if fd != NOT_OPEN]
             tuples = [(0, size, fd, "") for size, fd in zip(sizes, fds, strict=True) if fd != NOT_OPEN]
             if tuples:
-                self._move(buffers, tuples, direction)
-        return faults
+                self._transfer(buffers, tuples, direction)
+        return [Outcome.not_touched(faults[i]) if i in faults else MOVED for i in range(len(keys))]
 
-    def _move(self, buffers: Sequence[Buffer], tuples: Sequence[StorageTuple], direction: str) -> None:
+    def _transfer(self, buffers: Sequence[Buffer], tuples: Sequence[StorageTuple], direction: str) -> None:
         with self.registration.registered(tuples, self.registration.mem_type), self._registered(buffers):
             host_descs, storage_descs = self.registration.xfer_descs(buffers, tuples)
             handle = self.registration.initialize(direction, host_descs, storage_descs)
             self.registration.run(handle, growing_pause)
 
     def _registered(self, buffers: Sequence[Buffer]) -> AbstractContextManager[Any]:
-        """Hold buffers registered for this call, unless they lie in the pool's memory."""
+        """Hold buffers registered for this call, unless they lie in the memory of the pool."""
         if isinstance(buffers[0], tuple):
             first, last = min(buffers)[0], max(map(sum, buffers))
             if any(start <= first and last <= end for start, end in self._pool_ranges):
@@ -105,7 +100,7 @@ class Lifetime:
         return self.registration.registered_buffers(buffers)
 
     def close(self) -> None:
-        """Close what ``register_files`` opened and was not closed yet, and let the pool's memory go."""
-        with self._pool, ExitStack() as owners:
+        """Close what ``register_files`` opened, deregister the memory of the pool, and drop the agent."""
+        with closing(self.registration), self._pool, ExitStack() as owners:
             for owner in list(self._owners):
                 owners.callback(owner.close)

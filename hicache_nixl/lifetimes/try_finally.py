@@ -1,7 +1,6 @@
 """The descriptors of a call are closed when it ends: PR #24671, SGLang 0.5.12.
 
-Beside ``leaky.py`` this is the patch.  What it leaves: every registration, and what ``register_files``
-opens.
+The difference to ``leaky.py`` is the patch.  It leaves every registration, and what ``register_files`` opens.
 """
 
 from __future__ import annotations
@@ -11,30 +10,29 @@ from typing import Any
 
 import torch
 
-from ..errors import FileError, RegistrationError
-from ..transport.files import NixlFileManager
-from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
+from ..errors import RegistrationError
+from ..transport.registration import Buffer, buffer_sizes
+from .file_per_piece import FilePerPiece
+from .outcome import MOVED, Outcome
 
 
-class Lifetime:
-    """Descriptors live for one call, registrations for ever."""
+class Lifetime(FilePerPiece):
+    """Descriptors are open for one call; registrations stay until the process ends."""
 
-    def __init__(self, registration: NixlRegistration, file_manager: NixlFileManager | None):
-        self.registration = registration
-        self.file_manager = file_manager
+    as_released = True
 
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Do nothing: every call registers the buffers that it uses."""
 
     def register_files(self, paths: Sequence[str]) -> Any:
-        """Open and register files.  Nobody closes them (third remark in the review of PR #24671)."""
+        """Open and register files.  Nothing closes them (third remark in the review of PR #24671)."""
         tuples = self.file_manager.files_to_nixl_tuples(paths)
         return self.registration.register(tuples, "FILE")
 
     def _execute_transfer(
         self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
-    ) -> dict[int, FileError]:
-        """Move bytes between buffers and files or objects: all of them, or it raises."""
+    ) -> list[Outcome]:
+        """Move bytes between buffers and files or objects: all of them, or raise."""
         file_fds: list[int] = []
         try:
             if self.registration.mem_type == "FILE":
@@ -51,10 +49,11 @@ class Lifetime:
                 self.registration.register_buffers(buffers)
                 handle = self.registration.initialize(direction, host_descs, storage_descs)
             self.registration.run(handle)
-            return {}
+            return [MOVED] * len(keys)
         finally:
             for fd in file_fds:
                 self.file_manager.close_file(fd)
 
     def close(self) -> None:
-        """Nothing is known, so nothing is closed."""
+        """Drop the agent.  Descriptors stay open, because they are not recorded."""
+        self.registration.close()

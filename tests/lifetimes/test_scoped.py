@@ -26,8 +26,10 @@ from support import (
 )
 
 import hicache_nixl
-from hicache_nixl import connector
-from hicache_nixl.lifetimes import scoped
+from hicache_nixl.config import NixlBackendConfig
+from hicache_nixl.lifetimes import file_per_piece, scoped
+from hicache_nixl.lifetimes.outcome import MOVED
+from hicache_nixl.transport.agent import NixlBackend
 
 REGIONS = {"page_first": 1, "page_first_direct": 1, "layer_first": 2}  # the pool; a stage for each direction
 
@@ -185,14 +187,14 @@ def test_on_posix_aio_the_agent_that_follows_a_failed_transfer_knows_the_pool(
     make_store, regions_alive, monkeypatch, folder, layout
 ):
     """Its queue keeps a failed I/O, so that the agent is made anew; host memory belongs to an agent."""
-    really, agents = connector.make_backend, []
+    really, agents = file_per_piece.make_backend, []
 
     def watched(config):
         backend = really(config)
         agents.append(regions_alive(SimpleNamespace(registration=backend)))
         return backend
 
-    monkeypatch.setattr(connector, "make_backend", watched)
+    monkeypatch.setattr(file_per_piece, "make_backend", watched)
     pool = make_pool(False, layout)
     store = make_store("scoped", pool=pool, posix={"queue": "posix_aio"})
     with file_size_limit(1000):
@@ -332,10 +334,13 @@ def test_objects_never_enter_the_part_that_deals_with_files(monkeypatch, directi
     objects = Objects()
     monkeypatch.setattr(os, "open", raising(AssertionError("a file was opened")))
     monkeypatch.setattr(os, "close", raising(AssertionError("a file was closed")))
-    lifetime = scoped.Lifetime(objects, None)
-    faults = lifetime._execute_transfer([torch.zeros(4), (1000, 24)], ["a", "b"], direction)
+    backend = NixlBackend(agent=None, agent_name="", plugin="OBJ", mem_type="OBJ", keeps_failed_io=False)
+    monkeypatch.setattr(file_per_piece, "make_backend", lambda config: backend)
+    lifetime = scoped.Lifetime(NixlBackendConfig({"lifetime": "scoped"}), "unused")
+    lifetime.registration = objects
+    outcomes = lifetime._execute_transfer([torch.zeros(4), (1000, 24)], ["a", "b"], direction)
     monkeypatch.undo()
-    assert faults == {}
+    assert outcomes == [MOVED, MOVED]
     assert objects.asked == [
         ("registered", "OBJ", ["a", "b"]),
         (direction, "host", "stored"),

@@ -42,7 +42,7 @@ keys, indices = keys_of(3), pool.page_indices(0, 3)
 
 with HiCacheNixl(config) as store:
     store.register_mem_pool_host(pool)
-    agent, alive = store.registration.agent, 0
+    agent, alive = store.lifetime.registration.agent, 0
     register, deregister = agent.register_memory, agent.deregister_memory
 
     def counted_register(*args: object) -> object:

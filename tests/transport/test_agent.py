@@ -8,7 +8,8 @@ import pytest
 import torch
 from support import _open_fds, answer_of, files_in, make_pool, run_python, scramble, storage_config
 
-from hicache_nixl import HiCacheNixl, connector
+from hicache_nixl import HiCacheNixl
+from hicache_nixl import config as configuration
 from hicache_nixl.config import PLUGIN_VARIABLE, QUEUES, STORAGE_DIR_VARIABLE, NixlBackendConfig
 from hicache_nixl.errors import ConfigError, HiCacheNixlError, NixlMissingError, PluginError
 from hicache_nixl.transport import agent as plugins
@@ -189,7 +190,7 @@ def test_the_storage_folder_may_be_a_path(make_store, tmp_path):
 def test_sglang_s_dynamic_loader_passes_a_dict_for_the_folder_and_keys_of_its_own(
     make_store, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(connector, "DEFAULT_STORAGE_DIR", str(tmp_path / "default"))
+    monkeypatch.setattr(configuration, "DEFAULT_STORAGE_DIR", str(tmp_path / "default"))
     added = {
         "backend_name": "nixl",
         "module_path": "hicache_nixl",

@@ -225,25 +225,27 @@ def test_run_releases_a_transfer_that_is_done_at_once_and_does_not_wait(registra
     assert slept == []
 
 
-def test_a_release_pauses_as_sglang_does_and_scoped_not_at_first(make_store, lifetime, replace_method, slept):
+def test_a_release_pauses_as_sglang_does_and_scoped_not_at_first(
+    make_store, lifetime, replace_method, slept, monkeypatch
+):
     pool = make_pool(False, "page_first")
     store = make_store(lifetime, pool=pool)
-    agent, polls = store.registration.agent, []
+    agent, polls = store.lifetime.registration.agent, []
     poll = agent.check_xfer_state
 
-    def slow_poll(handle):
+    def poll_until_done(handle):
         polls.append(handle)
-        return "PROC" if len(polls) <= 5 else poll(handle)
+        if len(polls) <= 5:
+            return "PROC"
+        while poll(handle) == "PROC":
+            continue
+        return "DONE"
 
-    replace_method(agent, "check_xfer_state", slow_poll)
+    replace_method(agent, "check_xfer_state", poll_until_done)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)  # no time passes, however busy the machine
     assert all(store.batch_set_v1(["page"], pool.page_indices(0, 1)))
-    assert len(polls) > 5
-    if lifetime in RELEASED:
-        assert set(slept) == {100e-6}
-        assert len(slept) >= 5
-    else:
-        assert all(pause <= 100e-6 for pause in slept)
-        assert len(slept) < len(polls) - 1
+    assert len(polls) == 6
+    assert slept == ([POLL_SECONDS] * 6 if lifetime in RELEASED else [])
 
 
 def test_close_drops_the_agent_and_may_be_called_twice(registration):

@@ -27,7 +27,7 @@ def patch(before: str, after: str) -> str:
     >>> print(patch("leaky", "try_finally").splitlines()[1])
     +++ hicache_nixl/lifetimes/try_finally.py
     """
-    texts = [inspect.getsource(inspect.getmodule(lifetimes.BY_NAME[name])) for name in (before, after)]
+    texts = [inspect.getsource(inspect.getmodule(lifetimes.load(name))) for name in (before, after)]
     names = [f"hicache_nixl/lifetimes/{name}.py" for name in (before, after)]
     lines = [text.splitlines(keepends=True) for text in texts]
     return "".join(difflib.unified_diff(*lines, *names))

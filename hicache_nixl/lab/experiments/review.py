@@ -164,7 +164,8 @@ def _sources(connector: str) -> Iterator[tuple[str, str]]:
     version = version_of(connector)
     if version is None:
         package = resources.files(PACKAGE)
-        modules = [package / "lifetimes" / f"{connector}.py", *sorted(Path(str(package)).glob("*.py"))]
+        modules = [package / "lifetimes" / f"{name}.py" for name in (connector, "file_per_piece")]
+        modules += sorted(Path(str(package)).glob("*.py"))
         yield from ((module.name, module.read_text()) for module in modules)
         return
     with zipfile.ZipFile(fetch(version)) as wheel:

@@ -1,0 +1,174 @@
+"""What ``leaky``, ``try_finally`` and ``scoped`` share: each piece of a page is a file, or an object with OBJ.
+
+``store`` and ``load`` pass every page through ``_execute_transfer``, which each of the three implements.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from ..config import OBJ_PLUGINS, NixlBackendConfig
+from ..errors import ConfigError, FileError, TransferError
+from ..transport.agent import make_backend
+from ..transport.files import NixlFileManager
+from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
+from .outcome import Outcome
+
+logger = logging.getLogger(__name__)
+
+
+class FilePerPiece(ABC):
+    """A NIXL agent and the files or objects that it transfers; parameters as in ``protocol.Lifetime``.
+
+    Attributes
+    ----------
+    as_released : bool
+        True reproduces a release of SGLang: one bad piece fails its whole batch, and ``present`` does not
+        compare sizes.
+    memory : sequence of torch.Tensor
+        What ``register_pool`` registered last.
+    """
+
+    as_released = False
+    memory: Sequence[torch.Tensor] = ()
+
+    def __init__(self, config: NixlBackendConfig, storage_dir: str):
+        self._config = config
+        backend = make_backend(config)
+        self._files: NixlFileManager | None = None
+        if backend.plugin not in OBJ_PLUGINS:
+            self._files = NixlFileManager(storage_dir, config.use_direct_io)
+        self.registration = NixlRegistration(backend)
+        logger.info("plugin %s", backend.plugin)
+        self.stages_copies = not self.as_released
+        self.direct = self._files is not None and self._files.direct
+        # replacing the agent after a failed transfer must not affect a transfer of another thread
+        self._one_at_a_time: AbstractContextManager[Any] = (
+            threading.Lock() if backend.keeps_failed_io else nullcontext()
+        )
+
+    @property
+    def file_manager(self) -> NixlFileManager:
+        """The page files; ConfigError with OBJ."""
+        if self._files is None:
+            raise ConfigError("OBJ stores objects and opens no files; use register_objects")
+        return self._files
+
+    @abstractmethod
+    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
+        """Take host memory, see ``protocol.Lifetime``."""
+
+    @abstractmethod
+    def register_files(self, paths: Sequence[str]) -> Any:
+        """Open and register files."""
+
+    @abstractmethod
+    def _execute_transfer(
+        self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
+    ) -> list[Outcome]:
+        """Move bytes between buffers and files (paths) or objects (keys).
+
+        Parameters
+        ----------
+        direction : str
+            ``"WRITE"`` to storage, ``"READ"`` from it.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what this lifetime knows of."""
+
+    # -- storing and loading ---------------------------------------------------------------------------
+
+    def store(self, names: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int) -> list[Outcome]:
+        """Write each buffer to its file or object, see ``protocol.Lifetime``."""
+        keys = self._keys(names)
+        if self._files is None:
+            return self._move(buffers, keys, "WRITE")
+        written: list[str] = []
+        outcomes: list[Outcome] = []
+        try:
+            if not self.as_released:
+                written = keys  # opening a file to write creates or empties it
+            else:
+                for path in keys:
+                    if self._files.create_file(path):
+                        written.append(path)
+            outcomes = self._move(buffers, keys, "WRITE")
+            return outcomes
+        finally:  # also after an interrupt, when there are no outcomes
+            kept = set(_kept(keys, outcomes, pieces_per_page))
+            self._files.discard(path for path in written if path not in kept)
+
+    def load(self, names: Sequence[str], buffers: Sequence[Buffer]) -> list[Outcome]:
+        """Read each file or object into its buffer, see ``protocol.Lifetime``."""
+        return self._move(buffers, self._keys(names), "READ")
+
+    def _keys(self, names: Sequence[str]) -> list[str]:
+        """Return what NIXL addresses: paths of files, or keys of objects."""
+        return list(names) if self._files is None else [self._files.get_file_path(name) for name in names]
+
+    def _move(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[Outcome]:
+        """Execute a transfer; after one that failed in NIXL, each piece alone, as NIXL names no culprit."""
+        with self._one_at_a_time:
+            try:
+                return self._execute_transfer(buffers, keys, direction)
+            except TransferError as error:
+                cause = self._after_failure(keys, buffer_sizes(buffers), direction == "WRITE") or error
+            except Exception as error:
+                return [Outcome.failed(error)] * len(keys)
+        if self.as_released or len(keys) == 1:
+            return [Outcome.failed(cause)] * len(keys)
+        logger.warning("%s of %d failed, each is tried alone now: %s", direction, len(keys), cause)
+        alone = zip(buffers, keys, strict=True)
+        return [self._move([buffer], [key], direction)[0] for buffer, key in alone]
+
+    def _after_failure(self, keys: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
+        """Find the file that made a transfer fail, and remove what would make later ones fail."""
+        fault = None
+        if self._files is not None:
+            fault = self._files.first_fault(keys, sizes, writing)
+            if writing:  # some of the new bytes may be in the files
+                self._files.discard(keys)
+        if self.registration.keeps_failed_io:
+            self.registration.attach(make_backend(self._config))
+            self.register_pool(self.memory)
+        return fault
+
+    # -- the rest --------------------------------------------------------------------------------------
+
+    def present(self, names: Sequence[str], sizes: Sequence[int | None]) -> Iterable[bool]:
+        """Look for files or objects, see ``protocol.Lifetime``."""
+        keys = self._keys(names)
+        if self.as_released or self._files is None:  # an object is listed once it has all its bytes
+            return [answer is not None for answer in self.registration.query(keys)]
+        return map(self._files.is_whole, keys, sizes)
+
+    def clear(self, is_own: Callable[[str], bool]) -> int:
+        """Remove page files, see ``protocol.Lifetime``."""
+        if self._files is None:
+            raise ConfigError("clear removes files; empty a bucket with the tools of its object store")
+        return self._files.clear(is_own)
+
+    def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
+        """Register host memory until the agent ends."""
+        return self.registration.register_buffers(buffers)
+
+    def register_objects(self, keys: Sequence[str], sizes: Sequence[int]) -> Any:
+        """Register objects until the agent ends."""
+        return self.registration.register(self.registration.objects_to_nixl_tuples(keys, sizes), "OBJ")
+
+
+def _kept(keys: Sequence[str], outcomes: Sequence[Outcome], pieces: int) -> Iterable[str]:
+    """Yield the pieces of pages that were stored whole, or not touched at all."""
+    for first in range(0, len(outcomes), pieces):
+        page = outcomes[first : first + pieces]
+        if all(outcome.moved for outcome in page) or not any(outcome.touched for outcome in page):
+            yield from keys[first : first + pieces]
