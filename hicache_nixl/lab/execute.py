@@ -1,9 +1,16 @@
-"""Running the notebooks headlessly: parameters, papermill, HTML."""
+"""Running the investigation: notebooks, one after the other, into the folder of a run, with its report.
+
+>>> from hicache_nixl.lab.execute import execute
+>>> result = execute(["01"], parameters={"queue": "posix_aio"}, run="mine")  # doctest: +SKIP
+>>> result.verdict, result.page, result.errors()                             # doctest: +SKIP
+('19 of 19 claims hold', PosixPath('runs/mine/index.html'), [])
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,28 +20,36 @@ from typing import Any
 
 import pandas as pd
 import papermill
-import yaml
+import tqdm.auto  # noqa: F401  before TQDM_DISABLE is set for the notebooks: it is read by the import
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from traitlets.config import Config
 
-from ..errors import ConfigError, HiCacheNixlError
-from ..resources import resource, runs_folder
-from .report import write_notebook_page
+from ..errors import ConfigError
+from ..resources import runs_folder
+from .plan import choose_notebooks, notebooks, parameters_for, read_profile
+from .report import build, write_notebook_page
 from .runs.claims import FAILS, tally
 from .runs.folder import RunFolder
+from .runs.record import read_record
 
-PROFILES = "notebooks/parameters"
-NUMBERED = "[0-9][0-9]_*.ipynb"
-CELL_TIMEOUT = 1800  # seconds; papermill itself knows no limit
-
-
-class NotebookFailedError(HiCacheNixlError, RuntimeError):
-    """A notebook did not run to its end; names notebook, cell and claims."""
+CELL_TIMEOUT = 1800  # seconds; papermill itself has no limit
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one notebook of a run came to."""
+    """The result of one notebook.
+
+    Attributes
+    ----------
+    notebook : str
+    seconds : float
+    claims : pandas.DataFrame
+        Its rows of the ledger.
+    html : Path
+        Its page.
+    error : str or None
+        The cell that raised, and what; None when the notebook ran to its end.
+    """
 
     notebook: str
     seconds: float
@@ -43,7 +58,7 @@ class Outcome:
     error: str | None
 
     def errors(self) -> list[str]:
-        """Return what failed: the cell that raised, or each claim that failed with the cell that stated it."""
+        """Return what failed: each failed claim with the cell that stated it, else the cell that raised."""
         failed = [
             f"{self.notebook}, cell {claim.cell}, claim {claim.id}: {claim.sentence} "
             f"expected {claim.expected}, measured {claim.measured}"
@@ -56,102 +71,91 @@ class Outcome:
         return int((self.claims.verdict == verdict).sum())
 
 
-def notebooks() -> dict[str, Path]:
-    """Return the notebooks by name, in reading order."""
-    return {path.stem: path for path in sorted(resource("notebooks").glob(NUMBERED))}
+@dataclass(frozen=True)
+class Reproduction:
+    """The result of a run.
 
-
-def profiles() -> dict[str, Path]:
-    """Return the profiles by name."""
-    return {path.stem: path for path in sorted(resource(PROFILES).glob("*.yaml"))}
-
-
-def chosen_notebooks(wanted: Sequence[str]) -> dict[str, Path]:
-    """Return the notebooks that names or their beginnings ("01") stand for; all when none is given."""
-    known = notebooks()
-    if not wanted:
-        return known
-    chosen = {}
-    for name in wanted:
-        matches = [stem for stem in known if stem.startswith(name.removesuffix(".ipynb"))]
-        if len(matches) != 1:
-            raise ConfigError(f"notebook {name!r} is unknown; there are {', '.join(known)}")
-        chosen[matches[0]] = known[matches[0]]
-    return dict(sorted(chosen.items()))
-
-
-def read_profile(name: str) -> dict[str, dict[str, Any]]:
-    """Return a profile: parameters per notebook, and under ``all`` those of every one."""
-    known = profiles()
-    if name not in known:
-        raise ConfigError(f"profile {name!r} is unknown; there are {', '.join(known)}")
-    profile = yaml.safe_load(known[name].read_text()) or {}
-    known_notebooks = {path.stem: path for path in sorted(resource("notebooks").glob(NUMBERED))}
-    sections = ("all", *known_notebooks)
-    for section in profile:
-        if section not in sections:
-            raise ConfigError(f"profile {name}: {section!r} is no notebook; it takes {', '.join(sections)}")
-    every = sorted(set().union(*(_defaults(path) for path in known_notebooks.values())))
-    for parameter in profile.get("all") or {}:
-        if parameter not in every:
-            raise ConfigError(f"profile {name}: no notebook has {parameter!r}; they take {', '.join(every)}")
-    return {section: parameters or {} for section, parameters in profile.items()}
-
-
-def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read ``name=value`` pairs; values as YAML.
-
-    Examples
-    --------
-    >>> parse_parameters(["page_bytes=4096", "queue=io_uring", "strict=false"])
-    {'page_bytes': 4096, 'queue': 'io_uring', 'strict': False}
+    Attributes
+    ----------
+    folder : Path
+        Where everything is.
+    outcomes : tuple of Outcome
+        The notebooks that ran, in order.
+    page : Path or None
+        The report; None when the run was interrupted.
+    not_run : dict
+        The released connectors that were left out, with the reason for each.
+    interrupted : str or None
+        The notebook that Ctrl-C interrupted.
     """
-    parameters = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"-p {pair}: it takes name=value")
-        try:
-            parameters[name.strip()] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError:
-            parameters[name.strip()] = value
-    return parameters
+
+    folder: Path
+    outcomes: tuple[Outcome, ...]
+    page: Path | None
+    not_run: Mapping[str, str]
+    interrupted: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """How many of the claims hold, in one line."""
+        return verdict(self.outcomes)
+
+    def errors(self) -> list[str]:
+        """Return what failed, each with its notebook and cell; empty when every claim holds or is inconclusive."""
+        return [error for outcome in self.outcomes for error in outcome.errors()]
 
 
-def parameters_for(
-    chosen: Mapping[str, Path], profile: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Work out the parameters of each notebook: its defaults, the profile, what was given.
+def execute(
+    wanted: Sequence[str] = (),
+    *,
+    profile: str = "quick",
+    parameters: Mapping[str, Any] | None = None,
+    run: str | None = None,
+    progress: bool = False,
+) -> Reproduction:
+    """Run notebooks into the folder of a new run, and make its report.
 
-    papermill only warns of an unknown parameter, so it is an error here; so is a value of another type
-    than the default's.
+    Everything that was given is checked before anything runs.  A notebook that fails ends the run; what has run
+    until then is kept, with its report.  Ctrl-C ends the run as well: what has run is kept, without a report.
+
+    Parameters
+    ----------
+    wanted : sequence of str
+        Notebooks by name or number; all of them when left out.
+    profile : str
+        A file of ``notebooks/parameters``.
+    parameters : mapping, optional
+        Parameters of the notebooks; they override those of the profile.
+    run : str, optional
+        The name of the folder below ``runs/``; made of profile and time when left out.
+    progress : bool
+        Show a bar for each notebook when stderr is a terminal.
 
     Raises
     ------
     ConfigError
-        Naming the parameters that are known.
+        When a notebook, the profile, a parameter or the name of the run cannot work.
     """
-    defaults = {name: _defaults(path) for name, path in chosen.items()}
-    known = sorted(set().union(*defaults.values()))
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"parameter {name!r} is unknown; {', '.join(chosen)} take {', '.join(known)}")
-    result = {}
-    for notebook, own in defaults.items():
-        for name in profile.get(notebook, {}):
-            if name not in own:
-                raise ConfigError(f"profile: {notebook} has no parameter {name!r}; it takes {', '.join(own)}")
-        wanted = {**profile.get("all", {}), **profile.get(notebook, {}), **given}
-        result[notebook] = {name: value for name, value in wanted.items() if name in own}
-        for name, value in result[notebook].items():
-            _check_type(notebook, name, value, own[name])
-    return result
+    chosen = choose_notebooks(wanted, notebooks())
+    resolved = parameters_for(chosen, read_profile(profile), parameters or {})
+    folder = new_run_folder(run or default_run_name(profile))
+    RunFolder(folder).plan(list(chosen))
+    outcomes: list[Outcome] = []
+    for name, path in chosen.items():
+        try:
+            outcomes.append(run_notebook(name, path, folder, resolved[name], progress))
+        except KeyboardInterrupt:
+            return Reproduction(folder, tuple(outcomes), None, {}, interrupted=name)
+        if outcomes[-1].error:
+            break
+    record = read_record(folder)
+    return Reproduction(folder, tuple(outcomes), build(record), record.not_run())
 
 
 def new_run_folder(name: str) -> Path:
     """Make the folder of a run; a run that exists is a record and is not written into again."""
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-        raise ConfigError(f"run {name!r}: a name of letters, digits, '-', '_', '+' and '.'")
+        raise ConfigError(f"run {name!r}: expected a name of letters, digits, '-', '_', '+' and '.'")
     folder = runs_folder() / name
     try:
         folder.mkdir(parents=True)
@@ -165,31 +169,33 @@ def new_run_folder(name: str) -> Path:
 
 
 def default_run_name(profile: str) -> str:
-    """Return a name that tells profile and time."""
+    """Return a name made of profile and time."""
     return f"{profile}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def run_notebook(name: str, path: Path, folder: Path, parameters: Mapping[str, Any]) -> Outcome:
+def run_notebook(
+    name: str, path: Path, folder: Path, parameters: Mapping[str, Any], progress: bool = False
+) -> Outcome:
     """Run one notebook through papermill into the folder of a run, and make its page.
 
-    A notebook that fails is kept as far as it came, with the failing cell marked; so is its page.
+    The executed notebook and its page are kept also when it fails, up to the failing cell, which is marked.
     """
     output = RunFolder(folder).notebook(name)
     output.parent.mkdir(exist_ok=True)
     started = datetime.now()
     error = None
-    with _quiet_workers():
+    bar = {"desc": name, "bar_format": "{desc} {bar:30} cell {n_fmt}/{total_fmt} {elapsed}"}
+    with _without_bars_in_notebooks():
         try:
             papermill.execute_notebook(
                 str(path),
                 str(output),
                 parameters={**parameters, "run_dir": str(folder)},
-                progress_bar={
-                    "desc": name,
-                    "bar_format": "{desc} {bar:30} cell {n_fmt}/{total_fmt} {elapsed}",
-                },
+                progress_bar=bar if progress and sys.stderr.isatty() else False,
                 execution_timeout=CELL_TIMEOUT,
-                config=Config({"KernelManager": {"transport": "ipc"}}),  # no port for others to listen at
+                config=Config(
+                    {"KernelManager": {"transport": "ipc"}}
+                ),  # no port that others could connect to
                 cwd=str(folder),
                 kernel_name="python3",  # this interpreter, also where the project's kernel is not registered
             )
@@ -207,13 +213,13 @@ def claims_of(folder: Path, notebook: str | None = None) -> pd.DataFrame:
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """Say in one line how the claims of a run went."""
+    """Say in one line how many of the claims hold."""
     return tally(pd.concat([outcome.claims for outcome in outcomes]))
 
 
 @contextmanager
-def _quiet_workers() -> Iterator[None]:
-    """Keep the notebooks' own progress bars out of what they leave; papermill shows one."""
+def _without_bars_in_notebooks() -> Iterator[None]:
+    """Keep the progress bars that notebooks show out of their outputs; papermill's own bar stays."""
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -223,21 +229,3 @@ def _quiet_workers() -> Iterator[None]:
             del os.environ["TQDM_DISABLE"]
         else:
             os.environ["TQDM_DISABLE"] = before
-
-
-def _defaults(path: Path) -> dict[str, Any]:
-    """Read a notebook's parameters with their default values."""
-    return {
-        name: yaml.safe_load(about["default"].replace("None", "null"))
-        for name, about in papermill.inspect_notebook(str(path)).items()
-    }
-
-
-def _check_type(notebook: str, name: str, value: Any, default: Any) -> None:
-    number = isinstance(default, float) and isinstance(value, int)
-    fits = isinstance(value, type(default)) or number
-    if not fits or isinstance(value, bool) != isinstance(default, bool):
-        raise ConfigError(
-            f"parameter {name} of {notebook}: {value!r} is a {type(value).__name__}; "
-            f"it takes a {type(default).__name__} such as {default!r}"
-        )

@@ -1,4 +1,4 @@
-"""Notebooks run headlessly: their parameters, what a run keeps, and how a failure is told."""
+"""Notebooks that are run without a browser: what a run keeps, and how a failure is reported."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ from tiny_notebooks import (
     write_notebook,
 )
 
-from hicache_nixl.config import ConfigError
+from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab import execute as reproduction
-from hicache_nixl.lab.execute import Outcome, parameters_for, parse_parameters, run_notebook
-
-KNOWN = ("margin", "mla", "page_bytes", "queue", "run_dir", "sizes", "storage_dir", "strict")
+from hicache_nixl.lab.execute import Outcome, execute, run_notebook
 
 
 @dataclass(frozen=True)
@@ -187,105 +185,60 @@ def test_a_kernel_that_dies_is_an_error_that_names_the_notebook(tmp_path):
     assert ran.outcome.html.exists()
 
 
-class TestParameterPairs:
-    @pytest.mark.parametrize(
-        ("pair", "value"),
-        [
-            ("n=4096", 4096),
-            ("n=1.5", 1.5),
-            ("n=true", True),
-            ("n=io_uring", "io_uring"),
-            ("n=/mnt/nvme", "/mnt/nvme"),
-            ("n=[1, 4]", [1, 4]),
-            ("n=", ""),
-            ("n=a=b", "a=b"),
-            ("n=@x", "@x"),
-        ],
-    )
-    def test_a_value_is_read_as_what_it_looks_like(self, pair, value):
-        assert parse_parameters([pair]) == {"n": value}
+class TestExecute:
+    """A whole run from Python, on two small notebooks in the place of the project's."""
 
-    @pytest.mark.parametrize("pair", ["page_bytes", "=4096", ""])
-    def test_what_is_no_pair_is_refused(self, pair):
-        with pytest.raises(ConfigError, match="it takes name=value"):
-            parse_parameters([pair])
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        paths = [holding_notebook(tmp_path, "01_holds"), failing_notebook(tmp_path, "02_fails")]
+        monkeypatch.setattr(reproduction, "notebooks", lambda: {path.stem: path for path in paths})
+        monkeypatch.setattr(reproduction, "runs_folder", lambda: tmp_path / "runs")
 
-    def test_the_last_of_two_counts(self):
-        assert parse_parameters(["n=1", "n=2"]) == {"n": 2}
+    def test_it_returns_the_outcomes_the_verdict_and_the_page(self, tmp_path):
+        result = execute(["01"], parameters={"page_bytes": 4096}, run="mine")
+        assert result.folder == tmp_path / "runs" / "mine"
+        assert [outcome.notebook for outcome in result.outcomes] == ["01_holds"]
+        assert result.verdict == "1 of 2 claims hold, 1 inconclusive"
+        assert result.page == result.folder / "index.html"
+        assert result.page.exists()
+        assert (result.errors(), result.not_run, result.interrupted) == ([], {}, None)
 
+    def test_a_failed_claim_is_an_error_of_the_result_and_no_exception(self):
+        result = execute(["02"])
+        assert re.fullmatch(r"quick-\d{8}-\d{6}", result.folder.name)
+        (error,) = result.errors()
+        assert re.match(
+            r"02_fails, cell \d, claim flat: The count is flat\. expected 135, measured 167", error
+        )
+        assert result.page.exists()
 
-@pytest.fixture
-def chosen(tmp_path: Path) -> dict[str, Path]:
-    return {"00_holds": holding_notebook(tmp_path)}
+    def test_ctrl_c_keeps_what_has_run(self, monkeypatch):
+        def interrupted_in_the_second(name: str, *arguments: Any) -> Outcome:
+            if name == "02_fails":
+                raise KeyboardInterrupt
+            return run_notebook(name, *arguments)
 
-
-class TestParameters:
-    def test_what_is_given_goes_before_the_notebooks_section_and_that_before_all(self, chosen):
-        profile = {
-            "all": {"page_bytes": 1, "margin": 1.5, "queue": "posix_aio"},
-            "00_holds": {"page_bytes": 2, "margin": 2.0},
-        }
-        assert parameters_for(chosen, profile, {"page_bytes": 3}) == {
-            "00_holds": {"page_bytes": 3, "margin": 2.0, "queue": "posix_aio"}
-        }
-
-    def test_an_unknown_one_is_refused_with_those_that_are_known(self, chosen):
-        with pytest.raises(ConfigError, match="'page_byte' is unknown; 00_holds take") as caught:
-            parameters_for(chosen, {}, {"page_byte": 4096})
-        assert str(caught.value).endswith(", ".join(KNOWN))
-
-    def test_an_unknown_one_in_a_profile_is_refused_too(self, chosen):
-        with pytest.raises(
-            ConfigError, match=r"00_holds has no parameter 'page_byte'; it takes .*page_bytes"
-        ):
-            parameters_for(chosen, {"00_holds": {"page_byte": 4096}}, {})
+        monkeypatch.setattr(reproduction, "run_notebook", interrupted_in_the_second)
+        result = execute()
+        assert (result.interrupted, result.page) == ("02_fails", None)
+        assert [outcome.notebook for outcome in result.outcomes] == ["01_holds"]
+        assert (result.folder / "html" / "01_holds.html").exists()
 
     @pytest.mark.parametrize(
-        ("name", "value", "takes"),
+        "options",
         [
-            ("page_bytes", "big", "int"),
-            ("page_bytes", 1.5, "int"),
-            ("page_bytes", True, "int"),
-            ("page_bytes", None, "int"),
-            ("mla", 1, "bool"),
-            ("mla", "yes", "bool"),
-            ("queue", 3, "str"),
-            ("storage_dir", None, "str"),
-            ("margin", "small", "float"),
-            ("margin", True, "float"),
-            ("sizes", 4, "list"),
+            {"wanted": ["77"]},
+            {"profile": "slow"},
+            {"parameters": {"page_byte": 1}},
+            {"parameters": {"queue": "uring"}},
+            {"run": "../out"},
         ],
+        ids=str,
     )
-    def test_a_value_of_another_type_is_refused_with_the_type_that_it_takes(self, chosen, name, value, takes):
-        with pytest.raises(ConfigError, match=rf"{name} of 00_holds: .* it takes an? {takes} such as"):
-            parameters_for(chosen, {}, {name: value})
-
-    def test_a_whole_number_is_a_number_for_a_float(self, chosen):
-        assert parameters_for(chosen, {}, {"margin": 2})["00_holds"]["margin"] == 2
-
-
-class TestChoice:
-    def test_without_a_wish_it_is_every_notebook_in_reading_order(self):
-        names = list(reproduction.chosen_notebooks([]))
-        assert names == sorted(names)
-        assert names[0].startswith("01_")
-
-    @pytest.mark.parametrize("wanted", ["02", "02_apply_the_fix", "02_apply_the_fix.ipynb"])
-    def test_a_number_a_name_or_a_file_stands_for_a_notebook(self, wanted):
-        assert list(reproduction.chosen_notebooks([wanted])) == ["02_apply_the_fix"]
-
-    def test_several_run_in_reading_order_and_once(self):
-        chosen = list(reproduction.chosen_notebooks(["03", "01", "03"]))
-        assert [name[:2] for name in chosen] == ["01", "03"]
-
-    @pytest.mark.parametrize("wanted", ["77", "leak", "0", ""])
-    def test_a_name_that_stands_for_none_or_for_several_is_refused_with_all(self, wanted):
-        with pytest.raises(ConfigError, match=f"'{wanted}' is unknown; there are 01_.*, 02_.*, 03_"):
-            reproduction.chosen_notebooks([wanted])
-
-    def test_an_unknown_profile_is_refused_with_those_that_are_known(self):
-        with pytest.raises(ConfigError, match="profile 'slow' is unknown; there are full, quick"):
-            reproduction.read_profile("slow")
+    def test_what_cannot_work_is_refused_before_anything_runs(self, tmp_path, options):
+        with pytest.raises(ConfigError):
+            execute(**options)
+        assert not (tmp_path / "runs").exists()
 
 
 class TestRunFolder:
@@ -305,7 +258,7 @@ class TestRunFolder:
 
     @pytest.mark.parametrize("name", ["../mine", "a/b", ".hidden", "..", "two words", "", "a\0b", "a\n"])
     def test_a_name_that_is_no_plain_folder_name_is_refused(self, runs, name):
-        with pytest.raises(ConfigError, match="a name of letters, digits"):
+        with pytest.raises(ConfigError, match="expected a name of letters, digits"):
             reproduction.new_run_folder(name)
         assert not runs.exists()
 

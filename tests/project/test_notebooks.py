@@ -14,10 +14,9 @@ import pytest
 from jupyter_client import KernelManager
 
 from hicache_nixl import lab
-from hicache_nixl.lab import execute as reproduction
-from hicache_nixl.lab import figures
+from hicache_nixl.lab import figures, plan
 
-NOTEBOOKS = reproduction.notebooks()
+NOTEBOOKS = plan.notebooks()
 PARAMETERS = {name: papermill.inspect_notebook(str(path)) for name, path in NOTEBOOKS.items()}
 ASKED_FOR = {
     "storage_dir",
@@ -102,19 +101,19 @@ class TestParameters:
 
 class TestProfiles:
     def test_there_are_quick_and_full(self):
-        assert list(reproduction.profiles()) == ["full", "quick"]
+        assert list(plan.profiles()) == ["full", "quick"]
 
-    @pytest.mark.parametrize("profile", reproduction.profiles())
+    @pytest.mark.parametrize("profile", plan.profiles())
     def test_a_profile_names_notebooks_and_parameters_that_exist(self, profile):
-        sections = reproduction.read_profile(profile)
+        sections = plan.read_profile(profile)
         assert set(sections) <= {"all", *NOTEBOOKS}
         assert set(sections.get("all", {})) <= set().union(*PARAMETERS.values())
         for name in set(sections) - {"all"}:
             assert set(sections[name]) <= set(PARAMETERS[name])
 
-    @pytest.mark.parametrize("profile", reproduction.profiles())
+    @pytest.mark.parametrize("profile", plan.profiles())
     def test_its_values_have_the_types_of_the_defaults(self, profile):
-        parameters = reproduction.parameters_for(NOTEBOOKS, reproduction.read_profile(profile), {})
+        parameters = plan.parameters_for(NOTEBOOKS, plan.read_profile(profile), {})
         assert set(parameters) == set(NOTEBOOKS)
 
 

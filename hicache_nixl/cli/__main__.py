@@ -1,0 +1,5 @@
+"""``python -m hicache_nixl.cli`` is the command ``hicache-nixl``."""
+
+from . import main
+
+main()

@@ -1,0 +1,212 @@
+"""What a reproduction consists of: its notebooks and the parameters of each, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+import resource as limits
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+
+from ..config import LAYOUTS, QUEUES
+from ..errors import ConfigError
+from ..resources import resource
+from ..watch import read_watch
+
+PROFILES = "notebooks/parameters"
+NUMBERED = "[0-9][0-9]_*.ipynb"
+CHOICES = {"queue": QUEUES, "layout": LAYOUTS}
+MAY_BE_ZERO = ("baseline_fds", "seed")
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+
+
+def notebooks() -> dict[str, Path]:
+    """Return the notebooks by name, in reading order."""
+    return {path.stem: path for path in sorted(resource("notebooks").glob(NUMBERED))}
+
+
+def profiles() -> dict[str, Path]:
+    """Return the profiles by name."""
+    return {path.stem: path for path in sorted(resource(PROFILES).glob("*.yaml"))}
+
+
+def choose_notebooks(wanted: Sequence[str], known: Mapping[str, Path]) -> dict[str, Path]:
+    """Select notebooks by name, file name or number (``"01"`` or ``"1"``); all of them when none is given."""
+    if not wanted:
+        return dict(known)
+    chosen = {}
+    for name in wanted:
+        beginning = name.zfill(2) if name.isdigit() else name.removesuffix(".ipynb")
+        matches = [stem for stem in known if stem.startswith(beginning)]
+        if len(matches) != 1:
+            raise ConfigError(f"notebook {name!r} is unknown; expected one of {', '.join(known)}")
+        chosen[matches[0]] = known[matches[0]]
+    return dict(sorted(chosen.items()))
+
+
+def read_profile(name: str) -> dict[str, dict[str, Any]]:
+    """Read a profile: parameters for each notebook, and under ``all`` those for every notebook.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such profile, or it names a notebook or a parameter that does not exist.
+    """
+    known = profiles()
+    if name not in known:
+        raise ConfigError(f"profile {name!r} is unknown; expected one of {', '.join(known)}")
+    profile = yaml.safe_load(known[name].read_text()) or {}
+    sections = ("all", *notebooks())
+    for section in profile:
+        if section not in sections:
+            raise ConfigError(
+                f"profile {name}: section {section!r} is not a notebook; expected one of {', '.join(sections)}"
+            )
+    every = sorted(set().union(*(_defaults(path) for path in notebooks().values())))
+    for parameter in profile.get("all") or {}:
+        if parameter not in every:
+            raise ConfigError(
+                f"profile {name}: parameter {parameter!r} is unknown; expected one of {', '.join(every)}"
+            )
+    return {section: parameters or {} for section, parameters in profile.items()}
+
+
+def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` pairs; values as YAML.
+
+    Examples
+    --------
+    >>> parse_parameters(["page_bytes=4096", "queue=io_uring", "strict=false"])
+    {'page_bytes': 4096, 'queue': 'io_uring', 'strict': False}
+    """
+    parameters = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"-p {pair}: expected name=value")
+        try:
+            parameters[name.strip()] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError:
+            parameters[name.strip()] = value
+    return parameters
+
+
+def parameters_for(
+    chosen: Mapping[str, Path], profile: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Combine the parameters of each notebook: ``given`` overrides the profile, which overrides the defaults.
+
+    papermill only warns about an unknown parameter; here it is an error, and so is a value that cannot work.
+
+    Parameters
+    ----------
+    chosen : mapping
+        Notebooks by name, as ``choose_notebooks`` returns them.
+    profile : mapping
+        As ``read_profile`` returns it.
+    given : mapping
+        Parameters for every notebook that has them.
+
+    Returns
+    -------
+    dict
+        For each notebook the parameters that differ from its defaults.
+
+    Raises
+    ------
+    ConfigError
+        Naming the parameter and what was expected.
+    """
+    defaults = {name: _defaults(path) for name, path in chosen.items()}
+    known = sorted(set().union(*defaults.values()) - {"run_dir"})
+    if "run_dir" in given:
+        raise ConfigError("parameter run_dir is set by the run; choose its name with --run")
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"parameter {name!r} is unknown; {', '.join(chosen)} accept {', '.join(known)}")
+    given = {name: _with_absolute_path(name, value) for name, value in given.items()}
+    result = {}
+    for notebook, own in defaults.items():
+        for name in profile.get(notebook, {}):
+            if name not in own:
+                raise ConfigError(
+                    f"profile: {notebook} has no parameter {name!r}; expected one of {', '.join(own)}"
+                )
+        wanted = {**profile.get("all", {}), **profile.get(notebook, {}), **given}
+        result[notebook] = {name: value for name, value in wanted.items() if name in own}
+        for name, value in result[notebook].items():
+            check_value(f"parameter {name} of {notebook}", name, value, own[name])
+    return result
+
+
+def check_value(what: str, name: str, value: Any, default: Any) -> None:
+    """Refuse a value of a parameter that cannot work, as far as that is known without running anything.
+
+    Examples
+    --------
+    >>> check_value("parameter calls", "calls", -3, 12)
+    Traceback (most recent call last):
+    hicache_nixl.errors.ConfigError: parameter calls: -3 is too small; expected 1 or more
+    """
+    _check_type(what, value, default)
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ConfigError(f"{what}: {value!r} is unknown; expected one of {', '.join(CHOICES[name])}")
+    if isinstance(value, list):
+        if not value:
+            raise ConfigError(f"{what}: the list is empty; expected values such as {default!r}")
+        for element in value:
+            check_value(what, name, element, default[0])
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _check_number(what, name, value, isinstance(default, int))
+    elif name == "storage_dir" and value:
+        existing_folder(value)
+    elif name == "watched" and value:
+        read_watch(value)
+
+
+def existing_folder(path: str) -> Path:
+    """Return a storage folder that a user named, as an absolute path."""
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"storage_dir {path}: no such folder; expected an existing, writable folder")
+    return folder
+
+
+def _check_type(what: str, value: Any, default: Any) -> None:
+    number = isinstance(default, float) and isinstance(value, int)
+    if isinstance(value, bool) == isinstance(default, bool) and (isinstance(value, type(default)) or number):
+        return
+    expected = TYPES.get(type(default), type(default).__name__)
+    raise ConfigError(f"{what}: {value!r} is not {expected}; expected a value such as {default!r}")
+
+
+def _check_number(what: str, name: str, value: float, whole: bool) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{what}: {value} is not a finite number")
+    if whole and value < (least := 0 if name in MAY_BE_ZERO else 1):
+        raise ConfigError(f"{what}: {value} is too small; expected {least} or more")
+    if value <= 0 and not whole:
+        raise ConfigError(f"{what}: {value} is too small; expected a number above 0")
+    if name in ("page_bytes", "page_sweep") and value % 8:
+        raise ConfigError(f"{what}: {value} does not work; expected a multiple of 8")
+    hard = limits.getrlimit(limits.RLIMIT_NOFILE)[1]
+    if name == "nofile_limit" and hard != limits.RLIM_INFINITY and value > hard:
+        raise ConfigError(f"{what}: {value} is above the hard limit of RLIMIT_NOFILE, which is {hard} here")
+
+
+def _with_absolute_path(name: str, value: Any) -> Any:
+    """Make the path in a parameter absolute, since a notebook runs in the folder of its run."""
+    if name in ("storage_dir", "watched") and isinstance(value, str) and value:
+        return str(Path(value).expanduser().resolve())
+    return value
+
+
+def _defaults(path: Path) -> dict[str, Any]:
+    """Read a notebook's parameters with their default values."""
+    return {
+        name: yaml.safe_load(about["default"].replace("None", "null"))
+        for name, about in papermill.inspect_notebook(str(path)).items()
+    }
