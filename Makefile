@@ -1,17 +1,19 @@
 # make reproduce   the whole investigation, headless, into runs/
 # make test        the tests, except those marked slow
 # make test-all    all tests
+# make check       formatting, lint and types
 # make lab         the notebooks in JupyterLab
+# make reference   a new reference run, and its results in README.md
 # make lock        new pins in requirements.lock
 #
-# Each sets itself up: .venv with the pins of requirements.lock.  ARGS is passed on, for example
+# Each target first installs the pins of requirements.lock into .venv.  ARGS is passed on to the program, for example
 #   make reproduce ARGS="--profile full -p storage_dir=/mnt/nvme"
 
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: reproduce test test-all lab reference lock clean
+.PHONY: reproduce test test-all check lab reference lock clean
 
 reproduce: $(INSTALLED)
 	$(VENV)/bin/hicache-nixl reproduce $(ARGS)
@@ -24,8 +26,12 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST) $(ARGS)
 
-# Opens on the first notebook, and does not ask whether to fetch news.  Root, as in a container, is let in: the
-# server listens on 127.0.0.1 and wants its token.
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# Opens the first notebook, without JupyterLab's question about news.  Root is allowed, since that is the user in
+# many containers; the server listens on 127.0.0.1 and requires its token.
 LAB := --allow-root --LabApp.app_settings_dir=$(CURDIR)/notebooks/jupyter/settings \
   --LabApp.default_url=/lab/tree/01_reproduce_the_leak.ipynb --MappingKernelManager.transport_encryption=auto
 lab: $(INSTALLED)
@@ -39,7 +45,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-# The results that README shows: a run of the quick profile, on a quiet machine and a clean tree.
+# The results in README.md: a run of the quick profile.  Use an idle machine and a clean tree.
 REFERENCE := data/reference
 reference: $(INSTALLED)
 	set -e; out=$$(mktemp); trap 'rm -rf "$$out" runs/reference' EXIT; rm -rf runs/reference; \
@@ -50,7 +56,7 @@ reference: $(INSTALLED)
 	cp runs/reference/figures/03_before_and_after_hero.png $(REFERENCE)/hero.png; \
 	sed -i -e '/^```text$$/,/^```$$/{//!d}' -e '/^```text$$/r $(REFERENCE)/reproduce.txt' README.md
 
-# torch stays pinned by hand: a range would bring the newest build for CUDA, several GB of it.
+# torch is pinned here: a range would install the newest CUDA build, which is several GB.
 TORCH := torch==2.13.0
 lock:
 	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
