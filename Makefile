@@ -13,6 +13,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
+# Tests and notebooks start many processes, which would compile the package and the tests again each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: reproduce test test-all check lab reference lock clean
 
 reproduce: $(INSTALLED)
