@@ -213,3 +213,30 @@ def kernel() -> Iterator[BlockingKernelClient]:
     yield client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def run_together() -> Callable[..., None]:
+    """Run functions in threads at the same time; the first that raised raises here."""
+
+    def run(*functions: Callable[[], None]) -> None:
+        errors: list[BaseException] = []
+        start = threading.Barrier(len(functions))
+
+        def guarded(function: Callable[[], None]) -> None:
+            start.wait(10)
+            try:
+                function()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+        for error in errors:
+            raise error
+
+    return run

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import files_in, keys_of, make_pool, page_files, scramble, storage_config
+from support import storage_config
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.host.pools import LAYOUTS, ZERO_COPY_LAYOUTS
@@ -199,57 +199,3 @@ def test_a_part_that_makes_a_name_too_long_is_an_error():
     pool = SimpleNamespace(dtype=torch.bfloat16, layout="page_first", page_size=32)
     with pytest.raises(ConfigError, match="at most 255 bytes"):
         names.for_pool(pool, True)
-
-
-# -- in a folder that all of them share --------------------------------------------------------------------
-
-OTHERS = {
-    "model": ({"model": "org/model2"}, {}),
-    "tp rank": ({"tp_rank": 1, "tp_size": 2}, {}),
-    "tp size": ({"tp_size": 2}, {}),
-    "pp rank": ({"pp": (1, 2)}, {}),
-    "cp rank": ({"cp": (0, 2)}, {}),
-    "dtype": ({}, {"dtype": torch.float16}),
-    "layout": ({}, {"layout": "page_first_direct"}),
-    "copied layout": ({}, {"layout": "layer_first"}),
-    "page size": ({}, {"page_size": 32}),
-}
-
-
-def pool_of(layout="page_first", **shape):
-    return make_pool(False, layout, **shape)
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_pages_of_another_configuration_are_not_found(make_store, folder, name):
-    """Their files may have the very same size."""
-    config, shape = OTHERS[name]
-    pool, other_pool = pool_of(), pool_of(**shape)
-    store, other = make_store(pool=pool), make_store(pool=other_pool, **config)
-    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
-    assert other.batch_exists(keys_of(2)) == 0
-    assert other.batch_get_v1(keys_of(2), other_pool.page_indices(0, 2)) == [False, False]
-    assert all(other.batch_set_v1(keys_of(2), other_pool.page_indices(0, 2)))
-    stored = page_files(pool, False, 0)
-    scramble(pool)
-    assert all(store.batch_get_v1(keys_of(2), pool.page_indices(0, 2)))
-    assert page_files(pool, False, 0) == stored
-
-
-def test_clear_keeps_the_pages_of_every_other_configuration(make_store, folder):
-    """But for plain copies of the same rank: they are named as its values are."""
-    stores = []
-    for config, shape in (other for name, other in OTHERS.items() if name != "copied layout"):
-        pool = pool_of(**shape)
-        stores.append(make_store(pool=pool, **config))
-        assert all(stores[-1].batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
-    kept = files_in(folder)
-    pool = pool_of()
-    store = make_store(pool=pool)
-    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
-    store.clear()
-    assert files_in(folder) == kept
-    assert all(other.batch_exists(keys_of(2)) == 2 for other in stores)
-    for other in stores:
-        other.clear()
-    assert files_in(folder) == [], "each removes its own"

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 from collections import Counter
 
+import in_memory
 import pytest
 import torch
 from faults import (
@@ -22,10 +23,12 @@ from faults import (
     raising,
     set_pages,
 )
-from support import LEFT, as_bytes, files_in, keys_of, make_pool, names_open, scramble
+from support import LEFT, as_bytes, files_in, keys_of, make_pool, names_open, scramble, storage_config
 
-from hicache_nixl import lifetimes
+from hicache_nixl import HiCacheNixl, lifetimes
 from hicache_nixl.config import LIFETIMES, RELEASED
+from hicache_nixl.errors import ConfigError
+from hicache_nixl.transport import agent
 
 
 @pytest.fixture
@@ -271,7 +274,26 @@ def test_lifetimes_have_one_outline_so_that_their_diff_is_the_patch():
 
 def test_every_lifetime_has_a_module_and_a_line_in_the_table_of_these_tests():
     assert list(lifetimes.BY_NAME) == list(LIFETIMES)
-    assert list(LEFT) == list(LIFETIMES)
+    assert list(LEFT) == [*LIFETIMES, "in_memory"]
+
+
+def test_a_name_is_enough_to_add_a_lifetime_that_needs_neither_nixl_nor_a_folder(monkeypatch, folder):
+    """The contract suite runs with it, too; nothing in the connector names a lifetime."""
+    monkeypatch.setattr(agent, "load_nixl", raising(AssertionError("NIXL was loaded")))
+    monkeypatch.setitem(lifetimes.BY_NAME, "in_memory", "in_memory")
+    with HiCacheNixl(storage_config("in_memory"), str(folder)) as store:
+        assert isinstance(store.lifetime, in_memory.Lifetime)
+        assert store.set("key", torch.arange(4))
+        assert store.get("key", torch.zeros(4, dtype=torch.int64)).tolist() == [0, 1, 2, 3]
+    assert not folder.exists()
+    with pytest.raises(ConfigError, match=r"'eternal'.*in_memory"):
+        HiCacheNixl(storage_config("eternal"), str(folder))
+
+
+def test_the_diffable_lifetimes_stay_short():
+    for lifetime in LIFETIMES:
+        source = inspect.getsource(inspect.getmodule(lifetimes.load(lifetime)))
+        assert len(source.splitlines()) <= 120, lifetime
 
 
 def test_close_leaves_a_leak_to_the_end_of_the_process(make_store, pool, folder):

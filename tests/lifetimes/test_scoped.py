@@ -360,3 +360,22 @@ def test_nothing_imports_traceback():
     }
     assert ("connector.py", "logging") in imported
     assert [module for module, name in imported if name == "traceback"] == []
+
+
+# -- threads -----------------------------------------------------------------------------------------------
+
+
+def test_owners_of_registered_files_come_and_go_in_threads(make_store, run_together, folder, regions_alive):
+    store = make_store()
+    assert store.batch_set(keys_of(4), [torch.zeros(4)] * 4)
+    alive = regions_alive(store)
+    paths = [str(folder / f"{key}_org-model_0_1") for key in keys_of(4)]
+
+    def owning():
+        for _ in range(30):
+            with store.register_files(paths) as owner:
+                assert owner.registration.descCount() == 4
+
+    run_together(owning, owning, owning)
+    assert names_open(folder) == []
+    assert alive["FILE_SEG"] == 0

@@ -1,25 +1,48 @@
-"""The v1 batch calls, over every lifetime, multi-head and MLA, and the three memory layouts."""
+"""The v1 batch calls of multi-head and MLA pages in the three memory layouts."""
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import product
 
 import pytest
 import torch
-from support import (
-    as_bytes,
-    files_in,
-    keys_of,
-    make_pool,
-    names_open,
-    page_files,
-    scramble,
-    suffix,
-)
+from stores import STORES
+from support import as_bytes, keys_of, make_pool, page_files, scramble, suffix
 
-from hicache_nixl.config import LIFETIMES
+from hicache_nixl.config import LAYOUTS
 
 PAGES = 8
+
+
+GEOMETRIES = tuple(product((False, True), LAYOUTS))
+# The layout is a matter of the host side, which is the same for every lifetime: one lifetime with all of them,
+# the others with pages in two pieces and with copies.
+CASES = [("scoped", *geometry) for geometry in GEOMETRIES] + [
+    (lifetime, *geometry)
+    for lifetime in STORES
+    for geometry in ((False, "page_first"), (True, "layer_first"))
+    if lifetime != "scoped"
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'mla' if case[1] else 'multi_head'}-{case[2]}")
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def lifetime(case):
+    return case[0]
+
+
+@pytest.fixture
+def mla(case):
+    return case[1]
+
+
+@pytest.fixture
+def layout(case):
+    return case[2]
 
 
 @pytest.fixture
@@ -36,12 +59,6 @@ def store(make_store, lifetime, mla, pool):
 def endings(mla, layout, lifetime, pool):
     """What stands behind the key in the name of each file of a page."""
     return [suffix(mla, layout, lifetime) + ending for ending in page_files(pool, mla, 0)]
-
-
-@pytest.fixture
-def files_of(endings):
-    """The files of some keys: sorted names."""
-    return lambda keys: sorted(key + ending for key in keys for ending in endings)
 
 
 @pytest.fixture
@@ -62,30 +79,16 @@ def test_pages_come_back_bit_for_bit(store, pool):
     assert torch.equal(as_bytes(pool.kv_buffer), as_bytes(original))
 
 
-def test_files_hold_the_pool_s_memory_under_the_documented_names(store, pool, contents, folder):
+def test_pieces_hold_the_pool_s_memory_under_the_documented_names(store, pool, contents, raw):
     assert all(store.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
-    stored = {name: (folder / name).read_bytes() for name in files_in(folder)}
+    stored = {name: raw.get(name) for name in raw.names()}
     assert sorted(stored) == sorted(contents)
     assert stored == contents
 
 
-@pytest.mark.parametrize(("writer", "reader"), list(permutations(LIFETIMES, 2)))
-def test_what_one_lifetime_wrote_another_one_reads(make_store, mla, layout, writer, reader, pool):
-    """Of 64 tokens a page has the same name and bytes, but for the layout that has a name of its own."""
-    first, second = (make_store(lifetime, mla=mla, pool=pool) for lifetime in (writer, reader))
-    original = pool.kv_buffer.clone()
-    assert all(first.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
-    same = suffix(mla, layout, writer) == suffix(mla, layout, reader)
-    assert same == (layout != "page_first_direct" or "scoped" not in (writer, reader))
-    assert second.batch_exists(keys_of(PAGES)) == (PAGES if same else 0)
-    scramble(pool)
-    assert second.batch_get_v1(keys_of(PAGES), pool.page_indices(0, PAGES)) == [same] * PAGES
-    assert torch.equal(as_bytes(pool.kv_buffer), as_bytes(original)) == same
-
-
-def test_files_written_by_hand_are_loaded(store, pool, contents, folder):
+def test_pieces_written_by_hand_are_loaded(store, pool, contents, raw):
     for name, content in contents.items():
-        (folder / name).write_bytes(content)
+        raw.put(name, content)
     original = pool.kv_buffer.clone()
     scramble(pool)
     assert all(store.batch_get_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
@@ -112,11 +115,8 @@ def test_a_get_writes_its_own_pages_only(store, pool, mla):
     assert [page_files(pool, mla, page) for page in (0, 1, 2, 3, 6, 7)] == others
 
 
-def test_a_page_that_is_not_loaded_leaves_its_place_alone_where_pages_are_copied(
-    make_store, lifetime, left, mla, log
-):
-    pool = make_pool(mla, "layer_first")
-    store = make_store(lifetime, mla=mla, pool=pool)
+@pytest.mark.parametrize("case", [(lifetime, True, "layer_first") for lifetime in STORES], indirect=True)
+def test_a_page_that_is_not_loaded_leaves_its_place_alone_where_pages_are_copied(store, pool, left, mla, log):
     assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
     stored = [page_files(pool, mla, page) for page in range(3)]
     scramble(pool)
@@ -126,39 +126,6 @@ def test_a_page_that_is_not_loaded_leaves_its_place_alone_where_pages_are_copied
     expected = [(stored if loaded else before)[page] for page, loaded in enumerate(answers)]
     assert [page_files(pool, mla, page) for page in range(3)] == expected
     assert "missing" in log.line()
-
-
-def test_descriptors_and_registrations_after_every_call(store, left, pool, folder, files_of, regions_alive):
-    """2 files per page for multi-head zero-copy, 1 for MLA and for copied pages; then the lifetime's share."""
-    alive = regions_alive(store)
-    names = files_of(keys_of(5))
-    expected: list[str] = []
-    for call in (store.batch_set_v1, store.batch_get_v1, store.batch_set_v1, store.batch_get_v1):
-        assert all(call(keys_of(5), pool.page_indices(0, 5)))
-        expected += names * left.fds
-        assert names_open(folder) == sorted(expected), f"fd leak after {call.__name__}"
-    assert alive["FILE_SEG"] == 4 * len(names) * left.file_registrations
-    assert alive["DRAM_SEG"] == 4 * len(names) * left.buffer_registrations
-
-
-@pytest.mark.parametrize(
-    ("mla", "layout", "per_page"),
-    [
-        (False, "page_first", 2),
-        (False, "page_first_direct", 2),
-        (False, "layer_first", 1),
-        (True, "page_first", 1),
-        (True, "page_first_direct", 1),
-        (True, "layer_first", 1),
-    ],
-)
-def test_leaky_keeps_this_many_descriptors_per_page(make_store, folder, mla, layout, per_page):
-    """The law of the PR: +2 per key and call for multi-head zero-copy."""
-    pool = make_pool(mla, layout)
-    store = make_store("leaky", mla=mla, pool=pool)
-    for calls in range(1, 4):
-        assert all(store.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
-        assert len(names_open(folder)) == calls * PAGES * per_page, names_open(folder)
 
 
 def test_batch_exists_counts_the_leading_pages(store, pool):
@@ -183,11 +150,12 @@ def test_batch_exists_stops_at_a_hole(store, pool):
     assert store.batch_exists(keys[3:]) == 2
 
 
-def test_a_page_of_which_a_file_is_missing_is_not_there(store, left, pool, folder, files_of, log):
+def test_a_page_of_which_a_piece_is_missing_is_not_there(store, left, pool, raw, endings, log):
     keys = keys_of(4)
-    for gone in files_of([keys[2]]):
+    for ending in endings:
+        gone = keys[2] + ending
         assert all(store.batch_set_v1(keys, pool.page_indices(0, 4)))
-        (folder / gone).unlink()
+        raw.remove(gone)
         assert store.batch_exists(keys) == 2
         assert not store.exists(keys[2])
         answers = store.batch_get_v1(keys, pool.page_indices(0, 4))
@@ -202,9 +170,7 @@ def test_batch_exists_answers_an_int(store):
     assert type(store.exists("page")) is bool
 
 
-@pytest.mark.parametrize("mla", [False, True], ids=["multi_head", "mla"])
-@pytest.mark.parametrize("layout", ["page_first", "layer_first"])
-def test_more_than_128_keys_in_a_call(make_store, lifetime, left, folder, mla, layout):
+def test_more_than_128_keys_in_a_call(make_store, lifetime, left, raw, mla, layout):
     """The controller takes 128 at most for set and get, and whole requests for exists."""
     count = 300  # more than twice what is staged at once
     pool = make_pool(mla, layout, count)
@@ -214,7 +180,7 @@ def test_more_than_128_keys_in_a_call(make_store, lifetime, left, folder, mla, l
     scramble(pool)
     assert store.batch_get_v1(keys_of(count), pool.page_indices(0, count)) == [True] * count
     assert torch.equal(as_bytes(pool.kv_buffer), as_bytes(original))
-    assert len(names_open(folder)) == 2 * len(files_in(folder)) * left.fds
+    assert len(raw.handles()) == 2 * len(raw.names()) * left.fds
     assert store.batch_exists([*keys_of(count), "missing", *keys_of(700, "after")]) == count
 
 
@@ -227,23 +193,30 @@ def test_the_same_page_may_stand_twice_in_a_call(store, pool, mla):
     assert page_files(pool, mla, 2) == before
 
 
-def test_ranks_of_a_multi_head_model_keep_their_pages_apart(make_store):
-    pool = make_pool(False, "page_first")
-    first, second = (make_store(pool=pool, tp_rank=rank, tp_size=2) for rank in (0, 1))
-    assert all(first.batch_set_v1(["page"], pool.page_indices(0, 1)))
-    assert first.exists("page")
-    assert not second.exists("page")
-
-
-def test_ranks_of_an_mla_model_share_their_pages(make_store):
-    pool = make_pool(True, "page_first")
-    first, second = (make_store(pool=pool, mla=True, tp_rank=rank, tp_size=2) for rank in (0, 1))
-    assert all(first.batch_set_v1(["page"], pool.page_indices(0, 1)))
-    assert second.exists("page")
-
-
 def test_extra_info_of_the_controller_is_taken(store, pool):
     extra = object()
     assert store.batch_set_v1(["page"], pool.page_indices(0, 1), extra) == [True]
     assert store.batch_get_v1(["page"], pool.page_indices(0, 1), extra_info=extra) == [True]
     assert store.batch_exists(["page"], extra) == 1
+
+
+# -- ranks -----------------------------------------------------------------------------------------------
+
+EACH_STORE = [(lifetime, False, "page_first") for lifetime in STORES]
+
+
+@pytest.mark.parametrize("case", EACH_STORE, indirect=True)
+def test_ranks_of_a_multi_head_model_keep_their_pages_apart(make_store, lifetime):
+    pool = make_pool(False, "page_first")
+    first, second = (make_store(lifetime, pool=pool, tp_rank=rank, tp_size=2) for rank in (0, 1))
+    assert all(first.batch_set_v1(["page"], pool.page_indices(0, 1)))
+    assert first.exists("page")
+    assert not second.exists("page")
+
+
+@pytest.mark.parametrize("case", EACH_STORE, indirect=True)
+def test_ranks_of_an_mla_model_share_their_pages(make_store, lifetime):
+    pool = make_pool(True, "page_first")
+    first, second = (make_store(lifetime, pool=pool, mla=True, tp_rank=rank, tp_size=2) for rank in (0, 1))
+    assert all(first.batch_set_v1(["page"], pool.page_indices(0, 1)))
+    assert second.exists("page")

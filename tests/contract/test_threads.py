@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
-import torch
-from support import keys_of, make_pool, names_open, page_files, scramble
-
-from hicache_nixl.config import QUEUES
+from stores import ALONE
+from support import keys_of, make_pool, page_files, scramble
 
 ROUNDS, PAGES = 30, 4
 
 
-@pytest.fixture
-def run_together():
-    """Run functions in threads at the same time; the first that raised raises here."""
-
-    def run(*functions):
-        errors, start = [], threading.Barrier(len(functions))
-
-        def guarded(function):
-            start.wait(10)
-            try:
-                function()
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in threads), "a thread hangs"
-        for error in errors:
-            raise error
-
-    return run
+# leaky runs out of descriptors, and the two released lifetimes are run as in the controller elsewhere
+ACROSS = pytest.mark.parametrize("lifetime", ALONE)
 
 
-@pytest.mark.parametrize("queue", QUEUES)
+@ACROSS
 @pytest.mark.parametrize("layout", ["page_first", "layer_first"])
 def test_a_set_a_get_and_a_lookup_do_not_disturb_each_other(
-    make_store, run_together, folder, log, layout, queue
+    make_store, run_together, lifetime, raw, log, layout
 ):
     pool, control = make_pool(False, layout, 2 * PAGES), make_pool(False, layout, PAGES)
-    store = make_store(pool=pool, posix={"queue": queue})
+    store = make_store(lifetime, pool=pool)
     there, ours, theirs = (
         keys_of(PAGES, "there"),
         pool.page_indices(0, PAGES),
@@ -71,19 +45,20 @@ def test_a_set_a_get_and_a_lookup_do_not_disturb_each_other(
 
     run_together(setting, getting, looking)
     assert log.lines() == []
-    assert names_open(folder) == []
-    other = make_store(pool=control)
+    assert raw.handles() == []
+    other = make_store(lifetime, pool=control)
     for number in range(ROUNDS):
         scramble(control)
         assert all(other.batch_get_v1(keys_of(PAGES, f"new{number}-"), control.page_indices(0, PAGES)))
         assert [page_files(control, False, page) for page in range(PAGES)] == stored[:PAGES]
 
 
+@ACROSS
 @pytest.mark.parametrize("layout", ["page_first", "layer_first"])
-def test_sets_of_two_threads_do_not_mix(make_store, run_together, folder, layout):
+def test_sets_of_two_threads_do_not_mix(make_store, run_together, lifetime, raw, layout):
     """In layer_first both go through the same stage, one after the other."""
     pool = make_pool(False, layout, 2)
-    store = make_store(pool=pool)
+    store = make_store(lifetime, pool=pool)
 
     def setting(page):
         for number in range(ROUNDS):
@@ -93,13 +68,14 @@ def test_sets_of_two_threads_do_not_mix(make_store, run_together, folder, layout
     for page in (0, 1):
         for ending, content in page_files(pool, False, page).items():
             for number in range(ROUNDS):
-                assert (folder / f"page{page}-{number}_org-model_0_1{ending}").read_bytes() == content
+                assert raw.get(f"page{page}-{number}_org-model_0_1{ending}") == content
 
 
+@ACROSS
 @pytest.mark.parametrize("layout", ["page_first", "layer_first"])
-def test_gets_of_two_threads_do_not_mix(make_store, run_together, layout):
+def test_gets_of_two_threads_do_not_mix(make_store, run_together, lifetime, layout):
     pool = make_pool(False, layout, 2 * PAGES)
-    store = make_store(pool=pool)
+    store = make_store(lifetime, pool=pool)
     stored = [page_files(pool, False, page) for page in range(2 * PAGES)]
     assert all(store.batch_set_v1(keys_of(2 * PAGES), pool.page_indices(0, 2 * PAGES)))
     scramble(pool)
@@ -111,19 +87,3 @@ def test_gets_of_two_threads_do_not_mix(make_store, run_together, layout):
             assert [page_files(pool, False, first + page) for page in range(PAGES)] == stored[first:][:PAGES]
 
     run_together(lambda: getting(0), lambda: getting(PAGES))
-
-
-def test_owners_of_registered_files_come_and_go_in_threads(make_store, run_together, folder, regions_alive):
-    store = make_store()
-    assert store.batch_set(keys_of(4), [torch.zeros(4)] * 4)
-    alive = regions_alive(store)
-    paths = [str(folder / f"{key}_org-model_0_1") for key in keys_of(4)]
-
-    def owning():
-        for _ in range(ROUNDS):
-            with store.register_files(paths) as owner:
-                assert owner.registration.descCount() == 4
-
-    run_together(owning, owning, owning)
-    assert names_open(folder) == []
-    assert alive["FILE_SEG"] == 0

@@ -1,4 +1,4 @@
-"""Laws: whatever the calls, sizes and layouts, descriptors and bytes are as predicted."""
+"""Laws: whatever the calls, sizes and layouts, handles and bytes are as predicted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import LEFT, as_bytes, close_below, keys_of, names_open, scramble, storage_config
+from stores import STORES, raw_access
+from support import LEFT, as_bytes, close_below, keys_of, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.config import DEFAULT_LIFETIME, LIFETIMES
+from hicache_nixl.config import DEFAULT_LIFETIME
 from hicache_nixl.host.pools import LAYOUTS, pool_for_page_bytes
 
 PAGES = 9
@@ -30,6 +31,7 @@ class Run:
     def __init__(self, lifetime: str, mla: bool, layout: str, page_bytes: int):
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
+        self.raw = raw_access(lifetime, self.folder)
         self.pool = pool_for_page_bytes(page_bytes, pages=PAGES, layout=layout, mla=mla)
         scramble(self.pool)
         self.store = HiCacheNixl(storage_config(lifetime, mla=mla), str(self.folder))
@@ -44,10 +46,10 @@ class Run:
         self._folder.cleanup()
 
 
-@pytest.mark.parametrize("lifetime", LIFETIMES)
-@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("lifetime", STORES)
+@settings(max_examples=12, deadline=None)
 @given(calls=CALLS, page_bytes=PAGE_BYTES, layout=st.sampled_from(LAYOUTS), mla=st.booleans())
-def test_every_schedule_leaves_the_predicted_descriptors(lifetime, calls, page_bytes, layout, mla):
+def test_every_schedule_leaves_the_predicted_handles(lifetime, calls, page_bytes, layout, mla):
     per_page = 2 if not mla and layout != "layer_first" else 1
     stored = opened = 0  # leading pages stored; files opened by calls that got them all open
     with Run(lifetime, mla, layout, page_bytes) as run:
@@ -65,11 +67,11 @@ def test_every_schedule_leaves_the_predicted_descriptors(lifetime, calls, page_b
             else:
                 assert run.store.batch_set(keys_of(count, "value"), [torch.zeros(3)] * count)
                 opened += count
-            assert len(names_open(run.folder)) == opened * LEFT[lifetime].fds, names_open(run.folder)
+            assert len(run.raw.handles()) == opened * LEFT[lifetime].fds, run.raw.handles()
 
 
-@pytest.mark.parametrize("lifetime", LIFETIMES)
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("lifetime", STORES)
+@settings(max_examples=10, deadline=None)
 @given(
     pages=st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=PAGES, unique=True),
     page_bytes=PAGE_BYTES,
@@ -89,7 +91,7 @@ def test_pages_set_then_got_are_equal_and_no_other_page_moves(lifetime, pages, p
         assert torch.equal(as_bytes(run.pool.kv_buffer), as_bytes(original))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(contents=st.lists(st.binary(min_size=1, max_size=4096), min_size=1, max_size=6))
 def test_values_of_any_bytes_set_then_got_are_equal(contents):
     with Run(DEFAULT_LIFETIME, False, "page_first", 8) as run:

@@ -1,0 +1,37 @@
+"""The contract suite: what the connector promises with every lifetime, also with one that keeps no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import in_memory
+import pytest
+from stores import STORES, Raw, raw_access
+
+from hicache_nixl import lifetimes
+
+
+@pytest.fixture(autouse=True)
+def pages_in_a_dict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Add a lifetime by its name; nothing else knows of it."""
+    monkeypatch.setitem(lifetimes.BY_NAME, "in_memory", "in_memory")
+    yield
+    in_memory.STORES.clear()
+
+
+@pytest.fixture(params=STORES)
+def lifetime(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def raw(lifetime: str, folder: Path) -> Raw:
+    """What the stores of this test hold, past the connector."""
+    return raw_access(lifetime, folder)
+
+
+@pytest.fixture
+def raw_of(folder: Path) -> Callable[[str], Raw]:
+    """Raw access by the name of a lifetime, for tests of several."""
+    return lambda lifetime: raw_access(lifetime, folder)
