@@ -34,8 +34,8 @@ run.figure("square", figure, {alt!r})"""
 HOLD = 'run.claim(lab.exactly("sum", "One and one is two.", 2, 1 + 1))'
 FAIL = 'run.claim(lab.exactly("flat", "The count is flat.", 135, 167))'
 WAVER = """\
-from hicache_nixl.lab.statistics import Ratio
-run.claim(lab.at_most("cost", "It costs little.", margin, Ratio(1.2, 1.1, 1.3, 8)))"""
+from hicache_nixl.lab.statistics import Estimate
+run.claim(lab.at_most("cost", "It costs little.", margin, Estimate(1.2, 1.1, 1.3, 8)))"""
 FINISH = "run.finish()"
 DIE = "import os\nos._exit(3)"
 ALT = 'An empty square, <b> & "quoted"'

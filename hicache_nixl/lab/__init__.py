@@ -12,7 +12,8 @@ from __future__ import annotations
 from ..lazy import lazily
 
 _MODULES = {
-    "experiments.compare": ("Cell", "benchmark", "compare", "left_per_key", "spread", "usable_queues"),
+    "experiments.alternating": ("alternating",),
+    "experiments.compare": ("compare", "left_per_key", "usable_queues"),
     "experiments.fault_matrix": ("every_fault", "fault_summary", "patch"),
     "experiments.panel": ("panel",),
     "experiments.publishing": ("publish_times",),
@@ -24,18 +25,19 @@ _MODULES = {
         "release_facts",
     ),
     "experiments.waiting": ("large_transfer", "small_transfer", "waits"),
-    "runs.claims": ("above", "at_most", "exactly", "not_above"),
+    "runs.claims": ("above", "at_most", "exactly", "no_slower"),
     "runs.provenance": ("describe",),
     "runs.run": ("Run",),
     "statistics": (
-        "Ratio",
-        "over_points",
+        "Estimate",
+        "median_of",
         "paired_difference",
         "paired_ratio",
+        "pooled_ratio",
         "ratio_table",
         "slope",
         "slope_table",
-        "told_apart",
+        "slower_and_faster",
     ),
     "worker.client": ("Worker", "WorkerError"),
     "worker.descriptors": ("fd_table", "opened_by", "trace_opens"),

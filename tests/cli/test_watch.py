@@ -56,7 +56,7 @@ class Server:
 @contextmanager
 def serving(lifetime: str) -> Iterator[Server]:
     """Run a worker that sets and gets pages at a fixed pace, as long as the block lasts."""
-    setup = lab.Setup(lifetime, lab.queue_params("posix_aio"), page_bytes=4096, pages=KEYS)
+    setup = lab.Setup(lifetime, queue="posix_aio", page_bytes=4096, pages=KEYS)
     over = threading.Event()
     with lab.Worker(setup) as worker:
         server = Server(worker)

@@ -52,7 +52,7 @@ def replayed(schedule: Schedule, per_key: int = 2, limit: int | None = None) -> 
     return table.reindex(columns=[column for column in COLUMNS if column in table])
 
 
-def timed(repeats: int = 5) -> pd.DataFrame:
+def timed(repeats: int = 6) -> pd.DataFrame:
     """A comparison of two page sizes, sets and gets."""
     rng = np.random.default_rng(3)
     return pd.DataFrame(

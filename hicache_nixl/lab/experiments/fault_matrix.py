@@ -14,7 +14,7 @@ from ... import lifetimes
 from ..progress import tqdm
 from ..worker.client import Worker
 from ..worker.faults import KINDS, STEPS
-from ..worker.setup import Setup, queue_params
+from ..worker.setup import Setup
 
 POLLS = 3  # of a transfer that are made to fail; how many there are is a matter of speed
 
@@ -57,7 +57,7 @@ def every_fault(
         what was raised); what the call left: ``fds_left``, ``registrations_left``, ``handles_left``;
         ``most_closes`` of one descriptor; ``next_call_works``; ``logged`` (first line).
     """
-    setup = Setup(connector, queue_params(queue), page_bytes, pages=keys, layout=layout, mla=mla)
+    setup = Setup(connector, queue=queue, page_bytes=page_bytes, pages=keys, layout=layout, mla=mla)
     rows = []
     with Worker(setup, storage_dir=storage_dir, timeout=timeout) as worker:
         for operation in ("set", "get"):

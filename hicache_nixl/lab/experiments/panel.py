@@ -20,7 +20,7 @@ from .. import figures
 from ..worker.client import Worker
 from ..worker.descriptors import count_fds
 from ..worker.schedule import RECORDED_BASELINE, Schedule
-from ..worker.setup import Setup, queue_params
+from ..worker.setup import Setup
 
 CALLS = 12
 KEYS = [2**power for power in range(8)]  # 1 to 128, as many as a server puts into a call
@@ -145,7 +145,7 @@ class Panel:
         """Make the calls, fill the table, and return the count of descriptors before the first."""
         setup = Setup(
             self.lifetime.value,
-            queue_params(self.queue.value),
+            queue=self.queue.value,
             page_bytes=self._page_bytes,
             pages=self.keys.value,
             layout=self.layout.value,

@@ -1,4 +1,4 @@
-"""Two ways to let nobody see a page before all its bytes are there, and what each costs."""
+"""Two ways to publish a file only when all its bytes are written, and what each costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..progress import tqdm
+from .alternating import alternating, counted
 
 WAYS = ("size", "rename")
 
@@ -17,10 +17,10 @@ WAYS = ("size", "rename")
 def publish_times(
     files: int, size: int, *, repeats: int, storage_dir: str | os.PathLike[str] | None = None
 ) -> pd.DataFrame:
-    """Write files of ``size`` bytes, alternately under their name and beside it with a rename at the end.
+    """Write files of ``size`` bytes, alternately under their final name and under a temporary one that is renamed.
 
-    Under its name a file tells by its size that it is not whole yet, which is what ``scoped`` does.  Plain writes
-    without NIXL: both ways move the same bytes in the same way, so the difference is that of the names.
+    Under its final name, an incomplete file is recognized by its size, which is what ``scoped`` does.  These are
+    plain writes without NIXL: both ways move the same bytes in the same way and differ in the names only.
 
     Returns
     -------
@@ -29,15 +29,13 @@ def publish_times(
     """
     data, rows = os.urandom(size), []
     with tempfile.TemporaryDirectory(dir=storage_dir) as folder:
-        for pair in tqdm(range(-1, repeats), desc=f"files of {size} bytes", unit="pair", leave=False):
-            for way in WAYS if pair % 2 else WAYS[::-1]:
-                paths = [Path(folder) / f"{way}{pair}_{number}" for number in range(files)]
-                start = time.perf_counter()
-                for path in paths:
-                    _write(path, data, beside=way == "rename")
-                rows.append({"pair": pair, "way": way, "seconds": time.perf_counter() - start})
-    table = pd.DataFrame(rows)
-    return table[table.pair >= 0].reset_index(drop=True)
+        for pair, way in alternating(WAYS, repeats, label=f"files of {size} bytes"):
+            paths = [Path(folder) / f"{way}{pair}_{number}" for number in range(files)]
+            start = time.perf_counter()
+            for path in paths:
+                _write(path, data, beside=way == "rename")
+            rows.append({"pair": pair, "way": way, "seconds": time.perf_counter() - start})
+    return counted(rows)
 
 
 def _write(path: Path, data: bytes, beside: bool) -> None:

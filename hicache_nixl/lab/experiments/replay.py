@@ -11,7 +11,7 @@ import pandas as pd
 from ..progress import tqdm
 from ..worker.client import Worker
 from ..worker.schedule import Schedule, ScheduleError
-from ..worker.setup import Setup, queue_params
+from ..worker.setup import Setup
 
 COLUMNS = [
     "call",
@@ -97,7 +97,7 @@ def replay(
         raise ScheduleError(f"schedule {schedule.name!r} has no calls")
     setup = Setup(
         connector=connector,
-        plugin_params=dict(plugin_params or queue_params()),
+        plugin_params=dict(plugin_params) if plugin_params else None,
         page_bytes=page_bytes,
         pages=max(schedule.largest, 1),
         layout=layout,

@@ -14,7 +14,7 @@ import pandas as pd
 from ..progress import tqdm
 from ..worker.client import Worker
 from ..worker.releases import fetch, version_of
-from ..worker.setup import Setup, key_of, queue_params
+from ..worker.setup import Setup, key_of
 
 PACKAGE = "hicache_nixl"
 UPSTREAM = "sglang/srt/mem_cache/storage/nixl"
@@ -35,7 +35,7 @@ def release_facts(
         which half the bytes are there.
     """
     rows = []
-    setups = [Setup(connector, queue_params(queue), page_bytes=8192, pages=PAGES) for connector in connectors]
+    setups = [Setup(connector, queue=queue, page_bytes=8192, pages=PAGES) for connector in connectors]
     for worker, setup in _in_turn(setups, storage_dir):
         first = worker.call("set", PAGES)
         calls = [worker.call(operation, PAGES) for _ in range(ROUNDS) for operation in ("set", "get")]
@@ -76,7 +76,7 @@ def register_files_left(
         A row per connector, a column per number of calls; none where the connector has no ``register_files``.
     """
     rows = []
-    setups = [Setup(connector, queue_params(queue), pages=1) for connector in connectors]
+    setups = [Setup(connector, queue=queue, pages=1) for connector in connectors]
     for worker, setup in _in_turn(setups, storage_dir):
         left, done, before = {"connector": setup.connector}, 0, worker.storage_fds()
         for count in calls:

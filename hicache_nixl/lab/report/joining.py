@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..statistics import unpaired_ratio
+from ..statistics import FEWEST, unpaired_ratio
 
 # What tells the rows of a table apart, in the order in which a reader wants them; everything else was measured.
 IDENTITY = (
@@ -140,7 +140,7 @@ def time_ratios(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame | None:
     there = dict(list(b.groupby(keys, sort=False, dropna=False)))
     rows = []
     for point, group in a.groupby(keys, sort=False, dropna=False):
-        if point in there and min(len(group), len(there[point])) > 1:
+        if point in there and min(len(group), len(there[point])) >= FEWEST:
             first, second = group.seconds.to_numpy() * 1e3, there[point].seconds.to_numpy() * 1e3
             ratio = unpaired_ratio(second, first)
             medians = {"ms a": pd.Series(first).median(), "ms b": pd.Series(second).median()}

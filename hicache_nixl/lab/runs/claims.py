@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
+import numpy as np
 import pandas as pd
 
 from ...errors import HiCacheNixlError
-from ..statistics import Estimate, Ratio
+from ..statistics import Estimate
 
 HOLDS, FAILS, INCONCLUSIVE = "holds", "fails", "inconclusive"
+NO_SLOWER = 1.05  # the ratio of times up to which something is called no slower
 
 
 class ClaimsFailedError(HiCacheNixlError, AssertionError):
@@ -29,83 +32,105 @@ class Claim:
     verdict: str
 
 
-def exactly(id: str, sentence: str, expected: Any, measured: Any) -> Claim:  # noqa: A002
+def exactly(id: str, sentence: str, expected: Any, measured: Any, unit: str = "") -> Claim:  # noqa: A002
     """Claim a count: equality, no tolerance.
 
+    Raises
+    ------
+    ValueError
+        For a number that is not whole: measurements are claimed with ``at_most`` or ``above``.
+
     Examples
     --------
-    >>> exactly("growth", "Two fds per key.", 2, 2).verdict
+    >>> exactly("growth", "Every key leaves two fds.", 2, 2, "fds").verdict
     'holds'
     """
+    for number in (*_numbers(expected), *_numbers(measured)):
+        if not float(number).is_integer():
+            raise ValueError(
+                f"claim {id!r}: {number} is not a count; claim a measurement with at_most, above or no_slower"
+            )
     verdict = HOLDS if expected == measured else FAILS
-    return Claim(id, sentence, str(expected), str(measured), verdict)
+    return Claim(id, sentence, _with_unit(str(expected), unit), _with_unit(str(measured), unit), verdict)
 
 
-def at_most(id: str, sentence: str, margin: float, measured: Ratio | Estimate | float) -> Claim:  # noqa: A002
-    """Claim that a measured ratio, other estimate or plain number is not above a margin.
+def at_most(id: str, sentence: str, margin: float, measured: Estimate, unit: str = "") -> Claim:  # noqa: A002
+    """Claim that a measured value is not above a margin, which is stated beforehand.
 
-    It holds when the whole interval is at or below the margin, fails when the whole interval is above, and
-    is inconclusive when the interval reaches to both sides: noise on a shared machine must not break a run.
+    It holds when the whole interval is at or below the margin, fails when the whole interval is above it, and
+    is inconclusive when the interval contains the margin: noise on a shared machine must not fail a run.
+
+    Raises
+    ------
+    TypeError
+        For a number without an interval.
 
     Examples
     --------
-    >>> at_most("cost", "...", 1.2, Ratio(1.1, 0.9, 1.3, 8)).verdict
+    >>> at_most("cost", "The fix costs at most a fifth.", 1.2, Estimate(1.1, 0.9, 1.3, 8)).verdict
     'inconclusive'
     """
-    low, high = _interval(measured)
-    if high <= margin:
+    _check(id, measured)
+    if measured.high <= margin:
         verdict = HOLDS
-    elif low > margin:
+    elif measured.low > margin:
         verdict = FAILS
     else:
         verdict = INCONCLUSIVE
-    return Claim(id, sentence, f"at most {margin:.3g}", _shown(measured), verdict)
+    expected = _with_unit(f"at most {margin:.3g}", unit)
+    return Claim(id, sentence, expected, _with_unit(str(measured), unit), verdict)
 
 
-def above(id: str, sentence: str, margin: float, measured: Ratio | Estimate | float) -> Claim:  # noqa: A002
-    """Claim that a measured ratio or other estimate is above a margin; verdicts as in ``at_most``.
+def above(id: str, sentence: str, margin: float, measured: Estimate, unit: str = "") -> Claim:  # noqa: A002
+    """Claim that a measured value is above a margin; the opposite of ``at_most``, with the same rule.
 
     Examples
     --------
-    >>> above("grows", "...", 0, Estimate(2.0, 1.9, 2.1, 30)).verdict
+    >>> above("grows", "Memory grows with every call.", 0, Estimate(2.0, 1.9, 2.1, 30), "KiB").verdict
     'holds'
     """
-    low, high = _interval(measured)
-    if low > margin:
+    _check(id, measured)
+    if measured.low > margin:
         verdict = HOLDS
-    elif high <= margin:
+    elif measured.high <= margin:
         verdict = FAILS
     else:
         verdict = INCONCLUSIVE
-    return Claim(id, sentence, f"above {margin:.3g}", _shown(measured), verdict)
+    expected = _with_unit(f"above {margin:.3g}", unit)
+    return Claim(id, sentence, expected, _with_unit(str(measured), unit), verdict)
 
 
-def not_above(id: str, sentence: str, margin: float, measured: Ratio | Estimate) -> Claim:  # noqa: A002
-    """Claim that nothing above a margin can be told: the interval reaches the margin, or lies below it.
-
-    Weaker than ``at_most``, for two things that may well be equal; it fails when the whole interval is above.
+def no_slower(id: str, sentence: str, ratio: Estimate) -> Claim:  # noqa: A002
+    """Claim that a ratio of times is at most ``NO_SLOWER``.
 
     Examples
     --------
-    >>> not_above("same", "...", 1, Ratio(1.01, 0.9, 1.1, 8)).verdict
+    >>> no_slower("newest", "A set takes no longer than with 0.5.23.", Estimate(0.9, 0.8, 1.0, 17)).verdict
     'holds'
     """
-    verdict = HOLDS if measured.low <= margin else FAILS
-    return Claim(id, sentence, f"{margin:.3g} or less within its interval", str(measured), verdict)
+    return at_most(id, sentence, NO_SLOWER, ratio)
 
 
-def _interval(measured: Ratio | Estimate | float) -> tuple[float, float]:
-    if isinstance(measured, Ratio | Estimate):
-        return measured.low, measured.high
-    return measured, measured
+def _check(id: str, measured: Estimate) -> None:  # noqa: A002
+    if not isinstance(measured, Estimate):
+        raise TypeError(f"claim {id!r}: {measured!r} has no interval; expected an Estimate")
 
 
-def _shown(measured: Ratio | Estimate | float) -> str:
-    return str(measured) if isinstance(measured, Ratio | Estimate) else f"{measured:.3g}"
+def _numbers(value: Any) -> Iterator[SupportsFloat]:
+    """Find the numbers in a value and in its lists."""
+    if isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, float | np.floating):
+        yield value
+
+
+def _with_unit(text: str, unit: str) -> str:
+    return f"{text} {unit}" if unit else text
 
 
 def tally(claims: pd.DataFrame) -> str:
-    """Say in one line how the claims of a ledger went.
+    """Summarize the verdicts of a ledger in one line.
 
     Examples
     --------

@@ -113,7 +113,7 @@ class Host:
         """Make a connector, out of a wheel or a folder or our own, after the end of the one before it."""
         self.end_connector()
         self.setup = Setup(**setup)
-        plugin = NixlBackendConfig(self.setup.plugin_params).plugin
+        plugin = NixlBackendConfig(self.setup.params).plugin
         self.agent_class = load_nixl(plugin).nixl_agent
         self.registrations = self.registrations or RegistrationCounter(self.agent_class)
         self.pool = pool_for_page_bytes(

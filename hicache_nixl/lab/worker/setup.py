@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from ...config import LAYOUTS, LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
@@ -12,12 +12,13 @@ from ...errors import ConfigError
 from .releases import INSTALLED, PREFIX, installed_in, known_releases, version_of
 
 MODEL_NAME = "replayed-model"
+COLUMNS = ("keys", "page_bytes", "queue", "layout", "mla", "direct")  # of a setup in a table
 
 
 def queue_params(queue: str = "libaio") -> dict[str, Any]:
-    """Return the ``extra_config`` that asks for the POSIX plugin by name, on one of its queues.
+    """Return the ``extra_config`` that selects the POSIX plugin and one of its queues.
 
-    By name, because auto mode goes on to another plugin where this one cannot be had.
+    The plugin is named explicitly, because auto mode falls back to another plugin when POSIX is not available.
 
     Examples
     --------
@@ -25,7 +26,7 @@ def queue_params(queue: str = "libaio") -> dict[str, Any]:
     {'plugin': {'posix': {'active': True, 'use_uring': 'true'}}}
     """
     if queue not in QUEUES:
-        raise ConfigError(f"queue: {queue!r} is unknown; it takes one of {', '.join(QUEUES)}")
+        raise ConfigError(f"queue: {queue!r} is unknown; expected one of {', '.join(QUEUES)}")
     return {"plugin": {"posix": {"active": True, QUEUES[queue]: "true"}}}
 
 
@@ -36,26 +37,39 @@ def key_of(seed: int, page_id: int) -> str:
 
 @dataclass(frozen=True)
 class Setup:
-    """A connector and the pool that it serves; checked when made, so that a typo costs no process.
+    """What is measured: a connector, its configuration, and the host pool that it serves.
+
+    A setup is checked when it is created, before a process is started for it.
 
     Attributes
     ----------
     connector : str
-        A lifetime, such as ``"scoped"``, a released connector, such as ``"sglang==0.5.11"``, or the one of an
-        SGLang that is installed, ``"sglang@FOLDER"`` with its site-packages folder.
-    plugin_params : dict
-        SGLang's ``extra_config``, full or flat form, such as ``{"use_uring": "true"}``; the POSIX plugin on
-        libaio when left out.
+        A lifetime, such as ``"scoped"``; a released connector, such as ``"sglang==0.5.11"``; or the connector of
+        an installed SGLang, ``"sglang@FOLDER"`` with its site-packages folder.
+    queue : str
+        The queue of NIXL's POSIX plugin: ``"libaio"``, ``"io_uring"`` or ``"posix_aio"``.
+    plugin_params : dict, optional
+        SGLang's ``extra_config`` in its full or flat form, such as ``{"use_uring": "true"}``.  It overrides
+        ``queue``.
     page_bytes : int
         Bytes of a page, keys and values together.
     pages : int
-        Pages in the host pool: as many as the largest call has keys.
+        Pages in the host pool, which is the largest number of keys in a call.  ``compare`` makes every call with
+        this many keys.
     direct : bool
-        O_DIRECT in place of the page cache, for connectors that have that option.
+        Use O_DIRECT instead of the page cache, for connectors that have this option.
+
+    Examples
+    --------
+    >>> setup = Setup("leaky", queue="io_uring", pages=16)
+    >>> setup.for_connector("scoped").connector
+    'scoped'
     """
 
     connector: str = "leaky"
-    plugin_params: dict[str, Any] = field(default_factory=queue_params)
+    _: KW_ONLY
+    queue: str = "libaio"
+    plugin_params: dict[str, Any] | None = None
     page_bytes: int = 65536
     pages: int = 128
     layout: str = "page_first"
@@ -66,21 +80,55 @@ class Setup:
     def __post_init__(self) -> None:
         if not self.is_ours and self.version is None and installed_in(self.connector) is None:
             raise ConfigError(
-                f"connector: {self.connector!r} is unknown; it takes one of {', '.join(LIFETIMES)}, "
-                f"or a release such as {PREFIX}0.5.12, or {INSTALLED}FOLDER with the folder that SGLang is in"
+                f"connector: {self.connector!r} is unknown; expected one of {', '.join(LIFETIMES)}, "
+                f"a release such as {PREFIX}0.5.12, or {INSTALLED}FOLDER with the folder that SGLang is in"
             )
-        config = NixlBackendConfig(self.extra_config if self.is_ours else self.plugin_params)
+        config = NixlBackendConfig(self.extra_config if self.is_ours else self.params)
         release = known_releases().get(self.version)
         if self.direct and release is not None and release.stands_for:
             raise ConfigError(
-                f"direct: {self.connector} has no such option; it takes scoped, or {PREFIX}0.5.13.post1 or later"
+                f"direct: {self.connector} has no such option; expected scoped, or {PREFIX}0.5.13.post1 or later"
             )
         if config.plugin == "auto":
-            config.init_params("POSIX")  # what auto mode comes to wherever NIXL runs
+            config.init_params("POSIX")  # the plugin that auto mode selects wherever NIXL runs
         if self.layout not in LAYOUTS:
-            raise ConfigError(f"layout: {self.layout!r} is unknown; it takes one of {', '.join(LAYOUTS)}")
+            raise ConfigError(f"layout: {self.layout!r} is unknown; expected one of {', '.join(LAYOUTS)}")
         if self.page_bytes < 8 or self.page_bytes % 8:
-            raise ConfigError(f"page_bytes: {self.page_bytes} does not work; it takes a multiple of 8")
+            raise ConfigError(f"page_bytes: {self.page_bytes} does not work; expected a multiple of 8")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The ``extra_config`` of the plugin: ``plugin_params``, or the POSIX plugin on ``queue``."""
+        selected = queue_params(self.queue)
+        return selected if self.plugin_params is None else self.plugin_params
+
+    def for_connector(self, connector: str) -> Setup:
+        """Return the same setup with another connector."""
+        return dataclasses.replace(self, connector=connector)
+
+    def as_columns(self) -> dict[str, Any]:
+        """Return what a comparison holds fixed, as columns of a table.
+
+        Examples
+        --------
+        >>> Setup(plugin_params={"use_uring": "true"}, pages=16).as_columns()["queue"]
+        'io_uring'
+        """
+        return dict(
+            zip(
+                COLUMNS,
+                (self.pages, self.page_bytes, self._queue_in_use(), self.layout, self.mla, self.direct),
+                strict=True,
+            )
+        )
+
+    def _queue_in_use(self) -> str:
+        """Return the queue that the parameters select; the plugin's name where it has no such queues."""
+        config = NixlBackendConfig(self.params)
+        if config.plugin not in ("auto", "POSIX"):
+            return config.plugin
+        flags = config.init_params("POSIX")
+        return next((queue for queue, flag in QUEUES.items() if flag in flags), "libaio")
 
     @property
     def is_ours(self) -> bool:
@@ -99,9 +147,9 @@ class Setup:
         The cleaner of 0.5.23 removes pages when the disk is fuller than 80 %, whoever filled it.
         """
         if self.is_ours:
-            extra = {**self.plugin_params, "lifetime": self.connector}
+            extra = {**self.params, "lifetime": self.connector}
             return {**extra, "use_direct_io": True} if self.direct else extra
-        config = NixlBackendConfig(self.plugin_params)
+        config = NixlBackendConfig(self.params)
         plugin = "POSIX" if config.plugin == "auto" else config.plugin
         section = {"active": True, **config.init_params(plugin)}
         return {

@@ -10,13 +10,13 @@ import pytest
 from processes import workers_of
 
 from hicache_nixl.config import QUEUES, ConfigError
-from hicache_nixl.lab.experiments import compare as throughput
-from hicache_nixl.lab.experiments.compare import Cell, benchmark, compare, left_per_key, spread, usable_queues
+from hicache_nixl.lab.experiments.compare import compare, left_per_key, usable_queues
 from hicache_nixl.lab.worker.client import Worker
 from hicache_nixl.lab.worker.releases import CACHE_VARIABLE, ReleaseError
+from hicache_nixl.lab.worker.setup import Setup
 
 ARMS = ("leaky", "try_finally")
-CELLS = [Cell(keys=2, page_bytes=4096), Cell(keys=3, page_bytes=4096, layout="layer_first")]
+SETUPS = [Setup(pages=2, page_bytes=4096), Setup(pages=3, page_bytes=4096, layout="layer_first")]
 REPEATS = 2
 
 
@@ -27,25 +27,25 @@ def storage_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def times(storage_dir: Path) -> pd.DataFrame:
-    return compare(ARMS, CELLS, repeats=REPEATS, storage_dir=storage_dir)
+    return compare(ARMS, SETUPS, repeats=REPEATS, storage_dir=storage_dir)
 
 
 class TestCompare:
-    def test_a_row_per_cell_pair_arm_and_operation(self, times):
-        assert len(times) == len(CELLS) * REPEATS * len(ARMS) * 2
+    def test_a_row_per_setup_pair_arm_and_operation(self, times):
+        assert len(times) == len(SETUPS) * REPEATS * len(ARMS) * 2
         assert not times[["keys", "pair", "arm", "operation"]].duplicated().any()
 
     def test_the_arms_alternate(self, times):
         """A set and a get of A, then of B; in the next pair B goes first."""
-        for _, cell in times.groupby("keys", sort=False):
-            assert cell.arm.tolist() == [arm for arm in (*ARMS, *reversed(ARMS)) for _ in range(2)]
-            assert cell.pair.tolist() == [0] * 4 + [1] * 4
-            assert cell.operation.tolist() == ["set", "get"] * 4
+        for _, rows in times.groupby("keys", sort=False):
+            assert rows.arm.tolist() == [arm for arm in (*ARMS, *reversed(ARMS)) for _ in range(2)]
+            assert rows.pair.tolist() == [0] * 4 + [1] * 4
+            assert rows.operation.tolist() == ["set", "get"] * 4
 
-    def test_the_columns_of_the_cell_are_in_every_row(self, times):
-        for cell in CELLS:
-            rows = times[times["keys"] == cell.keys]
-            for name, value in cell.as_columns().items():
+    def test_the_columns_of_the_setup_are_in_every_row(self, times):
+        for setup in SETUPS:
+            rows = times[times["keys"] == setup.pages]
+            for name, value in setup.as_columns().items():
                 assert rows[name].unique().tolist() == [value]
 
     def test_every_call_moved_all_its_bytes_in_some_time(self, times):
@@ -65,7 +65,7 @@ class TestCompare:
 class TestReleaseAsAnArm:
     def test_it_is_timed_beside_the_lifetime_that_stands_for_it(self, released):
         arms = ("leaky", released("sglang==0.5.11"))
-        times = compare(arms, CELLS[:1], repeats=REPEATS)
+        times = compare(arms, SETUPS[:1], repeats=REPEATS)
         assert times.arm.tolist() == [arm for arm in (*arms, *reversed(arms)) for _ in range(2)]
         assert times.groupby("arm").open_fds.agg(lambda counts: counts.max() - counts.min()).tolist() == [
             12,
@@ -80,70 +80,10 @@ class TestReleaseAsAnArm:
         monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
         (tmp_path / "storage").mkdir()
         with pytest.raises(ReleaseError, match=r"sglang==0\.0\.1 cannot be had: No matching distribution"):
-            compare(("leaky", "sglang==0.0.1"), CELLS, repeats=REPEATS, storage_dir=tmp_path / "storage")
+            compare(("leaky", "sglang==0.0.1"), SETUPS, repeats=REPEATS, storage_dir=tmp_path / "storage")
         assert workers_of() == []
         assert list((tmp_path / "storage").iterdir()) == []
         assert list((tmp_path / "cache").iterdir()) == []
-
-
-def looks(monkeypatch: pytest.MonkeyPatch, *ratios_by_look: dict[int, float]) -> list[tuple[list[int], int]]:
-    """Let ``compare`` measure these ratios, by keys, one look after the other; note what it was asked."""
-    asked: list[tuple[list[int], int]] = []
-
-    def compared(arms, cells, *, repeats, storage_dir):
-        ratios = ratios_by_look[len(asked)]
-        asked.append(([cell.keys for cell in cells], repeats))
-        return pd.DataFrame(
-            {
-                **cell.as_columns(),
-                "pair": pair,
-                "arm": arm,
-                "operation": operation,
-                "bytes": 1,
-                "seconds": seconds,
-            }
-            for cell in cells
-            for pair in range(repeats)
-            for operation in ("set", "get")
-            for arm, seconds in zip(
-                arms, (1.0, ratios[cell.keys] if operation == "set" else 1.0), strict=True
-            )
-        )
-
-    monkeypatch.setattr(throughput, "compare", compared)
-    return asked
-
-
-class TestBenchmark:
-    POINTS = (Cell(keys=1), Cell(keys=64), Cell(keys=8))
-
-    def test_a_point_that_is_not_slower_is_looked_at_once(self, monkeypatch):
-        asked = looks(monkeypatch, {1: 1.0, 64: 0.5, 8: 1.0})
-        table = benchmark(ARMS, self.POINTS, repeats=4)
-        assert asked == [([1, 64, 8], 4)]
-        assert table["keys"].tolist() == [1, 1, 64, 64, 8, 8]
-        assert table.operation.tolist() == ["get", "set"] * 3
-        assert table.time_ratio.tolist() == [1, 1, 1, 0.5, 1, 1]
-        assert table.looks.unique().tolist() == [1]
-
-    def test_one_that_seems_slower_is_looked_at_again_with_more_pairs_and_the_last_look_counts(
-        self, monkeypatch
-    ):
-        asked = looks(monkeypatch, {1: 1.5, 64: 1.4, 8: 1.0}, {1: 1.0, 64: 1.3}, {64: 1.2})
-        table = benchmark(ARMS, self.POINTS, repeats=4)
-        assert asked == [([1, 64, 8], 4), ([1, 64], 8), ([64], 8)]
-        sets = table[table.operation == "set"]
-        assert sets["keys"].tolist() == [1, 64, 8]
-        assert sets.time_ratio.tolist() == [1.0, 1.2, 1.0]
-        assert sets.looks.tolist() == [2, 3, 1]
-        assert sets.pairs.tolist() == [8, 8, 4]
-
-    def test_one_that_stays_slower_is_told_so_after_the_last_look(self, monkeypatch):
-        asked = looks(monkeypatch, *[{1: 2.0, 64: 1.0, 8: 1.0}] * 3)
-        table = benchmark(ARMS, self.POINTS, repeats=2)
-        assert len(asked) == 3
-        row = table[(table["keys"] == 1) & (table.operation == "set")].iloc[0]
-        assert (row.time_ratio, row.low, row.looks) == (2.0, 2.0, 3)
 
 
 class TestRefused:
@@ -153,14 +93,14 @@ class TestRefused:
         repeats = limit // 512
         kept = 2 * 2 * 128 * (repeats + 1)
         with pytest.raises(ConfigError) as caught:
-            compare(ARMS, [Cell(keys=128)], repeats=repeats)
+            compare(ARMS, [Setup(pages=128)], repeats=repeats)
         for fact in (f"repeats={repeats}", "128 keys", f"keeps {kept} descriptors", f"limit is {limit}"):
             assert fact in str(caught.value)
 
     def test_an_unknown_queue(self, monkeypatch):
         monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
-        with pytest.raises(ConfigError, match="'uring' is unknown; it takes one of libaio"):
-            compare(ARMS, [Cell(queue="uring")], repeats=2)
+        with pytest.raises(ConfigError, match="'uring' is unknown; expected one of libaio"):
+            compare(ARMS, [Setup(queue="uring")], repeats=2)
 
 
 def test_usable_queues_says_of_each_whether_it_works_and_if_not_why(io_uring_fd):
@@ -171,17 +111,10 @@ def test_usable_queues_says_of_each_whether_it_works_and_if_not_why(io_uring_fd)
     assert (table.works == (table.reason == "")).all()
 
 
-def test_left_per_key_is_the_law_for_each_cell_and_arm():
-    cell = Cell(keys=4, page_bytes=4096).as_columns()
+def test_left_per_key_is_computed_for_each_setup_and_arm():
+    point = Setup(pages=4, page_bytes=4096).as_columns()
     counts = {"leaky": [8, 16, 24], "try_finally": [6, 6, 6]}
-    times = pd.DataFrame([{**cell, "arm": arm, "open_fds": fds} for arm in counts for fds in counts[arm]])
+    times = pd.DataFrame([{**point, "arm": arm, "open_fds": fds} for arm in counts for fds in counts[arm]])
     table = left_per_key(times).set_index("arm")
     assert table.loc["leaky", ["predicted", "least", "most"]].tolist() == [2, 2.0, 2.0]
     assert table.loc["try_finally", ["least", "most"]].tolist() == [0.0, 0.0]
-
-
-def test_a_connector_against_itself_has_a_spread_of_one_or_more_per_operation(tmp_path):
-    found = spread(Cell(keys=2, page_bytes=4096), "scoped", workers=2, storage_dir=tmp_path)
-    assert set(found) == {"set", "get"}
-    assert min(found.values()) >= 1
-    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from hicache_nixl.lab.experiments import fault_matrix as fixes
 from hicache_nixl.lab.experiments.fault_matrix import every_fault
 from hicache_nixl.lab.worker.client import RefusedError, Worker
 from hicache_nixl.lab.worker.faults import KINDS, STEPS
-from hicache_nixl.lab.worker.setup import Setup, queue_params
+from hicache_nixl.lab.worker.setup import Setup
 
 KEYS = 2
 FILES = 2 * KEYS
@@ -221,7 +221,7 @@ def test_a_call_tells_whether_its_fault_struck(worker):
 
 
 def test_a_watched_call_has_no_fault_and_tells_its_steps(worker):
-    worker.open(Setup("scoped", queue_params(), page_bytes=4096, pages=KEYS))
+    worker.open(Setup("scoped", page_bytes=4096, pages=KEYS))
     row = worker.call("set", KEYS, watch=True)
     assert row["pages_ok"] == KEYS
     assert row["steps"]["open"] == FILES

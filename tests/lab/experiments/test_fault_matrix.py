@@ -121,5 +121,5 @@ class TestFaultSummary:
 
 def test_an_unknown_connector_is_refused_before_any_process(monkeypatch):
     monkeypatch.setattr(fixes, "Worker", lambda *_, **__: pytest.fail("a process was started"))
-    with pytest.raises(ConfigError, match="'leeky' is unknown; it takes one of leaky, try_finally, scoped"):
+    with pytest.raises(ConfigError, match="'leeky' is unknown; expected one of leaky, try_finally, scoped"):
         every_fault("leeky")

@@ -268,7 +268,7 @@ class TestQueues:
         assert [shared_worker.call(operation, 8)["pages_ok"] for operation in ("set", "get")] == [8, 8]
 
     def test_io_uring_moves_pages_or_says_that_it_is_refused(self, shared_worker, io_uring_fd):
-        setup = Setup(plugin_params=queue_params("io_uring"), page_bytes=PAGE, pages=8)
+        setup = Setup(queue="io_uring", page_bytes=PAGE, pages=8)
         if io_uring_fd is None:
             with pytest.raises(WorkerError, match="io_uring is refused in many containers"):
                 shared_worker.open(setup)
@@ -284,7 +284,7 @@ class TestRefusedBeforeAnyProcess:
         [
             (
                 {"connector": "leeky"},
-                r"'leeky' is unknown; it takes one of leaky, try_finally, scoped, or a release such as sglang==",
+                r"'leeky' is unknown; expected one of leaky, try_finally, scoped, a release such as sglang==",
             ),
             (
                 {"connector": "sglang==newest"},
@@ -293,7 +293,7 @@ class TestRefusedBeforeAnyProcess:
             ({"direct": True}, "use_direct_io: lifetime leaky .* no such option; it takes lifetime scoped"),
             (
                 {"connector": "sglang==0.5.12", "direct": True},
-                r"direct: sglang==0\.5\.12 has no such option; it takes scoped, or sglang==0\.5\.13",
+                r"direct: sglang==0\.5\.12 has no such option; expected scoped, or sglang==0\.5\.13",
             ),
             ({"layout": "page_last"}, "'page_last' .* layer_first, page_first, page_first_direct"),
             (
@@ -344,6 +344,6 @@ class TestRefusedBeforeAnyProcess:
 
     def test_an_unknown_queue_names_the_three(self):
         with pytest.raises(
-            ConfigError, match="'uring' is unknown; it takes one of libaio, io_uring, posix_aio"
+            ConfigError, match="'uring' is unknown; expected one of libaio, io_uring, posix_aio"
         ):
             queue_params("uring")

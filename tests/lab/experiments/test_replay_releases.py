@@ -53,7 +53,7 @@ class TestReleases:
     @pytest.mark.usefixtures("needs_io_uring")
     def test_a_queue_in_the_flat_form_reaches_it(self, shared_worker, released):
         name = released("sglang==0.5.11")
-        shared_worker.open(Setup(name, {"use_uring": "true"}, page_bytes=PAGE, pages=8))
+        shared_worker.open(Setup(name, queue="io_uring", page_bytes=PAGE, pages=8))
         shared_worker.call("set", 8)
         assert "io_uring" in set(shared_worker.fds().kind)
 

@@ -67,5 +67,5 @@ def test_both_transfers_go_past_the_page_cache_and_differ_in_bytes(queue):
     small, large = small_transfer(queue), large_transfer(queue)
     assert small.direct
     assert large.direct
-    assert small.plugin_params == large.plugin_params
+    assert small.params == large.params
     assert (small.pages * small.page_bytes, large.pages * large.page_bytes) == (4096, 64 * 2**20)
