@@ -136,10 +136,10 @@ def measure(
         for _ in range(ROUNDS):
             for operation in ("set", "get"):
                 row = worker.call(operation, PAGES)
-                if row["pages_ok"] != PAGES:
-                    why = "; ".join(row["log"]) or "nothing was logged"
-                    raise WorkerError(f"its {operation} moved {row['pages_ok']} of {PAGES} pages: {why}")
-            counts.append((row["storage_fds"], row["registrations"]))
+                if row.pages_ok != PAGES:
+                    why = "; ".join(row.log) or "nothing was logged"
+                    raise WorkerError(f"its {operation} moved {row.pages_ok} of {PAGES} pages: {why}")
+            counts.append((row.storage_fds, row.registrations))
     moved = (len(counts) - 1) * 2 * PAGES
     files, regions = (
         f"{(last - first) / moved:g}" for first, last in zip(counts[0], counts[-1], strict=True)

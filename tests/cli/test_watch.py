@@ -68,7 +68,7 @@ def serving(lifetime: str) -> Iterator[Server]:
                     row = worker.call("get" if len(server.counted) % 2 else "set", KEYS)
                 except lab.WorkerError:  # the test has killed it
                     return
-                server.counted.append((time.monotonic(), row["storage_fds"]))
+                server.counted.append((time.monotonic(), row.storage_fds))
                 due += EVERY
                 over.wait(max(0.0, due - time.monotonic()))
 

@@ -112,8 +112,8 @@ def usable_queues(storage_dir: str | os.PathLike[str] | None = None, *, timeout:
             setup = Setup(queue=queue, pages=1)
             with Worker(setup, storage_dir=storage_dir, timeout=timeout) as worker:
                 moved = worker.call("set", 1)
-                if not moved["pages_ok"]:
-                    reason = "; ".join(moved["log"])
+                if not moved.pages_ok:
+                    reason = "; ".join(moved.log)
         except WorkerError as error:
             reason = str(error)
         rows.append({"queue": queue, "works": not reason, "reason": reason})
@@ -134,9 +134,9 @@ def _started(
 
 def _timed(worker: Worker, operation: str, keys: int) -> dict[str, Any]:
     row = worker.call(operation, keys)
-    if row["pages_ok"] != keys:
-        raise WorkerError(f"{operation} of {keys} keys: {row['pages_ok']} pages are right; log: {row['log']}")
-    return {name: row[name] for name in MEASURED}
+    if row.pages_ok != keys:
+        raise WorkerError(f"{operation} of {keys} keys: {row.pages_ok} pages are right; log: {row.log}")
+    return {name: getattr(row, name) for name in MEASURED}
 
 
 def _check_limit(arms: Sequence[str], setups: Sequence[Setup], repeats: int) -> None:

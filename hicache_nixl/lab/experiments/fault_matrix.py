@@ -12,6 +12,7 @@ import pandas as pd
 
 from ... import lifetimes
 from ..progress import tqdm
+from ..worker.call import CallRow
 from ..worker.client import Worker
 from ..worker.faults import KINDS, STEPS
 from ..worker.setup import Setup
@@ -64,11 +65,11 @@ def every_fault(
             worker.call("set", keys)
             worker.call(operation, keys)  # the first of its kind may set something up
             last = worker.call(operation, keys, watch=True)
-            steps = list(_faults(last["steps"]))
+            steps = list(_faults(last.steps))
             for fault in tqdm(steps, desc=f"{connector}: faults in a {operation}", unit="fault", leave=False):
                 row = worker.call(operation, keys, fault=fault)
                 after = worker.call(operation, keys)
-                if row["fired"]:
+                if row.fired:
                     rows.append(_told(operation, fault, last, row, after, f"{worker.folder}/"))
                 last = after
     return pd.DataFrame(rows)
@@ -101,19 +102,19 @@ def _faults(steps: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
 def _told(
     operation: str,
     fault: tuple[str, int, str],
-    before: Mapping[str, Any],
-    row: Mapping[str, Any],
-    after: Mapping[str, Any],
+    before: CallRow,
+    row: CallRow,
+    after: CallRow,
     folder: str,
 ) -> dict[str, Any]:
     return {
         "operation": operation,
         **dict(zip(("step", "nth", "kind"), fault, strict=True)),
-        "answer": row["raised"] or str(row["pages_ok"] == row["keys"]),
-        "fds_left": row["open_fds"] - before["open_fds"],
-        "registrations_left": row["registrations"] - before["registrations"],
-        "handles_left": row["handles_left"],
-        "most_closes": row["most_closes"],
-        "next_call_works": after["pages_ok"] == after["keys"],
-        "logged": row["log"][0].splitlines()[0].replace(folder, "") if row["log"] else "",
+        "answer": row.raised or str(row.pages_ok == row.keys),
+        "fds_left": row.open_fds - before.open_fds,
+        "registrations_left": row.registrations - before.registrations,
+        "handles_left": row.handles_left,
+        "most_closes": row.most_closes,
+        "next_call_works": after.pages_ok == after.keys,
+        "logged": row.log[0].splitlines()[0].replace(folder, "") if row.log else "",
     }

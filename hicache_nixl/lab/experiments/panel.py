@@ -156,7 +156,7 @@ class Panel:
             baseline = count_fds(worker.pid)
             for number, call in enumerate(Schedule.steady(CALLS, self.keys.value), 1):
                 self.status.value = f"running call {number} of {CALLS} ..."
-                rows.append({"call": number, **worker.call(call.operation, call.keys)})
+                rows.append({"call": number, **worker.call(call.operation, call.keys).as_columns()})
         self.table = pd.DataFrame(rows)
         return baseline
 

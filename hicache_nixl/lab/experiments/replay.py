@@ -9,25 +9,12 @@ from typing import Any
 import pandas as pd
 
 from ..progress import tqdm
+from ..worker import call
 from ..worker.client import Worker
 from ..worker.schedule import Schedule, ScheduleError
 from ..worker.setup import Setup
 
-COLUMNS = [
-    "call",
-    "operation",
-    "keys",
-    "files",
-    "bytes",
-    "seconds",
-    "open_fds",
-    "storage_fds",
-    "registrations",
-    "registration_seconds",
-    "rss_bytes",
-    "pages_ok",
-    "errno",
-]
+COLUMNS = ["call", *call.COLUMNS]
 
 
 def replay(
@@ -127,10 +114,10 @@ def replay_each(
 
 
 def _run(worker: Worker, schedule: Schedule, connector: str) -> pd.DataFrame:
-    rows = []
-    for call in tqdm(schedule, desc=f"{connector}: {schedule.name}", unit="call", leave=False):
-        rows.append(worker.call(call.operation, call.keys))
-    table = pd.DataFrame(rows, columns=[column for column in COLUMNS if column != "call"])
-    table.insert(0, "call", range(1, len(table) + 1))
-    table.attrs["log"] = {number: row["log"] for number, row in enumerate(rows, 1) if row["log"]}
+    progress = tqdm(schedule, desc=f"{connector}: {schedule.name}", unit="call", leave=False)
+    rows = [worker.call(asked.operation, asked.keys) for asked in progress]
+    table = pd.DataFrame(
+        [{"call": number, **row.as_columns()} for number, row in enumerate(rows, 1)], columns=COLUMNS
+    )
+    table.attrs["log"] = {number: row.log for number, row in enumerate(rows, 1) if row.log}
     return table

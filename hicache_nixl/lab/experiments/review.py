@@ -39,18 +39,18 @@ def release_facts(
     for worker, setup in _in_turn(setups, storage_dir):
         first = worker.call("set", PAGES)
         calls = [worker.call(operation, PAGES) for _ in range(ROUNDS) for operation in ("set", "get")]
-        exists = worker.call("exists", PAGES)["pages_ok"]
+        exists = worker.call("exists", PAGES).pages_ok
         stored = (1 + ROUNDS) * PAGES
         latest = [key_of(setup.seed, stored - PAGES + position) for position in range(PAGES)]
         _spoil(worker.folder, latest[BAD])
-        besides = worker.call("get", PAGES)["pages_ok"]
+        besides = worker.call("get", PAGES).pages_ok
         _spoil(worker.folder, latest[0])
-        seen = worker.call("exists", PAGES)["pages_ok"] > 0
+        seen = worker.call("exists", PAGES).pages_ok > 0
         rows.append(
             {
                 "connector": setup.connector,
-                "fds_per_call": (calls[-1]["open_fds"] - first["open_fds"]) / len(calls),
-                "registrations_per_call": (calls[-1]["registrations"] - first["registrations"]) / len(calls),
+                "fds_per_call": (calls[-1].open_fds - first.open_fds) / len(calls),
+                "registrations_per_call": (calls[-1].registrations - first.registrations) / len(calls),
                 "exists_of_8": exists,
                 "pages_besides_a_bad_one": besides,
                 "half_written_seen": seen,

@@ -41,9 +41,9 @@ def waits(
         for pair, pause in alternating(pauses, repeats, label="waits"):
             worker.request("pause", name=pause)
             row = worker.call("get", keys)
-            if row["pages_ok"] != keys:
-                raise WorkerError(f"get of {keys} keys: {row['pages_ok']} are right; log: {row['log']}")
-            rows.append({"pair": pair, "pause": pause, **{name: row[name] for name in MEASURED}})
+            if row.pages_ok != keys:
+                raise WorkerError(f"get of {keys} keys: {row.pages_ok} are right; log: {row.log}")
+            rows.append({"pair": pair, "pause": pause, **{name: getattr(row, name) for name in MEASURED}})
     return counted(rows)
 
 

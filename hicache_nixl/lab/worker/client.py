@@ -19,7 +19,8 @@ import psutil
 
 from ...config import STORAGE_DIR_VARIABLE
 from ...errors import ConfigError, HiCacheNixlError
-from .descriptors import ProcessGoneError, count_fds, count_storage_fds, fd_table
+from .call import CallRow
+from .descriptors import ProcessGoneError, count_storage_fds, fd_table
 from .forkserver import NURSERY, Forked
 from .releases import ReleaseError, source_of
 from .setup import Setup
@@ -134,22 +135,16 @@ class Worker:
                 raise
             raise ReleaseError(setup.version, f"cannot be used: {error}") from error
 
-    def call(self, operation: str, keys: int, **more: Any) -> dict[str, Any]:
-        """Make one batch call; its row of a replay, with ``log`` and ``raised`` besides.
-
-        ``fault`` and ``watch`` are those of the worker's ``call``.
-        """
-        row = self.request("call", operation=operation, keys=keys, **more)
+    def call(self, operation: str, keys: int, **more: Any) -> CallRow:
+        """Make one batch call; ``fault`` and ``watch`` are those of the server's ``call``."""
+        row = CallRow(**self.request("call", operation=operation, keys=keys, **more))
         try:
-            row["open_fds"] = count_fds(self.pid)
-            row["storage_fds"] = count_storage_fds(self.pid, self._folder)
-            row["rss_bytes"] = psutil.Process(self.pid).memory_info().rss
+            return row.counted(self.pid, self._folder)
         except (ProcessGoneError, psutil.Error) as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=1)
                 raise self._ended(f"call {operation} {keys}") from None
             raise WorkerError(f"the worker's descriptors cannot be counted: {error}") from error
-        return row
 
     def storage_fds(self) -> int:
         """Count the files of the storage folder that the worker has open now."""

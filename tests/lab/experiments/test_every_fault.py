@@ -215,17 +215,17 @@ def test_a_call_tells_whether_its_fault_struck(worker):
     worker.open(Setup(page_bytes=4096, pages=KEYS))
     struck = worker.call("set", KEYS, fault=["open", 1, "error"])
     missed = worker.call("set", KEYS, fault=["open", 99, "error"])
-    assert (struck["fired"], struck["pages_ok"]) == (True, 0)
-    assert (missed["fired"], missed["pages_ok"]) == (False, KEYS)
-    assert "fired" not in worker.call("set", KEYS)
+    assert (struck.fired, struck.pages_ok) == (True, 0)
+    assert (missed.fired, missed.pages_ok) == (False, KEYS)
+    assert worker.call("set", KEYS).fired is None
 
 
 def test_a_watched_call_has_no_fault_and_tells_its_steps(worker):
     worker.open(Setup("scoped", page_bytes=4096, pages=KEYS))
     row = worker.call("set", KEYS, watch=True)
-    assert row["pages_ok"] == KEYS
-    assert row["steps"]["open"] == FILES
-    assert (row["fired"], row["most_closes"], row["handles_left"]) == (False, 1, 0)
+    assert row.pages_ok == KEYS
+    assert row.steps["open"] == FILES
+    assert (row.fired, row.most_closes, row.handles_left) == (False, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -241,4 +241,4 @@ def test_an_unknown_fault_is_refused_and_the_worker_goes_on(worker, fault, messa
     with pytest.raises(RefusedError) as caught:
         worker.call("set", KEYS, fault=fault)
     assert str(caught.value) == message
-    assert worker.call("set", KEYS)["pages_ok"] == KEYS
+    assert worker.call("set", KEYS).pages_ok == KEYS

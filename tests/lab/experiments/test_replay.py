@@ -42,8 +42,11 @@ class Surroundings:
 
 
 @pytest.fixture(scope="module")
-def before_the_fix(tmp_path_factory: pytest.TempPathFactory) -> Surroundings:
-    """The PR's calls on ``leaky``, while the environment names the folder of a server."""
+def before_the_fix(tmp_path_factory: pytest.TempPathFactory, shared_worker: Worker) -> Surroundings:
+    """The PR's calls on ``leaky``, while the environment names the folder of a server.
+
+    The shared worker is there first: the fork server, which the first worker starts, keeps a socket.
+    """
     storage_dir, servers_dir = tmp_path_factory.mktemp("storage"), tmp_path_factory.mktemp("server")
     (servers_dir / "page_replayed-model_0_1_k").write_bytes(b"a page of the server's")
     with pytest.MonkeyPatch.context() as patch:
@@ -164,17 +167,17 @@ class TestKindsOfPages:
             shared_worker.call(operation, keys) for operation, keys in (("set", 8), ("get", 5), ("set", 1))
         ]
         per_key = files_per_key(layout, mla)
-        assert [row["files"] for row in rows] == [8 * per_key, 5 * per_key, per_key]
-        assert [row["storage_fds"] for row in rows] == [8 * per_key, 13 * per_key, 14 * per_key]
-        assert [row["registrations"] for row in rows] == [16 * per_key, 26 * per_key, 28 * per_key]
-        assert [row["pages_ok"] for row in rows] == [8, 5, 1]
+        assert [row.files for row in rows] == [8 * per_key, 5 * per_key, per_key]
+        assert [row.storage_fds for row in rows] == [8 * per_key, 13 * per_key, 14 * per_key]
+        assert [row.registrations for row in rows] == [16 * per_key, 26 * per_key, 28 * per_key]
+        assert [row.pages_ok for row in rows] == [8, 5, 1]
 
     @pytest.mark.parametrize("page_bytes", [8, 24, 4104, 65536])
     def test_a_page_may_have_any_multiple_of_8_bytes(self, shared_worker, page_bytes):
         shared_worker.open(Setup(page_bytes=page_bytes, pages=2))
         rows = [shared_worker.call(operation, 2) for operation in ("set", "get")]
-        assert [row["pages_ok"] for row in rows] == [2, 2]
-        assert [row["bytes"] for row in rows] == [2 * page_bytes] * 2
+        assert [row.pages_ok for row in rows] == [2, 2]
+        assert [row.bytes for row in rows] == [2 * page_bytes] * 2
         sizes = {path.stat().st_size for path in shared_worker.folder.iterdir()}
         assert sizes == {page_bytes // 2}
 
@@ -183,12 +186,12 @@ class TestCalls:
     def test_a_get_of_more_keys_than_are_stored_begins_again_with_the_first(self, worker):
         worker.call("set", 3)
         row = worker.call("get", 8)
-        assert (row["pages_ok"], row["storage_fds"], row["files"]) == (8, 22, 16)
+        assert (row.pages_ok, row.storage_fds, row.files) == (8, 22, 16)
 
     def test_an_exists_finds_its_pages_and_keeps_nothing(self, worker):
         worker.call("set", 8)
         row = worker.call("exists", 8)
-        assert (row["pages_ok"], row["bytes"], row["storage_fds"]) == (8, 0, 16)
+        assert (row.pages_ok, row.bytes, row.storage_fds) == (8, 0, 16)
 
     def test_a_page_that_comes_back_with_one_bit_changed_is_not_right(self, worker):
         worker.call("set", 4)
@@ -196,14 +199,14 @@ class TestCalls:
         content = bytearray(file.read_bytes())
         content[100] ^= 1
         file.write_bytes(content)
-        assert worker.call("get", 4)["pages_ok"] == 3
+        assert worker.call("get", 4).pages_ok == 3
 
     def test_a_new_connector_begins_without_pages_descriptors_and_registrations(self, worker):
         worker.call("set", 8)
         worker.open(Setup("try_finally", page_bytes=PAGE, pages=2))
         assert list(worker.folder.iterdir()) == []
         row = worker.call("set", 2)
-        assert (row["storage_fds"], row["registrations"]) == (0, 8)
+        assert (row.storage_fds, row.registrations) == (0, 8)
 
     def test_the_lines_that_leave_files_open_are_named(self, worker):
         worker.trace()
@@ -220,10 +223,10 @@ class TestRegistrationSeconds:
     def test_deregistering_is_in_it_and_a_call_that_registers_nothing_has_none(self, worker):
         worker.open(Setup("scoped", page_bytes=PAGE, pages=8))
         rows = [worker.call(operation, 8) for operation in ("set", "exists", "get", "exists")]
-        spent = [row["registration_seconds"] for row in rows]
+        spent = [row.registration_seconds for row in rows]
         assert [seconds > 0 for seconds in spent] == [True, False, True, False]
         assert spent[1] == spent[3] == 0.0
-        assert [row["registrations"] for row in rows] == [1] * 4
+        assert [row.registrations for row in rows] == [1] * 4
 
     def test_both_ends_of_a_registration_are_timed_and_taken_once(self):
         class Regions:
@@ -249,7 +252,7 @@ class TestRegistrationSeconds:
 
     def test_what_the_setting_up_registers_is_no_part_of_the_first_call(self, worker):
         worker.open(Setup("scoped", page_bytes=PAGE, pages=8))
-        assert worker.call("exists", 8)["registration_seconds"] == 0.0
+        assert worker.call("exists", 8).registration_seconds == 0.0
 
 
 class TestQueues:
@@ -265,7 +268,7 @@ class TestQueues:
     )
     def test_every_form_of_the_parameters_moves_pages(self, shared_worker, plugin_params):
         shared_worker.open(Setup(plugin_params=plugin_params, page_bytes=PAGE, pages=8))
-        assert [shared_worker.call(operation, 8)["pages_ok"] for operation in ("set", "get")] == [8, 8]
+        assert [shared_worker.call(operation, 8).pages_ok for operation in ("set", "get")] == [8, 8]
 
     def test_io_uring_moves_pages_or_says_that_it_is_refused(self, shared_worker, io_uring_fd):
         setup = Setup(queue="io_uring", page_bytes=PAGE, pages=8)
@@ -274,7 +277,7 @@ class TestQueues:
                 shared_worker.open(setup)
         else:
             shared_worker.open(setup)
-            assert [shared_worker.call(operation, 8)["pages_ok"] for operation in ("set", "get")] == [8, 8]
+            assert [shared_worker.call(operation, 8).pages_ok for operation in ("set", "get")] == [8, 8]
             assert "io_uring" in set(shared_worker.fds().kind)
 
 

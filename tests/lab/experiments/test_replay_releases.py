@@ -33,7 +33,7 @@ class TestReleases:
             shared_worker.open(setup)
             assert [path for path in shared_worker.folder.rglob("*") if path.is_file()] == []
             row = shared_worker.call("set", 8)
-            assert (row["pages_ok"], row["storage_fds"], row["registrations"]) == (8, fds, registrations)
+            assert (row.pages_ok, row.storage_fds, row.registrations) == (8, fds, registrations)
 
     def test_opening_one_again_and_again_keeps_nothing_open(self, shared_worker, setups):
         counts = []
@@ -41,7 +41,7 @@ class TestReleases:
             shared_worker.open(setup)
             shared_worker.call("set", 8)
             shared_worker.open(Setup(page_bytes=PAGE, pages=8))
-            counts.append(shared_worker.call("exists", 1)["open_fds"])
+            counts.append(shared_worker.call("exists", 1).open_fds)
         assert counts[3:] == [counts[-1]] * 6
 
     def test_a_replay_names_it_as_its_connector(self, released):

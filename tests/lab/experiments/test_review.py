@@ -75,7 +75,7 @@ class TestRegisterFiles:
 
     def test_a_call_that_fails_is_no_call_that_keeps_nothing(self):
         with Worker(Setup("leaky", pages=1)) as worker:
-            limit = worker.call("exists", 1)["open_fds"] + 10
+            limit = worker.call("exists", 1).open_fds + 10
             worker.request("limits", baseline_fds=None, nofile_limit=limit)
             with pytest.raises(RefusedError, match=r"register_files failed: .*\[Errno 24\]"):
                 worker.request("register_files", calls=20)

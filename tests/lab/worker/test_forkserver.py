@@ -43,7 +43,7 @@ class TestAFreshWorker:
         first, second = pair
         assert (first.storage_fds(), second.storage_fds()) == (4, 0)
         row = second.call("set", 1)
-        assert (row["storage_fds"], row["registrations"]) == (2, 4)
+        assert (row.storage_fds, row.registrations) == (2, 4)
 
     def test_it_works_in_the_folder_of_its_moment(self, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
@@ -57,9 +57,9 @@ class TestTheNurseryIsKilled:
             (nursery,) = nurseries_of()
             nursery.send_signal(signal.SIGKILL)
             nursery.wait(10)
-            assert orphan.call("set", 2)["pages_ok"] == 2
+            assert orphan.call("set", 2).pages_ok == 2
             with Worker(SETUP, storage_dir=tmp_path) as worker:
-                assert worker.call("set", 2)["pages_ok"] == 2
+                assert worker.call("set", 2).pages_ok == 2
                 assert [found.pid for found in nurseries_of()] != [nursery.pid]
             left = psutil.Process(orphan.pid)
         wait_until(lambda: have_ended([left]), seconds=10)

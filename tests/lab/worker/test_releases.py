@@ -321,7 +321,7 @@ class TestUnusableWheel:
         with pytest.raises(ReleaseError):
             shared_worker.open(Setup("sglang==0.0.1", page_bytes=4096, pages=1))
         shared_worker.open(Setup("scoped", page_bytes=4096, pages=1))
-        assert shared_worker.call("set", 1)["pages_ok"] == 1
+        assert shared_worker.call("set", 1).pages_ok == 1
 
     def test_a_worker_that_cannot_begin_leaves_no_process_and_no_folder(self, cache, tmp_path):
         wheel(cache, "0.0.1")
@@ -349,7 +349,7 @@ class TestWhereItIsLoaded:
 
     def test_this_process_never_imports_it(self, real_wheel, shared_worker):
         shared_worker.open(Setup("sglang==0.5.11", page_bytes=4096, pages=1))
-        assert shared_worker.call("set", 1)["pages_ok"] == 1
+        assert shared_worker.call("set", 1).pages_ok == 1
         assert not [name for name in sys.modules if name.partition(".")[0] == "sglang"]
 
     def test_no_file_of_sglang_is_in_the_repository(self):

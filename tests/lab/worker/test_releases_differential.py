@@ -12,13 +12,13 @@ import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any
 
 import pytest
 
 from hicache_nixl.host.pools import LAYOUTS
+from hicache_nixl.lab.worker.call import CallRow
 from hicache_nixl.lab.worker.client import Worker
 from hicache_nixl.lab.worker.schedule import files_per_key
 from hicache_nixl.lab.worker.setup import MODEL_NAME, Setup, key_of
@@ -43,9 +43,9 @@ class Sides:
     def zero_copy(self) -> bool:
         return self.layout != "layer_first"
 
-    def call(self, operation: str, keys: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def call(self, operation: str, keys: int) -> tuple[CallRow, CallRow]:
         ours, theirs = (side.call(operation, keys) for side in (self.ours, self.theirs))
-        if operation == "set" and ours["pages_ok"] == keys:
+        if operation == "set" and ours.pages_ok == keys:
             first = len(self.stored)
             self.stored.extend(key_of(0, page_id) for page_id in range(first, first + keys))
         return ours, theirs
@@ -102,9 +102,9 @@ def sides(
     return open_sides
 
 
-def assert_alike(ours: dict[str, Any], theirs: dict[str, Any], at: str) -> None:
+def assert_alike(ours: CallRow, theirs: CallRow, at: str) -> None:
     columns = ("storage_fds", "registrations", "pages_ok", "bytes", "files", "errno", "raised")
-    assert [theirs[name] for name in columns] == [ours[name] for name in columns], at
+    assert [getattr(theirs, name) for name in columns] == [getattr(ours, name) for name in columns], at
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -126,18 +126,16 @@ def test_the_same_calls_leave_the_same_and_answer_the_same(sides, layout, mla, s
         keys = dice.randint(1, PAGES)
         done.append(f"{operation} {keys}")
         ours, theirs = pair.call(operation, keys)
-        grown = [
-            row["open_fds"] - first["open_fds"] for row, first in zip((ours, theirs), begin, strict=True)
-        ]
+        grown = [row.open_fds - first.open_fds for row, first in zip((ours, theirs), begin, strict=True)]
         assert grown[0] == grown[1], done
         if operation == "exists":
             leading = pair.leading_files(pair.latest(keys))
-            assert ours.pop("pages_ok") == leading // files_per_key(layout, mla), done
+            assert ours.pages_ok == leading // files_per_key(layout, mla), done
             # the releases divide by 2 for MLA, which has one file per page, and by 1 for K and V
-            assert theirs.pop("pages_ok") == (leading // 2 if mla and pair.zero_copy else leading), done
-            ours["pages_ok"] = theirs["pages_ok"] = None
+            assert theirs.pages_ok == (leading // 2 if mla and pair.zero_copy else leading), done
+            ours, theirs = replace(ours, pages_ok=0), replace(theirs, pages_ok=0)
         assert_alike(ours, theirs, str(done))
-        assert theirs["errno"] in (0, errno.ENOENT)
+        assert theirs.errno in (0, errno.ENOENT)
         pair.names()
 
 
@@ -157,12 +155,12 @@ def test_the_releases_say_of_8_pages_that_16_or_4_are_there(sides, layout, mla, 
     pair = sides(layout, mla)
     pair.call("set", 8)
     ours, theirs = pair.call("exists", 8)
-    assert (ours["pages_ok"], theirs["pages_ok"]) == (8, 8 * factor)
+    assert (ours.pages_ok, theirs.pages_ok) == (8, 8 * factor)
 
 
 def test_before_any_set_neither_finds_a_page(sides):
     ours, theirs = sides("page_first", False).call("exists", 8)
-    assert (ours["pages_ok"], theirs["pages_ok"]) == (0, 0)
+    assert (ours.pages_ok, theirs.pages_ok) == (0, 0)
 
 
 def test_a_page_that_is_lost_fails_the_whole_get_on_both_sides(sides):
@@ -172,7 +170,7 @@ def test_a_page_that_is_lost_fails_the_whole_get_on_both_sides(sides):
     for side in pair.sides:
         (side.folder / lost).unlink()
     for row in pair.call("get", 8):
-        assert (row["pages_ok"], row["errno"]) == (0, errno.ENOENT)
+        assert (row.pages_ok, row.errno) == (0, errno.ENOENT)
 
 
 def test_at_the_limit_both_end_at_the_same_call_and_the_release_leaves_empty_files(sides, lifetime):
@@ -181,7 +179,7 @@ def test_at_the_limit_both_end_at_the_same_call_and_the_release_leaves_empty_fil
     rows = []
     try:
         for side in pair.sides:
-            limit = side.call("set", 1)["open_fds"] + 3 * 16 + 5
+            limit = side.call("set", 1).open_fds + 3 * 16 + 5
             side.request("limits", baseline_fds=None, nofile_limit=limit)
         for _ in range(6):
             rows.append(pair.call("set", 8))
@@ -191,7 +189,7 @@ def test_at_the_limit_both_end_at_the_same_call_and_the_release_leaves_empty_fil
             side.request("limits", baseline_fds=None, nofile_limit=hard)
     fails = 3 if lifetime == "leaky" else 6
     for side, (folder, kept) in enumerate(zip((w.folder for w in pair.sides), (0, 16), strict=True)):
-        assert [row[side]["errno"] for row in rows] == [0] * fails + [errno.EMFILE] * (6 - fails)
-        assert [row[side]["pages_ok"] for row in rows] == [8] * fails + [0] * (6 - fails)
+        assert [row[side].errno for row in rows] == [0] * fails + [errno.EMFILE] * (6 - fails)
+        assert [row[side].pages_ok for row in rows] == [8] * fails + [0] * (6 - fails)
         empty = [path for path in folder.iterdir() if path.stat().st_size == 0]
         assert len(empty) == kept * (6 - fails)
