@@ -13,8 +13,8 @@ import psutil
 PATIENCE = 30.0  # seconds to wait for what should come much sooner
 
 
-def nurseries_of(pid: int | None = None) -> list[psutil.Process]:
-    """Return the nursery that a process has, this one when left out, if it had a worker yet."""
+def fork_servers_of(pid: int | None = None) -> list[psutil.Process]:
+    """Return the fork server of a process, this one when left out; none before its first worker."""
     found = []
     for child in psutil.Process(pid).children():
         with suppress(psutil.Error):
@@ -24,11 +24,11 @@ def nurseries_of(pid: int | None = None) -> list[psutil.Process]:
 
 
 def workers_of(pid: int | None = None) -> list[psutil.Process]:
-    """Return the workers of a process: what its nursery has forked."""
+    """Return the workers of a process: what its fork server has forked."""
     found = []
-    for nursery in nurseries_of(pid):
+    for server in fork_servers_of(pid):
         with suppress(psutil.Error):
-            found += nursery.children()
+            found += server.children()
     return found
 
 

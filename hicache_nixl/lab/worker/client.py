@@ -21,7 +21,7 @@ from ...config import STORAGE_DIR_VARIABLE
 from ...errors import ConfigError, HiCacheNixlError
 from .call import CallRow
 from .descriptors import ProcessGoneError, count_storage_fds, fd_table
-from .forkserver import NURSERY, Forked
+from .forkserver import FORK_SERVER, Forked
 from .releases import ReleaseError, source_of
 from .setup import Setup
 
@@ -94,7 +94,7 @@ class Worker:
         }  # a server's folder must never be the one that a replay clears
         environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
         try:
-            return NURSERY.fork(str(self._folder), socket, self._output.fileno(), environment)
+            return FORK_SERVER.fork(str(self._folder), socket, self._output.fileno(), environment)
         except OSError as error:
             raise WorkerError(f"no worker could be forked: {error}") from error
 

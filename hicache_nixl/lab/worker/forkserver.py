@@ -1,8 +1,14 @@
-"""A process that has imported what a worker needs, and forks workers.
+"""A fork server: a process that has imported what a worker needs, and forks workers.
 
-To import torch takes two seconds, longer than most replays.  The nursery does it once.  A worker is a fork of it
-and begins as a fresh interpreter would: no descriptors but its own, a single thread, no nixl yet, and the
-environment of its moment.  ``python -m hicache_nixl.lab.worker.forkserver FD`` is the nursery itself.
+Importing torch takes two seconds, longer than most replays; the fork server does it once.  A worker is a fork of it
+and begins as a fresh interpreter would: with no descriptors but its own, a single thread, without nixl, and with the
+environment and working directory that its parent has at that moment.
+
+``multiprocessing``'s fork server is not used: its child runs the parent's main module again, so that a script which
+calls ``replay`` without ``if __name__ == "__main__"`` fails; its children get the environment of its start; and it is
+shared with whatever else the program uses it for, so that its threads and imports are not known.
+
+``python -m hicache_nixl.lab.worker.forkserver FD`` runs the fork server on a socket.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 
 class Forked:
-    """A worker process, as its owner sees it; the nursery tells its end through a pipe."""
+    """A worker process; the fork server reports its exit code through a pipe."""
 
     def __init__(self, status: int):
         self._status = os.fdopen(status, "rb")
@@ -35,14 +41,15 @@ class Forked:
         self.pid = int(self._status.readline() or 0)
         if not self.pid:
             self._status.close()
-            raise OSError("the nursery of the workers has ended before it forked one")
+            raise OSError("the fork server ended before it forked a worker")
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; the exit code, negative for a signal, as ``subprocess`` has it."""
+        """Wait until it ends, and return its exit code; negative for a signal, as in ``subprocess``."""
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"worker {self.pid}", timeout or 0)
-            self.returncode = int(self._status.readline() or -signal.SIGKILL)  # without the nursery: unknown
+            # unknown when the fork server has ended
+            self.returncode = int(self._status.readline() or -signal.SIGKILL)
             self._status.close()
         return self.returncode
 
@@ -52,15 +59,25 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
-class Nursery:
-    """The nursery of this process, started by its first worker and ended with the process."""
+class ForkServer:
+    """The fork server of this process; started for its first worker, and ended when the process exits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def fork(self, folder: str, connection: int, output: int, environment: dict[str, str]) -> Forked:
-        """Fork a worker for a storage folder, with its socket and the file for what it prints."""
+        """Fork a worker.
+
+        Parameters
+        ----------
+        folder : str
+            Its storage folder.
+        connection, output : int
+            Descriptors of its socket, and of the file that it writes its output to.
+        environment : dict
+            Its environment variables.
+        """
         request = {"folder": folder, "environment": environment, "cwd": os.getcwd()}
         ours, theirs = os.pipe()
         try:
@@ -84,24 +101,24 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **ONE_THREAD},
-                start_new_session=True,  # Ctrl-C reaches this process only, which then ends its workers
+                start_new_session=True,  # Ctrl-C reaches only this process, which then ends its workers
             )
 
     def end(self) -> None:
-        """Let the nursery go; a worker that still runs ends when this process hangs up."""
+        """End the fork server; a worker that still runs ends when this process closes its connection."""
         if self._process is not None:
             self._control.close()
-            self._process.terminate()  # it may still be importing, which nobody waits for any more
+            self._process.terminate()  # it may still be importing
             self._process.wait()
             self._process = None
 
 
-NURSERY = Nursery()
-atexit.register(NURSERY.end)
+FORK_SERVER = ForkServer()
+atexit.register(FORK_SERVER.end)
 
 
 def main() -> None:
-    """Fork workers as they are asked for, and tell when each ends, until the parent hangs up."""
+    """Fork a worker for each request, and report their exit codes, until the parent closes the socket."""
     from . import server  # before the first fork: this is what takes the time
 
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -111,7 +128,7 @@ def main() -> None:
             for key, _ in events.select():
                 if key.fileobj is not control:
                     events.unregister(key.fileobj)
-                    _tell_end(key.fileobj, *key.data)
+                    _report_end(key.fileobj, *key.data)
                     continue
                 request, fds, _, _ = socket.recv_fds(control, LONGEST_REQUEST, 3)
                 if not request:
@@ -119,27 +136,26 @@ def main() -> None:
                 connection, output, status = fds
                 pid = os.fork()
                 if pid == 0:
-                    _be_a_worker(server.main, json.loads(request), connection, output)
+                    _run_worker(server.main, json.loads(request), connection, output)
                 for fd in (connection, output):
                     os.close(fd)
-                with suppress(BrokenPipeError):  # who asked is gone; the worker notices, and ends by itself
+                with suppress(
+                    BrokenPipeError
+                ):  # the parent has ended; the worker notices, and ends by itself
                     os.write(status, f"{pid}\n".encode())
                 events.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
 
 
-def _tell_end(pidfd: Any, pid: int, status: int) -> None:
+def _report_end(pidfd: Any, pid: int, status: int) -> None:
     os.close(pidfd)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    try:
+    with suppress(BrokenPipeError):  # the parent has ended
         os.write(status, f"{code}\n".encode())
-    except BrokenPipeError:
-        pass  # nobody waits for it any more
-    finally:
-        os.close(status)
+    os.close(status)
 
 
-def _be_a_worker(run: Any, request: dict[str, Any], connection: int, output: int) -> None:
-    """Become a process of its own, run, and end as Python does; never returns."""
+def _run_worker(run: Any, request: dict[str, Any], connection: int, output: int) -> None:
+    """Turn this fork into a worker and exit when it is done; never returns."""
     code = 1
     try:
         os.setsid()
@@ -147,10 +163,8 @@ def _be_a_worker(run: Any, request: dict[str, Any], connection: int, output: int
             os.dup2(output, fd)
         for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
             if fd > 2 and fd != connection:
-                try:
+                with suppress(OSError):  # one of them was that of the listing
                     os.close(fd)
-                except OSError:
-                    continue  # the listing's own
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["cwd"])

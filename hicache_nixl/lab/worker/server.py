@@ -1,4 +1,4 @@
-"""The process in which a connector is measured, forked by ``lab.nursery``.
+"""The process in which a connector is measured, forked by ``forkserver``.
 
 As fresh as a new interpreter: no descriptors of a notebook's kernel in the count, a limit of its own, a nixl of
 its own.  It answers requests, one JSON message each, over the socket it is given, and ends when the other side

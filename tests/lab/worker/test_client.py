@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import PATIENCE, have_ended, nurseries_of, wait_until, workers_of
+from processes import PATIENCE, fork_servers_of, have_ended, wait_until, workers_of
 
 from hicache_nixl.lab.experiments.replay import replay
 from hicache_nixl.lab.worker import client as process
@@ -196,14 +196,14 @@ class TestParentDies:
         assert parent.process.returncode == -signal.SIGINT
         assert errors.decode().rstrip().endswith("KeyboardInterrupt")
 
-    def test_the_worker_of_a_killed_process_cleans_up_by_itself_and_the_nursery_ends(self, parents):
+    def test_the_worker_of_a_killed_process_cleans_up_by_itself_and_the_fork_server_ends(self, parents):
         parent = parents["killed"]
-        workers, nurseries = workers_of(parent.process.pid), nurseries_of(parent.process.pid)
-        assert (len(workers), len(nurseries)) == (1, 1)
+        workers, fork_servers = workers_of(parent.process.pid), fork_servers_of(parent.process.pid)
+        assert (len(workers), len(fork_servers)) == (1, 1)
         parent.process.kill()
         parent.process.wait()
         wait_until(
-            lambda: have_ended(workers + nurseries) and not list(parent.storage_dir.iterdir()), seconds=10
+            lambda: have_ended(workers + fork_servers) and not list(parent.storage_dir.iterdir()), seconds=10
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from processes import have_ended, nurseries_of, wait_until
+from processes import fork_servers_of, have_ended, wait_until
 
 from hicache_nixl.lab.worker.client import Worker
 from hicache_nixl.lab.worker.setup import Setup
@@ -33,10 +33,10 @@ class TestAFreshWorker:
         assert fds.kind.tolist() == ["device", "regular", "regular", "socket"]
         assert fds.target[1] == fds.target[2]
 
-    def test_it_is_a_process_of_the_one_nursery_in_a_session_of_its_own(self, pair):
-        (nursery,) = nurseries_of()
+    def test_it_is_a_process_of_the_one_fork_server_in_a_session_of_its_own(self, pair):
+        (server,) = fork_servers_of()
         for worker in pair:
-            assert psutil.Process(worker.pid).ppid() == nursery.pid
+            assert psutil.Process(worker.pid).ppid() == server.pid
             assert os.getsid(worker.pid) == worker.pid
 
     def test_what_one_opened_and_registered_is_not_in_the_other(self, pair):
@@ -51,16 +51,16 @@ class TestAFreshWorker:
             assert os.readlink(f"/proc/{worker.pid}/cwd") == str(tmp_path)
 
 
-class TestTheNurseryIsKilled:
+class TestTheForkServerIsKilled:
     def test_its_workers_go_on_and_the_next_one_has_another(self, tmp_path):
         with Worker(SETUP, storage_dir=tmp_path) as orphan:
-            (nursery,) = nurseries_of()
-            nursery.send_signal(signal.SIGKILL)
-            nursery.wait(10)
+            (server,) = fork_servers_of()
+            server.send_signal(signal.SIGKILL)
+            server.wait(10)
             assert orphan.call("set", 2).pages_ok == 2
             with Worker(SETUP, storage_dir=tmp_path) as worker:
                 assert worker.call("set", 2).pages_ok == 2
-                assert [found.pid for found in nurseries_of()] != [nursery.pid]
+                assert [found.pid for found in fork_servers_of()] != [server.pid]
             left = psutil.Process(orphan.pid)
         wait_until(lambda: have_ended([left]), seconds=10)
         assert list(tmp_path.iterdir()) == []
