@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
 import pandas as pd
 
+from ...config import LIFETIMES
 from ..progress import tqdm
 from ..worker.client import Worker
 from ..worker.releases import fetch, version_of
@@ -104,28 +105,37 @@ def imports_inside_functions(connector: str, module: str = "traceback") -> list[
 
 
 def owner_of_descriptors(connector: str) -> dict[str, object]:
-    """Return what closes a transfer's descriptors, and how wide it is (second remark).
+    """Return what closes the descriptors of a transfer, and how many statements it contains (second remark).
+
+    Read from the source: a ``finally`` that closes the files which its block opened, or a ``with`` whose context
+    manager opens files and closes them in a ``finally``.
 
     Returns
     -------
     dict
-        ``connector``; ``closed_by``, ``"nothing"``, ``"finally"`` or ``"with"``; ``statements`` under it;
-        ``obj_is_inside``, whether a transfer of objects, which has no descriptors, runs under it too.
+        ``connector``; ``closed_by``, ``"nothing"``, ``"finally"`` or ``"with"``; ``statements`` inside it;
+        ``obj_is_inside``, whether a transfer of objects, which has no descriptors, is inside it too, and
+        ``pandas.NA``, which is neither true nor false, where nothing closes them.
     """
-    for _, source in _sources(connector):
-        for function in ast.walk(ast.parse(source)):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            for block in ast.walk(function):
-                if kind := _closes_files(block):
-                    statements = [node for part in block.body for node in ast.walk(part)]
-                    return {
-                        "connector": connector,
-                        "closed_by": kind,
-                        "statements": sum(isinstance(node, ast.stmt) for node in statements),
-                        "obj_is_inside": any(_is_for_objects(node) for node in statements),
-                    }
-    return {"connector": connector, "closed_by": "nothing", "statements": 0, "obj_is_inside": False}
+    functions = [
+        node
+        for _, source in _sources(connector)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    closing = {function.name for function in functions if _closes(function)}
+    managers = {function.name for function in functions if _closes_what_it_opens(function, closing)}
+    for function in functions:
+        for block in ast.walk(function):
+            if kind := _closes_files(block, closing, managers - {function.name}):
+                statements = [node for part in block.body for node in ast.walk(part)]
+                return {
+                    "connector": connector,
+                    "closed_by": kind,
+                    "statements": sum(isinstance(node, ast.stmt) for node in statements),
+                    "obj_is_inside": any(_is_for_objects(node) for node in statements),
+                }
+    return {"connector": connector, "closed_by": "nothing", "statements": 0, "obj_is_inside": pd.NA}
 
 
 def _in_turn(
@@ -138,13 +148,43 @@ def _in_turn(
             yield worker, setup
 
 
-def _closes_files(block: ast.AST) -> str | None:
-    if isinstance(block, ast.Try) and any("close_file" in ast.unparse(part) for part in block.finalbody):
-        return "finally" if "files_to_nixl_tuples" in ast.unparse(block) else None
+def _closes_files(block: ast.AST, closing: set[str], managers: set[str]) -> str | None:
+    """Return how a block closes the files of a transfer: ``"finally"``, ``"with"`` or None."""
+    if isinstance(block, ast.Try) and _names(block.finalbody) & closing:
+        return "finally" if "files_to_nixl_tuples" in _names(block.body) else None
     if isinstance(block, ast.With):
-        opens = " ".join(ast.unparse(item.context_expr) for item in block.items)
-        return "with" if "opened(" in opens or "_open_files(" in opens else None
+        calls = [item.context_expr for item in block.items if isinstance(item.context_expr, ast.Call)]
+        return "with" if _names([call.func for call in calls]) & managers else None
     return None
+
+
+def _closes(function: ast.FunctionDef) -> bool:
+    """Tell whether a function closes a descriptor that it is given: ``close_file``."""
+    given = {argument.arg for argument in function.args.args}
+    calls = (node for node in ast.walk(function) if isinstance(node, ast.Call))
+    return any(ast.unparse(call.func) == "os.close" and given & _names(call.args) for call in calls)
+
+
+def _closes_what_it_opens(function: ast.FunctionDef, closing: set[str]) -> bool:
+    """Tell whether a function is a context manager that closes files in its ``finally``.
+
+    The ``finally`` closes them itself, or runs what was assigned before: ``closing = map(os.close, fds)``.
+    """
+    if not any("contextmanager" in ast.unparse(decorator) for decorator in function.decorator_list):
+        return False
+    closers, nodes = {"os.close", *closing}, list(ast.walk(function))
+    for node in nodes:
+        if isinstance(node, ast.Assign) and _names([node.value]) & closers:
+            closers |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return any(isinstance(node, ast.Try) and _names(node.finalbody) & closers for node in nodes)
+
+
+def _names(nodes: Iterable[ast.AST]) -> set[str]:
+    """Return the names in some code; of ``os.close`` both that and ``close``."""
+    found = {name for part in nodes for name in ast.walk(part) if isinstance(name, ast.Name | ast.Attribute)}
+    return {ast.unparse(name) for name in found} | {
+        name.attr for name in found if isinstance(name, ast.Attribute)
+    }
 
 
 def _is_for_objects(node: ast.AST) -> bool:
@@ -160,13 +200,20 @@ def _imports(node: ast.AST, module: str) -> bool:
 
 
 def _sources(connector: str) -> Iterator[tuple[str, str]]:
-    """Yield name and text of the modules that a connector consists of; for one of ours its own module first."""
+    """Yield name and text of the modules of a connector; the lifetime's own first, and of no other lifetime."""
     version = version_of(connector)
     if version is None:
-        package = resources.files(PACKAGE)
-        modules = [package / "lifetimes" / f"{name}.py" for name in (connector, "file_per_piece")]
-        modules += sorted(Path(str(package)).glob("*.py"))
-        yield from ((module.name, module.read_text()) for module in modules)
+        package = Path(str(resources.files(PACKAGE)))
+        others = {f"{name}.py" for name in LIFETIMES}
+        shared = [module for module in package.glob("lifetimes/**/*.py") if module.name not in others]
+        modules = [
+            *shared,
+            *package.glob("transport/*.py"),
+            *package.glob("host/*.py"),
+            *package.glob("*.py"),
+        ]
+        own = package / "lifetimes" / f"{connector}.py"
+        yield from ((module.name, module.read_text()) for module in (own, *sorted(modules)))
         return
     with zipfile.ZipFile(fetch(version)) as wheel:
         for name in sorted(wheel.namelist()):
