@@ -1,4 +1,4 @@
-"""The parent's side of a worker: starting it, asking it, counting its descriptors, ending it."""
+"""The parent's side of a worker: start it, send it requests, count its descriptors, end it."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ PATIENCE = 30  # seconds for a worker to finish its call and clean up
 
 
 class WorkerError(HiCacheNixlError, RuntimeError):
-    """The worker process died, hung or refused; the message ends with its last lines of output."""
+    """The worker process died, did not answer, or refused; the message ends with its last lines of output."""
 
 
 class RefusedError(WorkerError):
-    """The worker lives, and did not do what was asked."""
+    """The worker refused a request and still runs."""
 
 
 class Worker:
     """A process with one connector, measured from outside.
 
-    It owns its process and its storage folder: both end in ``close()``, whatever happened.  Should this
-    process be killed, the worker notices and removes the folder itself.
+    ``close()`` ends its process and removes its storage folder, whatever happened.  If this process is killed, the
+    worker notices that and removes the folder itself.
 
     Parameters
     ----------
     setup : Setup
     storage_dir : path, optional
-        An existing folder on the disk to measure; a folder of the worker's own is made in it.  The folder
-        for temporary files when left out.
+        An existing folder on the disk to measure; the worker creates its own folder in it.  By default the folder
+        for temporary files.
     baseline_fds, nofile_limit : int, optional
         As in ``replay``.
     timeout : float
-        Seconds for everything that is asked of it.
+        Seconds for all requests together.
 
     Raises
     ------
@@ -70,7 +70,7 @@ class Worker:
     ):
         self._deadline = time.monotonic() + timeout
         self._timeout = timeout
-        with ExitStack() as ends:  # last in, first out: the process ends before its folder goes
+        with ExitStack() as ends:  # last in, first out: the process ends before its folder is removed
             self._folder = _own_folder(storage_dir)
             ends.callback(shutil.rmtree, self._folder, ignore_errors=True)
             self._output = ends.enter_context(tempfile.TemporaryFile())
@@ -91,7 +91,7 @@ class Worker:
     def _start(self, socket: int) -> Forked:
         environment = {
             name: value for name, value in os.environ.items() if name != STORAGE_DIR_VARIABLE
-        }  # a server's folder must never be the one that a replay clears
+        }  # a replay must never clear the folder of a server
         environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
         try:
             return FORK_SERVER.fork(str(self._folder), socket, self._output.fileno(), environment)
@@ -99,7 +99,7 @@ class Worker:
             raise WorkerError(f"no worker could be forked: {error}") from error
 
     def _end_process(self) -> None:
-        """Hang up and wait for the worker to go; one that does not is killed."""
+        """Close the connection and wait until the worker ends; kill it when it does not."""
         self._connection.close()
         try:
             self._process.wait(timeout=PATIENCE)
@@ -111,7 +111,7 @@ class Worker:
 
     @property
     def folder(self) -> Path:
-        """The storage folder that it made for itself."""
+        """The storage folder that it created."""
         return self._folder
 
     @property
@@ -120,12 +120,12 @@ class Worker:
         return self._process.pid
 
     def open(self, setup: Setup) -> None:
-        """Go on with another connector; the one before is closed and its pages are removed.
+        """Close the connector, remove its pages, and create another one.
 
         Raises
         ------
         ReleaseError
-            A released connector that cannot be had, or does not load.
+            A released connector is not available, or does not load.
         """
         wheel = source_of(setup.connector)
         try:
@@ -155,37 +155,41 @@ class Worker:
         return fd_table(self.pid, self._folder)
 
     def trace(self) -> None:
-        """Note from now on which line opens each descriptor."""
+        """Record from now on which line opens each descriptor."""
         self.request("trace")
 
     def opened_by(self) -> pd.DataFrame:
-        """Name the storage files that are open now, with the line that opened each: see ``lab.fds``."""
+        """Name the storage files that are open now, with the line that opened each: see ``descriptors.opened_by``."""
         rows = self.request("opened_by")["descriptors"]
         return pd.DataFrame(rows, columns=["fd", "target", "opened_by"])
 
     def request(self, request: str, **fields: Any) -> dict[str, Any]:
-        """Ask the worker for something and wait for the answer."""
-        told = " ".join([request, *(f"{value}" for value in fields.values() if isinstance(value, str | int))])
+        """Send the worker a request and wait for the answer."""
+        asked = " ".join(
+            [request, *(f"{value}" for value in fields.values() if isinstance(value, str | int))]
+        )
         try:
             self._connection.send_bytes(json.dumps({"request": request, **fields}).encode())
             if not self._connection.poll(max(0.0, self._deadline - time.monotonic())):
                 raise WorkerError(
-                    f"the worker did not answer within {self._timeout} s, at: {told}\n{self._last_lines()}"
+                    f"the worker did not answer within {self._timeout} s, at: {asked}\n{self._last_lines()}"
                 )
             answer = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError):
-            raise self._ended(told) from None
+            raise self._ended(asked) from None
         if "error" in answer:
             raise RefusedError(answer["error"])
         return answer
 
-    def _ended(self, told: str) -> WorkerError:
+    def _ended(self, asked: str) -> WorkerError:
         try:
             code = self._process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            return WorkerError(f"the worker hung up without ending, at: {told}\n{self._last_lines()}")
+            return WorkerError(
+                f"the worker closed its connection without ending, at: {asked}\n{self._last_lines()}"
+            )
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return WorkerError(f"the worker died ({reason}) at: {told}\n{self._last_lines()}")
+        return WorkerError(f"the worker died ({reason}) at: {asked}\n{self._last_lines()}")
 
     def _last_lines(self) -> str:
         self._output.seek(0)
@@ -206,10 +210,10 @@ class Worker:
 
 
 def _own_folder(storage_dir: str | os.PathLike[str] | None) -> Path:
-    """Make a folder in the one that was given."""
+    """Create a folder in the one that was given."""
     try:
         return Path(tempfile.mkdtemp(prefix="hicache-nixl-", dir=storage_dir)).resolve()
     except OSError as error:
         raise ConfigError(
-            f"storage_dir {storage_dir}: {error.strerror}; it takes an existing, writable folder"
+            f"storage_dir {storage_dir}: {error.strerror}; expected an existing, writable folder"
         ) from error

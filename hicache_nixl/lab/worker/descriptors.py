@@ -155,7 +155,7 @@ def folder_as_seen_by(pid: int, folder: str | os.PathLike[str]) -> str:
     Raises
     ------
     OSError
-        When it is no folder, in the view of that process.
+        When that process sees no folder there.
     """
     root, done, left = f"/proc/{pid}/root", "/", _parts(os.fspath(folder))
     for _ in range(MOST_STEPS):

@@ -1,8 +1,8 @@
-"""Making the k-th step of a call fail, on the real agent and the real files, and watching what it owned.
+"""Make the k-th step of a call fail, on the real agent and the real files, and record what the call does.
 
 It patches NIXL's agent class and ``os`` for the time of one call, so that it works alike for our lifetimes and
-for the released connectors.  A fault comes in the place of a step: what a signal does between a step and the
-assignment of its result is not tried.  An open that NIXL makes itself (path mode) is out of its reach.
+for the released connectors.  A fault replaces a step: a signal between a step and the assignment of its result is not
+tried.  Files that NIXL opens itself (path mode) cannot be made to fail.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ KINDS = ("error", "exception", "interrupt")
 
 @dataclass(frozen=True)
 class Fault:
-    """The ``nth`` time of a step (from 1) fails, and for ``initialize``, which SGLang tries twice, all after it.
+    """The ``nth`` time of a step (from 1) fails; all later ones too for ``initialize``, which SGLang tries twice.
 
-    ``kind`` is the step's own ``"error"`` (EMFILE, NIXL's exception, a refused list, the state ERR), an
-    ``"exception"`` that nobody expects, or an ``"interrupt"`` (KeyboardInterrupt).
+    ``kind`` is the step's own ``"error"`` (EMFILE, NIXL's exception, a refused list, the state ERR), an unexpected
+    ``"exception"`` (ZeroDivisionError), or an ``"interrupt"`` (KeyboardInterrupt).
     """
 
     step: str
@@ -44,16 +44,16 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.step not in STEPS:
-            raise HiCacheNixlError(f"step {self.step!r} is unknown; it takes one of {', '.join(STEPS)}")
+            raise HiCacheNixlError(f"step {self.step!r} is unknown; expected one of {', '.join(STEPS)}")
         if self.kind not in KINDS:
-            raise HiCacheNixlError(f"kind {self.kind!r} is unknown; it takes one of {', '.join(KINDS)}")
+            raise HiCacheNixlError(f"kind {self.kind!r} is unknown; expected one of {', '.join(KINDS)}")
 
     def strikes(self, step: str, count: int) -> bool:
         """Tell whether the ``count``-th time of a step is to fail."""
         return step == self.step and (count == self.nth or (step == "initialize" and count > self.nth))
 
     def outcome(self) -> Any:
-        """Raise, or return what the step answers when it fails."""
+        """Raise, or return what the step returns when it fails."""
         if self.kind == "interrupt":
             raise KeyboardInterrupt
         if self.kind == "exception":
@@ -98,7 +98,7 @@ class Seen:
 
 @contextmanager
 def watched(agent_class: type, storage_dir: str, fault: Fault | None = None) -> Iterator[Seen]:
-    """Watch the steps of one call, and make one of them fail."""
+    """Record the steps of one call, and make one of them fail."""
     seen = Seen()
     with ExitStack() as patches:
         for step, methods in STEPS.items():
@@ -111,7 +111,7 @@ def watched(agent_class: type, storage_dir: str, fault: Fault | None = None) -> 
 
 
 def _patched(target: Any, name: str, around: Callable[..., Any]) -> Any:
-    """Put ``around(original, ...)`` in the place of a method or function."""
+    """Replace a method or function by ``around(original, ...)``."""
     original = getattr(target, name)
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ def _counting(seen: Seen, change: int) -> Callable[..., Any]:
 
 @contextmanager
 def _descriptors(seen: Seen, storage_dir: str, fault: Fault | None) -> Iterator[None]:
-    """Watch ``os.open`` and ``os.close`` for the files below the storage folder."""
+    """Record ``os.open`` and ``os.close`` of the files below the storage folder."""
     closes: dict[int, int] = {}  # of the latest file that a descriptor stood for
     step = _step(seen, "open", fault)
 

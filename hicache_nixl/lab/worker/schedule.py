@@ -1,4 +1,4 @@
-"""Schedules: what a server asked of its storage, call by call; and what that must cost in descriptors."""
+"""Schedules: the calls of a server to its storage, and how many descriptors they should leave open."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Schedule:
         for number, call in enumerate(self.calls, 1):
             if call.operation not in OPERATIONS:
                 raise ScheduleError(
-                    f"call {number}: operation {call.operation!r} is unknown; it takes one of {', '.join(OPERATIONS)}"
+                    f"call {number}: operation {call.operation!r} is unknown; expected one of {', '.join(OPERATIONS)}"
                 )
             if call.keys < 1:
-                raise ScheduleError(f"call {number}: {call.keys} keys; it takes a whole number from 1")
+                raise ScheduleError(f"call {number}: {call.keys} keys; expected a whole number from 1")
             if call.operation == "set":
                 stored += call.keys
             elif call.operation == "get" and not stored:
@@ -104,7 +104,7 @@ class Schedule:
 
     @classmethod
     def single_call(cls) -> Schedule:
-        """Return the PR's other telling: 16 keys, then 592 in one set."""
+        """Return what the PR also describes: 16 keys, then 592 in one set."""
         return cls.of([("set", 16), ("set", 592)], "single_call")
 
     @classmethod
@@ -114,7 +114,7 @@ class Schedule:
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Schedule:
-        """Read a log of one's own: columns ``operation`` and ``keys``, others are ignored."""
+        """Read a schedule from a file: columns ``operation`` and ``keys``; others are ignored."""
         try:
             table = pd.read_csv(path, skip_blank_lines=False, skipinitialspace=True).dropna(how="all")
         except (OSError, ValueError) as error:
@@ -152,10 +152,10 @@ def files_per_key(layout: str, mla: bool) -> int:
 def predicted_fds(
     schedule: Schedule, per_key: int, baseline: int = 0, limit: int | None = None
 ) -> tuple[list[int], int | None]:
-    """Say what a leaky connector has open after each call.
+    """Return how many descriptors a leaky connector should have open after each call.
 
     Every set and every get keeps ``per_key`` descriptors per key.  A call that does not fit below the limit
-    fails and closes what it had opened; a set also needs one free descriptor to make its files.
+    fails and closes what it had opened; a set also needs one free descriptor to create its files.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def predicted_fds(
 
 
 def splits(total: int, sizes: Sequence[int]) -> pd.DataFrame:
-    """List every way to make a number of keys out of calls of the given sizes.
+    """List all combinations of calls of the given sizes that add up to a number of keys.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 """The process in which a connector is measured, forked by ``forkserver``.
 
-As fresh as a new interpreter: no descriptors of a notebook's kernel in the count, a limit of its own, a nixl of
-its own.  It answers requests, one JSON message each, over the socket it is given, and ends when the other side
-closes that.  What it prints goes to a file of the parent's.  It counts nothing about its descriptors: the
-parent does, from outside, so that counting works at the limit too.
+Like a new interpreter, it has no descriptors of a notebook's kernel, its own limit and its own nixl.  It answers
+requests, one JSON message each, on the socket that it is given, and ends when the other side closes it.  Its output
+goes to a file of the parent.  The parent counts its descriptors, from outside, so that counting also works at the
+limit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Check = Callable[[], tuple[int, list[str]]]  # pages that are right, and a line 
 
 
 class LogTail(logging.Handler):
-    """Keeps what a call logged as a warning or worse."""
+    """Keeps the warnings and errors that a call logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -60,7 +60,7 @@ class LogTail(logging.Handler):
 
 
 class RegistrationCounter:
-    """Counts the regions that are registered with NIXL, whoever registers them, and times that.
+    """Counts the regions that are registered with NIXL, and times registering and deregistering.
 
     Attributes
     ----------
@@ -166,17 +166,17 @@ class Host:
         if nofile_limit is not None:
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             if not now < nofile_limit <= hard:
-                raise HiCacheNixlError(f"nofile_limit is {nofile_limit}; it takes {now + 1} to {hard} here")
+                raise HiCacheNixlError(f"nofile_limit is {nofile_limit}; expected {now + 1} to {hard}")
             resource.setrlimit(resource.RLIMIT_NOFILE, (nofile_limit, hard))
         return {}
 
     def trace(self) -> dict[str, Any]:
-        """Note from now on which line opens each descriptor."""
+        """Record from now on which line opens each descriptor."""
         self.opened = self.traces.enter_context(descriptors.trace_opens())
         return {}
 
     def opened_by(self) -> dict[str, Any]:
-        """Tell which line opened each storage file that is open now."""
+        """Return which line opened each storage file that is open now."""
         return {"descriptors": descriptors.opened_by(self.opened, self.storage_dir)}
 
     def call(
@@ -236,18 +236,16 @@ class Host:
     def pause(self, name: str) -> dict[str, Any]:
         """Choose how ``scoped`` waits from now on: one of ``PAUSES``."""
         if name not in PAUSES:
-            raise HiCacheNixlError(f"pause {name!r} is unknown; it takes one of {', '.join(PAUSES)}")
+            raise HiCacheNixlError(f"pause {name!r} is unknown; expected one of {', '.join(PAUSES)}")
         if self.setup.connector != "scoped":
-            raise HiCacheNixlError(
-                f"pause: {self.setup.connector} waits in a way of its own; it takes scoped"
-            )
+            raise HiCacheNixlError(f"pause: {self.setup.connector} has no such option; expected scoped")
         scoped.growing_pause = PAUSES[name]
         return {}
 
     def register_files(self, calls: int) -> dict[str, Any]:
         """Call the connector's ``register_files`` with one file, and close the owner where it returns one.
 
-        ``offered`` in the answer tells whether it has that method: SGLang from 0.5.13 on has not.
+        ``offered`` in the answer is whether it has that method: SGLang from 0.5.13 on does not.
         """
         if not hasattr(self.connector, "register_files"):
             return {"offered": False}
@@ -332,7 +330,7 @@ REQUESTS = ("open", "limits", "trace", "opened_by", "call", "pause", "register_f
 
 
 def serve(connection: Connection, storage_dir: str) -> None:
-    """Answer requests until the other side is gone; then remove the storage folder."""
+    """Answer requests until the other side closes the connection; then remove the storage folder."""
     host = None
     try:
         while True:
@@ -342,7 +340,7 @@ def serve(connection: Connection, storage_dir: str) -> None:
                 host = host or Host(storage_dir)
                 if name not in REQUESTS:
                     raise HiCacheNixlError(
-                        f"request {name!r} is unknown; it takes one of {', '.join(REQUESTS)}"
+                        f"request {name!r} is unknown; expected one of {', '.join(REQUESTS)}"
                     )
                 answer = getattr(host, name)(**request)
             except HiCacheNixlError as error:

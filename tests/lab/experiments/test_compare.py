@@ -79,7 +79,7 @@ class TestReleaseAsAnArm:
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
         (tmp_path / "storage").mkdir()
-        with pytest.raises(ReleaseError, match=r"sglang==0\.0\.1 cannot be had: No matching distribution"):
+        with pytest.raises(ReleaseError, match=r"sglang==0\.0\.1 is not available: No matching distribution"):
             compare(("leaky", "sglang==0.0.1"), SETUPS, repeats=REPEATS, storage_dir=tmp_path / "storage")
         assert workers_of() == []
         assert list((tmp_path / "storage").iterdir()) == []

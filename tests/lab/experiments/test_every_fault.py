@@ -231,8 +231,8 @@ def test_a_watched_call_has_no_fault_and_tells_its_steps(worker):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (["flood", 1, "error"], f"step 'flood' is unknown; it takes one of {', '.join(STEPS)}"),
-        (["open", 1, "fire"], f"kind 'fire' is unknown; it takes one of {', '.join(KINDS)}"),
+        (["flood", 1, "error"], f"step 'flood' is unknown; expected one of {', '.join(STEPS)}"),
+        (["open", 1, "fire"], f"kind 'fire' is unknown; expected one of {', '.join(KINDS)}"),
     ],
     ids=["step", "kind"],
 )

@@ -291,7 +291,7 @@ class TestRefusedBeforeAnyProcess:
             ),
             (
                 {"connector": "sglang==newest"},
-                "sglang==newest is no version, such as 0.5.11; known to work: ",
+                "sglang==newest is not a version; expected one such as 0.5.11; known to work: ",
             ),
             ({"direct": True}, "use_direct_io: lifetime leaky .* no such option; it takes lifetime scoped"),
             (

@@ -40,13 +40,13 @@ class TestWaits:
 class TestRefused:
     def test_an_unknown_pause_names_the_known_ones(self):
         with pytest.raises(
-            RefusedError, match="pause 'nap' is unknown; it takes one of none, growing, steady"
+            RefusedError, match="pause 'nap' is unknown; expected one of none, growing, steady"
         ):
             waits(small_transfer(), 1, repeats=1, pauses=("none", "nap"))
 
     def test_a_connector_that_waits_in_a_way_of_its_own(self):
         """Its rows would be three names for one way of waiting."""
-        with pytest.raises(RefusedError, match="try_finally waits in a way of its own; it takes scoped"):
+        with pytest.raises(RefusedError, match="try_finally has no such option; expected scoped"):
             waits(Setup("try_finally", page_bytes=4096, pages=1), 1, repeats=1)
 
     def test_pages_that_do_not_come_back(self, monkeypatch):

@@ -20,7 +20,7 @@ import pytest
 from processes import PATIENCE, fork_servers_of, have_ended, wait_until, workers_of
 
 from hicache_nixl.lab.experiments.replay import replay
-from hicache_nixl.lab.worker import client as process
+from hicache_nixl.lab.worker import call
 from hicache_nixl.lab.worker.client import Worker, WorkerError
 from hicache_nixl.lab.worker.descriptors import count_fds
 from hicache_nixl.lab.worker.schedule import Schedule
@@ -96,7 +96,7 @@ class TestWorkerDies:
             wait_until(lambda: have_ended([worker]))
             return count_fds(pid)
 
-        monkeypatch.setattr(process, "count_fds", count_when_it_has_died)
+        monkeypatch.setattr(call, "count_fds", count_when_it_has_died)
         with pytest.raises(WorkerError, match=r"the worker died \(signal SIGKILL\) at: call set 16\n"):
             replay(ENDLESS, page_bytes=PAGE, storage_dir=tmp_path)
         assert_nothing_is_left(tmp_path)
@@ -116,16 +116,16 @@ class TestWorkerRefuses:
             with pytest.raises(WorkerError, match="baseline_fds is 39, and the worker itself has 40 open"):
                 worker.request("limits", baseline_fds=39, nofile_limit=None)
             for limit in (2, 40, hard + 1):
-                with pytest.raises(WorkerError, match=f"nofile_limit is {limit}; it takes 41 to {hard} here"):
+                with pytest.raises(WorkerError, match=f"nofile_limit is {limit}; expected 41 to {hard}"):
                     worker.request("limits", baseline_fds=None, nofile_limit=limit)
             with pytest.raises(WorkerError, match="plugin GDS cannot be created"):
                 worker.open(Setup(plugin_params=plugin, page_bytes=PAGE, pages=2))
-            with pytest.raises(WorkerError, match="request 'sing' is unknown; it takes one of open, limits"):
+            with pytest.raises(WorkerError, match="request 'sing' is unknown; expected one of open, limits"):
                 worker.request("sing")
-            with pytest.raises(WorkerError, match="step 'flood' is unknown; it takes one of open, register"):
+            with pytest.raises(WorkerError, match="step 'flood' is unknown; expected one of open, register"):
                 worker.call("set", 2, fault=["flood", 1, "error"])
             with pytest.raises(
-                WorkerError, match="operation 'sing' is unknown; it takes one of set, get, exi"
+                WorkerError, match="operation 'sing' is unknown; expected one of set, get, exi"
             ):
                 worker.call("sing", 2)
             worker.open(Setup("try_finally", page_bytes=PAGE, pages=2))

@@ -45,12 +45,12 @@ class TestFault:
     def test_an_unknown_step_names_the_known_ones(self):
         with pytest.raises(HiCacheNixlError) as caught:
             Fault("flood", 1, "error")
-        assert str(caught.value) == f"step 'flood' is unknown; it takes one of {', '.join(STEPS)}"
+        assert str(caught.value) == f"step 'flood' is unknown; expected one of {', '.join(STEPS)}"
 
     def test_an_unknown_kind_names_the_known_ones(self):
         with pytest.raises(HiCacheNixlError) as caught:
             Fault("open", 1, "fire")
-        assert str(caught.value) == f"kind 'fire' is unknown; it takes one of {', '.join(KINDS)}"
+        assert str(caught.value) == f"kind 'fire' is unknown; expected one of {', '.join(KINDS)}"
 
     def test_it_strikes_its_own_step_at_its_own_time(self):
         fault = Fault("register", 2, "error")

@@ -82,7 +82,7 @@ class RegistersTwice(HiCacheNixl):
         super().register_mem_pool_host(mem_pool_host)
         buffer = mem_pool_host.kv_buffer
         region = (buffer.data_ptr(), buffer.numel() * buffer.element_size(), 0, "")
-        self.twice = self.registration.agent.register_memory([region], "DRAM")
+        self.twice = self.lifetime.registration.agent.register_memory([region], "DRAM")
 
 
 class WritesBeside(HiCacheNixl):

@@ -104,10 +104,10 @@ class TestVersionOf:
         """It becomes part of a command and of a file's name."""
         with pytest.raises(ReleaseError) as caught:
             version_of(f"sglang=={version}")
-        assert str(caught.value) == f"sglang=={version} is no version, such as 0.5.11{KNOWN}"
+        assert str(caught.value) == f"sglang=={version} is not a version; expected one such as 0.5.11{KNOWN}"
 
     def test_a_setup_refuses_it_before_any_process(self):
-        with pytest.raises(ConfigError, match="sglang==latest is no version"):
+        with pytest.raises(ConfigError, match="sglang==latest is not a version"):
             Setup("sglang==latest")
 
 
@@ -141,7 +141,11 @@ class TestCacheFolder:
         monkeypatch.setenv(CACHE_VARIABLE, str(cache / "file" / "below"))
         with pytest.raises(ReleaseError) as caught:
             fetch("0.0.7")
-        for part in ("sglang==0.0.7 cannot be kept in", "Not a directory", "(HICACHE_NIXL_CACHE moves it)"):
+        for part in (
+            "sglang==0.0.7 cannot be stored in",
+            "Not a directory",
+            "(HICACHE_NIXL_CACHE sets another folder)",
+        ):
             assert part in str(caught.value)
 
 
@@ -166,13 +170,13 @@ class TestFetch:
         wheel(cache, "0.0.7")
         fetch("0.0.7")
         (record,) = caplog.records
-        assert record.getMessage().startswith("sglang==0.0.7 is not among the releases that we name")
+        assert record.getMessage().startswith("sglang==0.0.7 is not a known release")
 
     def test_a_version_that_nobody_has_is_one_line_with_the_reason_and_the_known_ones(self, cache):
         with pytest.raises(ReleaseError) as caught:
             fetch("0.0.7")
         assert str(caught.value) == (
-            f"sglang==0.0.7 cannot be had: No matching distribution found for sglang==0.0.7{KNOWN}"
+            f"sglang==0.0.7 is not available: No matching distribution found for sglang==0.0.7{KNOWN}"
         )
         assert contents(cache) == {}
 
@@ -182,8 +186,8 @@ class TestFetch:
         with pytest.raises(ReleaseError) as caught:
             fetch("0.5.11")
         assert str(caught.value) == (
-            "sglang==0.5.11 cannot be had: no package registry answers pip download; "
-            f"with the wheel in the cache folder none is needed{KNOWN}"
+            "sglang==0.5.11 is not available: pip download reached no package registry; "
+            f"none is needed when the wheel is in the cache folder{KNOWN}"
         )
         assert contents(cache) == {}
 
@@ -245,8 +249,8 @@ class TestHash:
         with pytest.raises(ReleaseError) as caught:
             fetch("0.5.11")
         assert str(caught.value) == (
-            f"sglang==0.5.11 is refused: the SHA-256 of {path} is {found}, and that of the release is "
-            f"{known_releases()['0.5.11'].sha256}; remove the file to have it fetched again{KNOWN}"
+            f"sglang==0.5.11 is refused: the SHA-256 of {path} is {found}, "
+            f"expected {known_releases()['0.5.11'].sha256}; remove the file to fetch it again{KNOWN}"
         )
         assert contents(cache) == before
 
@@ -271,13 +275,13 @@ class TestAtHand:
         reasons = at_hand(["scoped", "sglang==0.0.8", "sglang==0.0.7", "sglang==latest", "sglang==0.5.11"])
         assert reasons["scoped"] == reasons["sglang==0.0.8"] == ""
         assert "No matching distribution" in reasons["sglang==0.0.7"]
-        assert "is no version" in reasons["sglang==latest"]
+        assert "is not a version" in reasons["sglang==latest"]
         assert "is refused" in reasons["sglang==0.5.11"]
 
     def test_a_wheel_that_cannot_be_read_is_a_reason_too(self, cache):
         (cache / "sglang-0.5.11-py3-none-any.whl").symlink_to(cache / "gone")
         reason = at_hand(["sglang==0.5.11"])["sglang==0.5.11"]
-        assert reason.startswith(f"sglang==0.5.11 cannot be kept in {cache}: ")
+        assert reason.startswith(f"sglang==0.5.11 cannot be stored in {cache}: ")
         assert "No such file" in reason
 
 
@@ -296,11 +300,11 @@ class TestUnusableWheel:
             ({"connector": "HiCacheNixl = 0"}, "does not load: ModuleNotFoundError: .*hicache_storage"),
             (
                 {"connector": "def HiCacheNixl(*_): raise RuntimeError('no GPU')", "config": ANY_CONFIG},
-                "its connector cannot be made: RuntimeError: no GPU",
+                "its connector could not be created: RuntimeError: no GPU",
             ),
             (
                 {"connector": "class HiCacheNixl:\n    def __init__(self, *_): ...", "config": ANY_CONFIG},
-                "its connector cannot be made: AttributeError: .*register_mem_pool_host",
+                "its connector could not be created: AttributeError: .*register_mem_pool_host",
             ),
         ],
         ids=["no connector", "no import", "no configuration", "not made", "no host pool"],
