@@ -29,7 +29,9 @@ _MODULES = {
     "runs.provenance": ("describe",),
     "runs.run": ("Run",),
     "statistics": (
+        "PAIRS",
         "Estimate",
+        "against_reference",
         "median_of",
         "paired_difference",
         "paired_ratio",

@@ -7,12 +7,17 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hicache_nixl.lab.runs.claims import Claim, no_slower
 from hicache_nixl.lab.statistics import (
     CONFIDENCE,
+    FEWEST,
+    PAIRS,
     Estimate,
+    against_reference,
     median_of,
     paired_difference,
     paired_ratio,
@@ -23,10 +28,11 @@ from hicache_nixl.lab.statistics import (
     slower_and_faster,
     unpaired_ratio,
 )
+from hicache_nixl.resources import resource
 
 CALLS = 40
 SECONDS = st.floats(1e-4, 10)
-PAIRS = st.lists(st.tuples(SECONDS, SECONDS), min_size=6, max_size=12)
+PAIRED_SECONDS = st.lists(st.tuples(SECONDS, SECONDS), min_size=6, max_size=12)
 
 
 def series(seed: int, per_call: float = 3.0, noise: float = 5.0, calls: int = CALLS) -> pd.DataFrame:
@@ -164,7 +170,7 @@ class TestPairedRatio:
         few, many = (paired_ratio(noise[:n], np.ones(n)) for n in (10, 400))
         assert many.high - many.low < few.high - few.low
 
-    @given(PAIRS)
+    @given(PAIRED_SECONDS)
     def test_the_interval_contains_the_median(self, pairs):
         found = paired_ratio(*zip(*pairs, strict=True))
         assert found.low <= found.median <= found.high
@@ -229,6 +235,85 @@ class TestPooledRatio:
         one = paired_ratio(*(noisy[(noisy["keys"] == 0) & (noisy.arm == arm)].seconds for arm in "ab"))
         all_of_them = pooled_ratio(noisy, ["keys"], "a", "b")
         assert all_of_them.high - all_of_them.low < (one.high - one.low) / 2
+
+
+class TestPower:
+    """How often a true slowdown fails a claim, with noise of that standard deviation in the log of a ratio."""
+
+    def share(self, slowdown: float, noise: float, pairs: int, verdict: str) -> float:
+        ratios = slowdown * np.random.default_rng(pairs).lognormal(0, noise, (1000, pairs))
+        claims = [no_slower("same", "No slower.", median_of(ratio)) for ratio in ratios]
+        return np.mean([claim.verdict == verdict for claim in claims])
+
+    def test_the_full_profile_detects_a_slowdown_of_1_3_four_times_in_five(self):
+        assert self.share(1.3, 0.2, PAIRS, "fails") >= 0.8
+
+    def test_the_quick_profile_detects_one_of_1_5_four_times_in_five(self):
+        assert self.share(1.5, 0.2, FEWEST, "fails") >= 0.8 - 0.05
+
+    @pytest.mark.parametrize("pairs", [FEWEST, PAIRS])
+    def test_noise_alone_rarely_fails_a_claim(self, pairs):
+        assert self.share(1.0, 0.2, pairs, "fails") < 0.02
+
+    @pytest.mark.parametrize(
+        ("slowdown", "noise", "detected"), [(1.2, 0.1, 0.98), (1.2, 0.2, 0.57), (1.3, 0.2, 0.92)]
+    )
+    def test_the_table_of_the_docstring(self, slowdown, noise, detected):
+        assert self.share(slowdown, noise, 17, "fails") == pytest.approx(detected, abs=0.05)
+
+    def test_the_full_profile_measures_that_many_pairs(self):
+        profile = yaml.safe_load(resource("notebooks/parameters/full.yaml").read_text())
+        repeats = {name: given["repeats"] for name, given in profile.items() if "repeats" in (given or {})}
+        timed = {name: count for name, count in repeats.items() if name[:2] not in ("01", "02")}
+        assert timed
+        assert set(timed.values()) == {PAIRS}
+
+
+POINTS = pd.MultiIndex.from_product(
+    [("set", "get"), ("libaio", "io_uring"), (4096, 65536, 524288)],
+    names=["operation", "queue", "page_bytes"],
+)
+
+
+def a_run(seed: int, slower: float = 1.0, uneven: float = 0.0, noise: float = 0.2) -> pd.DataFrame:
+    """Return the ``ratio_table`` of a run in which ``scoped`` became slower, on a machine that differs unevenly."""
+    generator = np.random.default_rng(seed)
+    usual = np.random.default_rng(0).uniform(0.5, 1.1, len(POINTS))
+    machine = 2 * generator.lognormal(0, uneven, len(POINTS))
+    rows = []
+    for point, ratio, factor in zip(POINTS, usual, machine, strict=True):
+        for pair in range(PAIRS):
+            load = factor * generator.lognormal(0, 0.3)
+            for arm, seconds in (("0.5.23", 1.0), ("scoped", ratio * slower * generator.lognormal(0, noise))):
+                about = dict(zip(POINTS.names, point, strict=True))
+                rows.append({**about, "pair": pair, "arm": arm, "seconds": load * seconds, "bytes": 1})
+    return ratio_table(pd.DataFrame(rows), POINTS.names, "0.5.23", "scoped")
+
+
+class TestAgainstReference:
+    REFERENCE = a_run(100)
+
+    def claimed(self, run: pd.DataFrame) -> Claim:
+        found = against_reference(run, self.REFERENCE, "0.5.23", "scoped")
+        return no_slower("past", "scoped is no slower, relative to 0.5.23, than in the reference run.", found)
+
+    def test_scoped_made_slower_by_30_percent_fails(self):
+        verdicts = [self.claimed(a_run(seed, slower=1.3)).verdict for seed in range(5)]
+        assert verdicts.count("fails") >= 4
+
+    def test_an_unchanged_one_does_not_fail(self):
+        verdicts = [self.claimed(a_run(seed)).verdict for seed in range(5)]
+        assert "fails" not in verdicts
+
+    def test_a_machine_that_differs_unevenly_is_inconclusive(self):
+        verdicts = [self.claimed(a_run(seed, slower=1.3, uneven=1.5)).verdict for seed in range(5)]
+        assert set(verdicts) == {"inconclusive"}
+
+    def test_only_points_of_both_runs_count(self):
+        sets = a_run(1).query("operation == 'set'")
+        assert against_reference(sets, self.REFERENCE, "0.5.23", "scoped").count == len(POINTS) // 2
+        with pytest.raises(ValueError, match=r"^5 values; an interval needs 6 or more$"):
+            against_reference(sets[:5], self.REFERENCE, "0.5.23", "scoped")
 
 
 class TestSlowerAndFaster:
