@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,36 +20,25 @@ COLUMNS = ["call", *call.COLUMNS]
 
 def replay(
     schedule: Schedule,
-    connector: str = "leaky",
+    setup: Setup | str = "leaky",
     *,
     storage_dir: str | os.PathLike[str] | None = None,
-    plugin_params: Mapping[str, Any] | None = None,
-    page_bytes: int = 65536,
-    layout: str = "page_first",
-    mla: bool = False,
-    direct: bool = False,
     baseline_fds: int | None = None,
     nofile_limit: int | None = None,
-    seed: int = 0,
     timeout: float = 600,
+    **fields: Any,
 ) -> pd.DataFrame:
     """Run a schedule against one connector in a process of its own.
 
     Parameters
     ----------
-    connector : str
-        A lifetime, such as ``"leaky"``, or a released connector, such as ``"sglang==0.5.11"``, whose wheel is
-        fetched into the cache folder (``HICACHE_NIXL_CACHE``, ``~/.cache/hicache-nixl``).
+    setup : Setup or str
+        What is measured, or the name of a connector: a lifetime, such as ``"leaky"``, or a release, such as
+        ``"sglang==0.5.11"``, whose wheel is fetched into the cache folder (``HICACHE_NIXL_CACHE``,
+        ``~/.cache/hicache-nixl``).
     storage_dir : path, optional
-        An existing folder on the disk to measure.  The replay makes a folder of its own in it and removes
-        that again.  The folder for temporary files when left out.
-    plugin_params : mapping, optional
-        SGLang's ``extra_config``, full or flat form; ``{"use_uring": "true"}`` or ``{"queue": "io_uring"}``
-        chooses a queue.  The POSIX plugin on libaio when left out.
-    page_bytes : int
-        Bytes of a page, keys and values together.
-    direct : bool
-        O_DIRECT in place of the page cache, for connectors that have that option.
+        An existing folder on the disk to measure.  The replay creates a folder in it and removes that again.  By
+        default the folder for temporary files.
     baseline_fds : int, optional
         Pad the worker with open descriptors up to this number before the first call, so that counts can be
         compared with those of a server (135 in PR #24671).
@@ -56,54 +46,49 @@ def replay(
         The worker's RLIMIT_NOFILE.
     timeout : float
         Seconds for the whole replay.
+    **fields
+        Fields of ``Setup``, such as ``queue``, ``page_bytes``, ``layout`` or ``mla``; they override those of
+        ``setup``.  ``pages`` is always the number of keys of the largest call.
 
     Returns
     -------
     pandas.DataFrame
-        A row per call: ``call`` (from 1), ``operation``, ``keys``, ``files``, ``bytes`` (of pages that
-        arrived), ``seconds`` (in the connector alone), ``open_fds``, ``storage_fds`` and ``rss_bytes`` (of
-        the worker, from outside, after the call), ``registrations`` (regions alive), ``registration_seconds``
-        (of ``seconds``, in registering and deregistering), ``pages_ok`` (stored, found, or read back bit for
-        bit), ``errno`` (0 for none).  ``attrs["log"]`` holds the warnings and errors that calls logged, by
-        number of the call.
+        A row per call: ``call``, its number from 1, and the columns of ``CallRow``, which describes them.
+        ``attrs["log"]`` holds, by number of the call, the warnings and errors that were logged, and what was found
+        to be wrong.
 
     Raises
     ------
     ConfigError
         Something in the arguments cannot work.
     WorkerError
-        The worker died, hung or refused.
+        The worker died, did not answer, or refused.
 
     Examples
     --------
     >>> table = replay(Schedule.steady(calls=2, keys=4), "leaky", page_bytes=4096)  # a set and a get
     >>> table.storage_fds.tolist(), table.pages_ok.tolist()
     ([8, 16], [4, 4])
+    >>> setup = Setup("try_finally", page_bytes=4096)
+    >>> replay(Schedule.steady(calls=2, keys=4), setup).storage_fds.tolist()
+    [0, 0]
     """
     if not len(schedule):
         raise ScheduleError(f"schedule {schedule.name!r} has no calls")
-    setup = Setup(
-        connector=connector,
-        plugin_params=dict(plugin_params) if plugin_params else None,
-        page_bytes=page_bytes,
-        pages=max(schedule.largest, 1),
-        layout=layout,
-        mla=mla,
-        direct=direct,
-        seed=seed,
-    )
+    named = setup if isinstance(setup, Setup) else Setup(**{"connector": setup, **fields})
+    setup = dataclasses.replace(named, **{**fields, "pages": max(schedule.largest, 1)})
     limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
     with Worker(setup, storage_dir=storage_dir, timeout=timeout, **limits) as worker:
-        return _run(worker, schedule, connector)
+        return _run(worker, schedule, setup.connector)
 
 
 def replay_each(
     schedule: Schedule, setups: Sequence[Setup], *, storage_dir: str | os.PathLike[str] | None = None
 ) -> list[pd.DataFrame]:
-    """Run a schedule against one setup after the other in a single worker; a table each, as from ``replay``.
+    """Run a schedule against one setup after another in a single worker; return a table for each, as ``replay``.
 
-    What a connector keeps is closed before the next one, so that ``storage_fds`` and ``registrations`` begin at
-    zero; ``rss_bytes`` does not.
+    What a connector leaves open is closed before the next one, so that ``storage_fds`` and ``registrations`` begin
+    at zero; ``rss_bytes`` does not.
     """
     with Worker(setups[0], storage_dir=storage_dir) as worker:
         tables = []

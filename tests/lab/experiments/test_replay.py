@@ -142,6 +142,13 @@ class TestAfterTheFix:
         assert after_the_fix.registrations.tolist() == [4 * keys for keys in accumulate(KEYS)]
 
 
+def test_a_setup_and_its_fields_describe_the_same_replay(before_the_fix):
+    setup = Setup("leaky", page_bytes=2 * PAGE, pages=1)
+    columns = ["open_fds", "registrations", "bytes", "pages_ok"]
+    table = replay(PR, setup, page_bytes=PAGE, baseline_fds=135)
+    assert table[columns].equals(before_the_fix.table[columns])
+
+
 def test_the_limit_is_met_at_the_predicted_call_and_nothing_works_from_then_on():
     """The sixth call fills the limit to the last descriptor; the full form names the plugin."""
     schedule = Schedule.steady(10, 16)
