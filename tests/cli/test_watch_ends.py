@@ -165,7 +165,7 @@ class TestInNotebook01:
         [
             ("missing.csv", "missing.csv: No such file or directory; it takes a CSV of hicache-nixl watch"),
             ("fds.csv", "fds.csv: no column time"),
-            ("2024", "parameter watched of 01_reproduce_the_leak: 2024 is a int"),
+            ("2024", "parameter watched of 01_reproduce_the_leak: 2024 is not text"),
         ],
     )
     def test_what_is_none_is_one_line_before_anything_runs(
