@@ -147,6 +147,7 @@ class CheckedPages:
     def _wrong_in_files(self, page_id: int, key: str) -> str:
         """Compare the files of a page with its pieces; why they are wrong, empty when they are right."""
         content = self._content(page_id).view(torch.uint8).numpy().tobytes()
+        self._pieces = self._pieces if self._middle is not None else self._stored_pieces(key)
         size = len(content) // len(self._pieces)
         for number, piece in enumerate(self._pieces):
             try:
@@ -158,6 +159,11 @@ class CheckedPages:
             if found != content[number * size : (number + 1) * size]:
                 return f"the set stored other bytes than those of {key}{piece}"
         return ""
+
+    def _stored_pieces(self, key: str) -> tuple[str, ...]:
+        """Return the pieces that a page is stored in: O_DIRECT may need a copy of it, in one file without a suffix."""
+        files = [path.name for path in self._folder.rglob(f"{key}*")]
+        return ("",) if files and not any(name.endswith(self._pieces) for name in files) else self._pieces
 
     def _path(self, key: str, piece: str) -> Path:
         """Find a file by its name, in the folder or in one below it."""

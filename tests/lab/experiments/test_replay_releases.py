@@ -50,6 +50,12 @@ class TestReleases:
         assert table.registrations.tolist() == [8, 16, 24, 32]
         assert table.pages_ok.tolist() == [2] * 4
 
+    def test_a_page_too_small_for_o_direct_is_one_file_and_checked_all_the_same(self, released):
+        """Its K and V of 2 KiB are copied together."""
+        name = released("sglang==0.5.23")
+        table = replay(Schedule.steady(2, 3), name, page_bytes=PAGE, direct=True)
+        assert table.pages_ok.tolist() == [3, 3]
+
     @pytest.mark.usefixtures("needs_io_uring")
     def test_a_queue_in_the_flat_form_reaches_it(self, shared_worker, released):
         name = released("sglang==0.5.11")
