@@ -1,7 +1,7 @@
 """The calls of a connector: which are running, so that ``close`` can wait for them, and how they fail.
 
-This is the one place where an error becomes False and a line in the log: inside the package errors are raised,
-while an exception that leaves the connector would end a thread of the server.
+This is the one place where an error becomes False and a line in the log: inside the package errors are
+raised, while an exception that leaves the connector would end a thread of the server.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Calls:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count as a running call, or as a part of one; raise ``ClosedError`` for one that begins after ``close``."""
+        """Count as a running call, or as a part of one; raise ``ClosedError`` after ``close``."""
         if getattr(self._this_thread, "inside", False):
             yield
             return
@@ -66,7 +66,7 @@ class Calls:
     def moved(
         self, operation: str, names: Sequence[str], action: Callable[..., Sequence[Outcome]], *args: Any
     ) -> list[bool]:
-        """Run an action that moves pieces; log each error once and tell which pieces were moved.
+        """Run an action that moves pieces; log each error once and return which pieces were moved.
 
         Parameters
         ----------

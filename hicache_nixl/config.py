@@ -1,4 +1,4 @@
-"""What the server hands over: the storage configuration and the NIXL part of its ``extra_config``."""
+"""What the server passes: the storage configuration, and the NIXL part of its ``extra_config``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DEFAULT_STORAGE_DIR = "/tmp/hicache_storage"
 # Memory layouts of a host pool; in all but the first, the pieces of a page go to storage without a copy.
 LAYOUTS = ("layer_first", "page_first", "page_first_direct")
 ZERO_COPY_LAYOUTS = LAYOUTS[1:]
-ALIGNMENT = 4096  # bytes; what O_DIRECT asks of every file system that we know
+ALIGNMENT = 4096  # bytes; enough for O_DIRECT on ext4, XFS, NFS, ...
 
-# The POSIX plugin's three I/O queues, by the name people use and by NIXL's flag for it.
+# The three I/O queues of the POSIX plugin: their common names, and NIXL's flags for them.
 QUEUES = {"libaio": "use_aio", "io_uring": "use_uring", "posix_aio": "use_posix_aio"}
 
-# What the server puts into the flat form for itself, above all when it loads a backend dynamically.
+# Keys of the flat form that are not for NIXL; SGLang adds some of them when it loads a backend dynamically.
 _NOT_FOR_NIXL = frozenset(
     {"lifetime", "use_direct_io", "backend_name", "module_path", "class_name", "interface_v1", "active"}
 )
@@ -41,8 +41,8 @@ Checked = TypeVar("Checked")
 class HiCacheStorageConfig:
     """SGLang's ``HiCacheStorageConfig``, field for field.
 
-    The connector takes any object with these attributes, so a server passes its own.  ``extra_config`` is
-    what stands behind ``--hicache-storage-backend-extra-config``.
+    The connector accepts any object with these attributes, so a server passes its own.  ``extra_config`` is
+    the value of ``--hicache-storage-backend-extra-config``.
     """
 
     tp_rank: int
@@ -61,21 +61,21 @@ class HiCacheStorageConfig:
 
     @classmethod
     def checked(cls, config: Any) -> HiCacheStorageConfig:
-        """Read a configuration object of our own or of SGLang's.
+        """Return the configuration with every field of an object checked, such as SGLang's own class.
 
         Raises
         ------
         ConfigError
-            Naming the field that is missing or of a wrong type.
+            When a field is missing or has a wrong type; the message names it.
         """
         given = {name: getattr(config, name) for name in cls.__annotations__ if hasattr(config, name)}
         return _checked(TypeAdapter(cls), given, "storage_config")
 
 
 class PosixParams(BaseModel):
-    """What NIXL's POSIX plugin takes (``get_plugin_params("POSIX")``, NIXL 1.5.1), and ``queue``.
+    """The parameters of NIXL's POSIX plugin (``get_plugin_params("POSIX")``, NIXL 1.5.1), and ``queue``.
 
-    ``queue`` is ours: one name instead of three flags that exclude each other.
+    ``queue`` is an addition of this package: one name instead of three flags that exclude each other.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -88,14 +88,14 @@ class PosixParams(BaseModel):
     ios_pool_size: PositiveInt | None = None
 
     def init_params(self) -> dict[str, str]:
-        """Return the strings that NIXL takes; what was left at its default is left out."""
+        """Return the parameters as strings, as NIXL expects them, without those at their default."""
         flags = {flag for flag in QUEUES.values() if getattr(self, flag)}
         if self.queue:
             flags.add(QUEUES[self.queue])
         if len(flags) > 1:
             raise ConfigError(
                 f"posix: {', '.join(sorted(flags))} exclude each other; "
-                f"choose one queue of {', '.join(QUEUES)}"
+                f"set queue to one of {', '.join(QUEUES)}"
             )
         params = dict.fromkeys(flags, "true")
         for name in ("kernel_queue_size", "ios_pool_size"):
@@ -107,24 +107,27 @@ class PosixParams(BaseModel):
 class NixlBackendConfig:
     """The two forms of ``extra_config`` that SGLang's backend reads.
 
-    Full form: ``{"plugin": {"posix": {"active": True, ...}, ...}}``; the first active plugin wins.
-    Flat form: ``{"use_uring": "true"}``; the parameters are those of the plugin that
-    ``SGLANG_HICACHE_NIXL_BACKEND_PLUGIN`` names, else of the one that auto mode finds.
-    Either may hold ``"lifetime"``, which is ours, and ``"use_direct_io"``, as in SGLang from 0.5.13 on.
+    Full form: ``{"plugin": {"posix": {"active": True, ...}, ...}}``; the first active plugin is used.
+
+    Flat form: ``{"use_uring": "true"}``; parameters of the plugin that ``SGLANG_HICACHE_NIXL_BACKEND_PLUGIN``
+    names, or of the plugin that auto mode selects.
+
+    Both forms accept ``"lifetime"``, an addition of this package, and ``"use_direct_io"``, which SGLang has
+    since 0.5.13.
 
     Attributes
     ----------
     lifetime : str
-        Who owns descriptors and registrations; one of ``LIFETIMES``.
+        Name of the lifetime that stores the pages, see ``hicache_nixl.lifetimes``.
     plugin : str
-        A name out of ``FILE_PLUGINS`` or ``OBJ_PLUGINS``, or ``"auto"``.
+        One of ``FILE_PLUGINS`` or ``OBJ_PLUGINS``, or ``"auto"``.
     use_direct_io : bool
-        Files are opened with O_DIRECT, past the page cache, wherever sizes and addresses allow it.
+        Whether files are opened with O_DIRECT, past the page cache, where sizes and addresses allow it.
 
     Raises
     ------
     ConfigError
-        Naming the key and the values that it takes.
+        When a value is not valid; the message names the key and the expected values.
 
     Examples
     --------
@@ -135,7 +138,7 @@ class NixlBackendConfig:
 
     def __init__(self, extra_config: Mapping[str, Any] | None = None):
         if extra_config is not None and not isinstance(extra_config, Mapping):
-            raise ConfigError(f"extra_config is a {type(extra_config).__name__}; it takes a dict")
+            raise ConfigError(f"extra_config: expected a dict, got a {type(extra_config).__name__}")
         self._extra = dict(extra_config or {})
         self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), tuple(BY_NAME))
         self.use_direct_io = _checked(
@@ -143,25 +146,26 @@ class NixlBackendConfig:
         )
         if self.use_direct_io and self.lifetime in RELEASED:
             raise ConfigError(
-                f"use_direct_io: lifetime {self.lifetime} stands for {RELEASED[self.lifetime]}, which has no "
-                f"such option; it takes lifetime {DEFAULT_LIFETIME}"
+                f"use_direct_io: lifetime {self.lifetime} reproduces {RELEASED[self.lifetime]}, which has no "
+                f"such option; use lifetime {DEFAULT_LIFETIME}"
             )
         self.plugin = self._active_plugin() if "plugin" in self._extra else self._named_plugin()
         if self.plugin != "auto":
-            self.init_params(self.plugin)  # a wrong parameter is an error now, not at the first page
+            self.init_params(self.plugin)  # a wrong parameter is an error at construction
 
     def _active_plugin(self) -> str:
         sections = self._extra["plugin"]
         if not isinstance(sections, Mapping) or not all(
             isinstance(section, Mapping) for section in sections.values()
         ):
-            raise ConfigError("plugin: takes a dict of plugins, each a dict of its parameters")
+            raise ConfigError("plugin: expected a dict of plugins, each with a dict of parameters")
         active = TypeAdapter(bool)
         for name, section in sections.items():
             if _checked(active, section.get("active", False), f"plugin.{name}.active"):
                 return _one_of("plugin", str(name).upper(), FILE_PLUGINS + OBJ_PLUGINS)
         raise ConfigError(
-            f"plugin: none of {', '.join(map(str, sections)) or '(nothing)'} is active; set active = true in one"
+            f"plugin: none of {', '.join(map(str, sections)) or '(nothing)'} is active; "
+            "set active to true in one of them"
         )
 
     @staticmethod
@@ -172,7 +176,7 @@ class NixlBackendConfig:
         return _one_of(PLUGIN_VARIABLE, name.upper(), ("auto", *FILE_PLUGINS, *OBJ_PLUGINS))
 
     def init_params(self, plugin: str) -> dict[str, str]:
-        """Return the parameters for one plugin, as the strings that NIXL takes."""
+        """Return the parameters of one plugin as strings, as NIXL expects them."""
         if "plugin" in self._extra:
             sections = {str(name).upper(): section for name, section in self._extra["plugin"].items()}
             given = {key: value for key, value in sections.get(plugin, {}).items() if key != "active"}
@@ -183,8 +187,8 @@ class NixlBackendConfig:
         for key, value in given.items():
             if not isinstance(value, str | int | float | bool):
                 raise ConfigError(
-                    f"{plugin.lower()}.{key}: {value!r} is a {type(value).__name__}; "
-                    "it takes a string, a number or a boolean"
+                    f"{plugin.lower()}.{key}: expected a string, a number or a boolean, "
+                    f"got {value!r} ({type(value).__name__})"
                 )
         return {
             key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()
@@ -205,12 +209,12 @@ def storage_folder(file_path: Any) -> str:
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise ConfigError(f"{key}: {value!r} is unknown; it takes one of {', '.join(allowed)}")
+        raise ConfigError(f"{key}: {value!r} is unknown; expected one of {', '.join(allowed)}")
     return str(value)
 
 
 def _checked(adapter: TypeAdapter[Checked], value: Any, where: str) -> Checked:
-    """Validate with pydantic, and say what is wrong in one line."""
+    """Validate with pydantic; raise a ConfigError of one line."""
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -220,5 +224,5 @@ def _checked(adapter: TypeAdapter[Checked], value: Any, where: str) -> Checked:
             problems.append(f"{path}: {problem['msg']} (got {problem['input']!r})")
         known = ""
         if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
-            known = f"; {where} takes {', '.join(PosixParams.model_fields)}"
+            known = f"; {where} accepts {', '.join(PosixParams.model_fields)}"
         raise ConfigError("; ".join(problems) + known) from None

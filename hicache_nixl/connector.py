@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class HiCacheNixl(HiCacheStorage):
     """Stores KV pages through a lifetime, which owns the storage; see ``hicache_nixl.lifetimes``.
 
-    Names are SGLang's, see ``hicache_nixl.names``.  A call that fails logs one line and returns False (or None,
-    or 0); only the constructor and ``register_mem_pool_host`` raise, and KeyboardInterrupt passes.
+    Names are SGLang's, see ``hicache_nixl.names``.  A call that fails logs one line and returns False (or
+    None, or 0); only the constructor and ``register_mem_pool_host`` raise, and KeyboardInterrupt passes.
 
     Parameters
     ----------
@@ -63,23 +63,23 @@ class HiCacheNixl(HiCacheStorage):
     # -- the batch calls of the cache controller -------------------------------------------------------
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
-        """Take the host pool; its layout decides between zero-copy and contiguous copies.
+        """Set the host pool; its layout determines whether pages are copied.
 
         Raises
         ------
         ConfigError, RegistrationError
-            The pool before it, if there was one, stays with its names; its memory is not registered any more.
+            An earlier pool and its names stay in use, but its memory is no longer registered.
         """
         pages = pages_of(mem_pool_host, self.lifetime.stages_copies, self.lifetime.direct)
         names = copy.copy(self.names)
         names.for_pool(mem_pool_host, pages.zero_copy)
-        self.lifetime.register_pool(pages.memory)  # while what was registered before is still there
+        self.lifetime.register_pool(pages.memory)  # while the earlier pool still exists
         super().register_mem_pool_host(mem_pool_host)
         self.pages, self.names = pages, names
 
     @property
     def is_zero_copy(self) -> bool:
-        """Whether pages move from and to their place in the pool."""
+        """Whether pages are stored and loaded without a copy."""
         return self.pages is not None and self.pages.zero_copy
 
     def batch_set_v1(
@@ -97,7 +97,7 @@ class HiCacheNixl(HiCacheStorage):
         Returns
         -------
         list of bool
-            One per page.  A page that fails leaves the others alone, except in ``leaky`` and
+            One per page.  A page that fails does not affect the others, except in ``leaky`` and
             ``try_finally``, where it fails the batch, as in every release of SGLang up to 0.5.23.
         """
         return self._calls.guarded(
@@ -107,20 +107,20 @@ class HiCacheNixl(HiCacheStorage):
     def batch_get_v1(
         self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
     ) -> list[bool]:
-        """Load pages into the host pool; parameters and answer as in ``batch_set_v1``."""
+        """Load pages into the host pool; parameters and return value as in ``batch_set_v1``."""
         return self._calls.guarded(
             "batch_get_v1", keys, [False] * len(keys), self._get_pages, keys, host_indices
         )
 
     def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
-        """Return the number of leading pages of which every piece is present with all its bytes.
+        """Return the number of leading pages whose pieces are all present with all their bytes.
 
-        ``leaky`` and ``try_finally`` do not look at the bytes, as no release of SGLang up to 0.5.23 does.
+        ``leaky`` and ``try_finally`` do not check the bytes, like all releases of SGLang up to 0.5.23.
         """
         return self._calls.guarded("batch_exists", keys, 0, self._count_leading, keys)
 
     def exists(self, key: str) -> bool:
-        """Tell whether every piece of a page is present."""
+        """Return whether every piece of a page is present."""
         return self.batch_exists([key]) > 0
 
     # -- tensors and (address, size) -------------------------------------------------------------------
@@ -142,8 +142,8 @@ class HiCacheNixl(HiCacheStorage):
         Returns
         -------
         list
-            The tensors, or all None when one could not be loaded.  SGLang's contract answers None for
-            addresses in either case.
+            The tensors, or None for each when one could not be loaded.  For addresses, always None, as in
+            SGLang.
         """
         nothing = [None] * len(keys)
         return self._calls.guarded(
@@ -169,7 +169,7 @@ class HiCacheNixl(HiCacheStorage):
         target_locations: Sequence[int] | None = None,
         target_sizes: Sequence[int] | None = None,
     ) -> bool:
-        """Store tensors, or the bytes at addresses; True when all were stored."""
+        """Store tensors, or the bytes at addresses; return whether all were stored."""
         return self._calls.guarded(
             "batch_set", keys, False, self._set_values, keys, values, target_locations, target_sizes
         )
@@ -177,7 +177,7 @@ class HiCacheNixl(HiCacheStorage):
     # -- registration ----------------------------------------------------------------------------------
 
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
-        """Register host memory with NIXL; its registration, or None."""
+        """Register host memory with NIXL; return its registration, or None."""
         return self._calls.guarded(
             "register_buffers",
             buffers if isinstance(buffers, list | tuple) else [buffers],
@@ -187,16 +187,20 @@ class HiCacheNixl(HiCacheStorage):
         )
 
     def register_files(self, file_paths: Sequence[str]) -> Any:
-        """Open files and register them with NIXL; an owner with ``close()`` in ``scoped``, else NIXL's list.
+        """Open files and register them with NIXL.
 
-        None when it failed, and where pages are not files.
+        Returns
+        -------
+        object
+            In ``scoped`` an owner with ``close()``, otherwise NIXL's list; None when it failed, or when pages
+            are not files.
         """
         return self._calls.guarded(
             "register_files", file_paths, None, self.lifetime.register_files, file_paths
         )
 
     def register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None = None) -> Any:
-        """Register objects with NIXL; their registration, or None."""
+        """Register objects with NIXL; return their registration, or None."""
         sizes = sizes or [0] * len(keys)
         return self._calls.guarded(
             "register_objects", keys, None, self.lifetime.register_objects, keys, sizes
@@ -205,7 +209,7 @@ class HiCacheNixl(HiCacheStorage):
     # -- the end ---------------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Remove the pages of this model and rank; whatever else is stored stays."""
+        """Remove the pages of this model and rank, and nothing else."""
         self._calls.guarded("clear", (), 0, self.lifetime.clear, self.names.is_own)
 
     def close(self) -> None:
@@ -273,7 +277,7 @@ class HiCacheNixl(HiCacheStorage):
         if not keys:
             return []
         if not targets:
-            return [None] * len(keys)  # SGLang's older callers ask without a target
+            return [None] * len(keys)  # older callers in SGLang pass no target
         if len(targets) != len(keys) or (sizes and len(sizes) != len(keys)):
             raise PageIndexError(f"{len(keys)} keys, {len(targets)} targets, {len(sizes or targets)} sizes")
         buffers = list(zip(targets, sizes, strict=True)) if sizes else list(targets)
@@ -283,12 +287,13 @@ class HiCacheNixl(HiCacheStorage):
     def _set_values(
         self,
         keys: Sequence[str],
-        values: Sequence[torch.Tensor] | None,
+        values: Sequence[Buffer] | None,
         addresses: Sequence[int] | None,
         sizes: Sequence[int] | None,
     ) -> bool:
-        if not values and addresses and sizes and len(addresses) == len(sizes):
-            values = list(zip(addresses, sizes, strict=True))
-        if not keys or not values or len(values) != len(keys):
-            raise PageIndexError(f"{len(keys)} keys for {len(values or ())} values")
-        return all(self._store(self.names.of_values(keys), values, 1))
+        buffers = values or ()
+        if not buffers and addresses and sizes and len(addresses) == len(sizes):
+            buffers = list(zip(addresses, sizes, strict=True))
+        if not keys or len(buffers) != len(keys):
+            raise PageIndexError(f"{len(keys)} keys for {len(buffers)} values")
+        return all(self._store(self.names.of_values(keys), buffers, 1))

@@ -1,8 +1,8 @@
-"""The contract that SGLang's cache controller calls.
+"""The interface that SGLang's cache controller calls.
 
-SGLang loads a backend of another package with ``--hicache-storage-backend dynamic`` and refuses a class
-that does not inherit from its own ``HiCacheStorage`` (``StorageBackendFactory``).  Inside a server that
-class is loaded already and serves as the base; everywhere else the one below stands in for it.
+SGLang loads a backend of another package with ``--hicache-storage-backend dynamic`` and refuses a class that
+does not inherit from SGLang's ``HiCacheStorage`` (``StorageBackendFactory``).  Inside a server, where that
+class is already loaded, it is the base class of the connector; elsewhere the class below is.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ UPSTREAM_MODULE = "sglang.srt.mem_cache.hicache_storage"
 
 
 class _HiCacheStorage(ABC):
-    """A key-value store of KV pages, as SGLang's cache controller sees it."""
+    """A key-value store of KV pages, with the methods that SGLang's cache controller calls."""
 
     mem_pool_host: Any = None
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
-        """Hand over the host pool whose pages are stored and loaded."""
+        """Set the host pool whose pages are stored and loaded."""
         self.mem_pool_host = mem_pool_host
 
     @abstractmethod
     def batch_set_v1(
         self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
     ) -> list[bool]:
-        """Store one page per key; one answer per page."""
+        """Store one page per key; return one answer per page."""
 
     @abstractmethod
     def batch_get_v1(
         self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
     ) -> list[bool]:
-        """Load one page per key; one answer per page."""
+        """Load one page per key; return one answer per page."""
 
     @abstractmethod
     def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
-        """Count the leading pages that are present."""
+        """Return the number of leading pages that are present."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Tell whether one page is present."""
+        """Return whether one page is present."""
 
     @abstractmethod
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> Any:
@@ -80,10 +80,10 @@ class _HiCacheStorage(ABC):
         """Remove every page of this connector."""
 
     def close(self) -> None:
-        """Release everything that this connector holds."""
+        """Release all resources of this connector."""
 
     def get_stats(self) -> Any:
-        """Storage metrics; none are kept."""
+        """Return storage metrics: none are collected."""
         return None
 
 

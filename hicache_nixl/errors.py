@@ -1,19 +1,19 @@
-"""One tree of errors; each leaf is also the builtin error that fits.
+"""The errors of this package.  Each is also a builtin exception of the same meaning.
 
-Inside the package a failure is raised as one of these.  The connector turns it into ``False`` and one
-log line at its edge, for an exception would kill the server's backup thread.  A wrong configuration is
-the exception to that rule: it raises at construction.
+A failure inside the package is raised as one of these.  The connector turns it into ``False`` and one log
+line, because an exception would end the backup thread of the server.  Only a wrong configuration raises, at
+construction.
 """
 
 from __future__ import annotations
 
 
 class HiCacheNixlError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class ConfigError(HiCacheNixlError, ValueError):
-    """A configuration that cannot work; the message names the key and the values that it takes."""
+    """A configuration that cannot work; the message names the key and the expected values."""
 
 
 class NixlMissingError(HiCacheNixlError, ImportError):
@@ -21,15 +21,15 @@ class NixlMissingError(HiCacheNixlError, ImportError):
 
 
 class PluginError(HiCacheNixlError, RuntimeError):
-    """NIXL could not create the plugin that was asked for."""
+    """NIXL could not create the plugin of the configuration."""
 
 
 class KeyRefusedError(HiCacheNixlError, ValueError):
-    """A key that is not a plain file name and could leave the storage folder."""
+    """A key that is not a plain file name, and so could name a file outside the storage folder."""
 
 
 class PageIndexError(HiCacheNixlError, IndexError):
-    """Keys and host indices that do not fit together, or indices outside the host pool."""
+    """Keys and host indices that do not match, or indices outside the host pool."""
 
 
 class ClosedError(HiCacheNixlError, RuntimeError):
@@ -37,11 +37,11 @@ class ClosedError(HiCacheNixlError, RuntimeError):
 
 
 class FileError(HiCacheNixlError, OSError):
-    """A file or folder operation failed; carries ``errno`` and ``filename``."""
+    """An operation on a file or folder failed; has ``errno`` and ``filename``."""
 
     @classmethod
     def of(cls, error: OSError, path: str) -> FileError:
-        """Wrap an ``OSError``, keeping errno and naming the path."""
+        """Return an ``OSError`` as a ``FileError`` with the same errno, for a path."""
         return cls(error.errno, error.strerror or str(error), path)
 
 
@@ -50,4 +50,4 @@ class RegistrationError(HiCacheNixlError, RuntimeError):
 
 
 class TransferError(HiCacheNixlError, RuntimeError):
-    """A transfer that was posted did not complete."""
+    """A transfer was posted and did not complete."""

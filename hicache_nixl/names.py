@@ -1,15 +1,16 @@
-"""What the pieces of a page are called in storage, so that two configurations never read each other's pages.
+"""Names of the pieces of a page in storage; two configurations never read each other's pages.
 
-A name is ``<key>_<model>_<tp_rank>_<tp_size>``, as SGLang names pages, with ``_k`` and ``_v`` behind it for the
-two pieces of a zero-copy page.  An MLA page is the same on every rank of tensor parallelism and a single
-piece: ``<key>_<model>``, zero-copy ``<key>_<model>_k``.  ``/`` in a model's name becomes ``-``.
+A name is ``<key>_<model>_<tp_rank>_<tp_size>``, as in SGLang, followed by ``_k`` or ``_v`` for the two pieces
+of a zero-copy page.  An MLA page is the same on every rank of tensor parallelism and has a single piece:
+``<key>_<model>``, zero-copy ``<key>_<model>_k``.  ``/`` in the name of a model becomes ``-``.
 
-Whatever else changes the bytes of a page stands behind that as ``+part``, and only where it differs from the
-plain case, so that what SGLang wrote for the plain case is still found: the rank and size of pipeline and of
-context parallelism (``+pp1of2``, ``+cp0of4``), the number type unless it is bfloat16, the layout unless it is
-``page_first`` in pieces or ``layer_first`` in one, and the tokens of a page unless they are 64 (``+page32``).
-Mixing these corrupted caches silently elsewhere: sglang #24794, #33268.  A model's name that could be read as
-such an ending (``m_0_1``, ``m+pp0of2``, ``m_k``) is followed by a hash; SGLang's own files of it are not found.
+Everything else that changes the bytes of a page is appended as ``+part``, but only where it differs from a
+default, so that pages that SGLang wrote with the defaults are found: rank and size of pipeline and of context
+parallelism (``+pp1of2``, ``+cp0of4``), the number type unless it is bfloat16, the layout unless it is
+``page_first`` (zero-copy) or ``layer_first`` (copied), and the tokens per page unless they are 64
+(``+page32``).  Sharing names between these corrupted caches silently in other projects: sglang #24794,
+#33268. The name of a model that could be mistaken for such an ending (``m_0_1``, ``m+pp0of2``, ``m_k``) is
+followed by a hash; files that SGLang wrote for such a model are not found.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from typing import Any
 from .config import HiCacheStorageConfig
 from .errors import ConfigError, KeyRefusedError
 
-NAME_MAX = 255  # bytes; the limit of ext4, xfs, tmpfs, ... and of an object's name in this project
-KEY_BYTES = 64  # SGLang's keys: SHA-256 in hexadecimal, with "d:" before it for pages of a draft model
+NAME_MAX = 255  # bytes; the limit of ext4, XFS, tmpfs, ..., used for objects too
+KEY_BYTES = 64  # SGLang's keys: SHA-256 in hexadecimal, after "d:" for pages of a draft model
 PLAIN_DTYPE, PLAIN_PAGE_SIZE = "bfloat16", 64
 _SGLANG_KEY_AND_MORE = re.compile(r"(d:)?[0-9a-f]{64}_")
-# A model's name that could be read as the end of another one's: "m_0_1", "m+pp0of2", "m_k".
+# Names of models that could be mistaken for the ending of a name: "m_0_1", "m+pp0of2", "m_k".
 _AMBIGUOUS_MODEL = re.compile(r"\+|_\d+_\d+(_|$)|_[kv]$")
 
 
 class PageNames:
-    """The names that one configuration gives.
+    """The names of one configuration.
 
     Parameters
     ----------
     config : HiCacheStorageConfig
     plain : bool
-        Leave out every ``+part``, as SGLang does.
+        Omit every ``+part``, as SGLang does.
 
     Raises
     ------
     ConfigError
-        When the model's name cannot be part of a file name.
+        When the name of the model cannot be part of a file name.
     """
 
     def __init__(self, config: HiCacheStorageConfig, plain: bool = False):
@@ -66,10 +67,10 @@ class PageNames:
         self._check_length(model)
 
     def for_pool(self, pool: Any, zero_copy: bool) -> None:
-        """Name from now on the pages of a host pool: its ``dtype``, ``layout`` and ``page_size`` count."""
+        """Use the ``dtype``, ``layout`` and ``page_size`` of a host pool in the names of pages."""
         if self._plain:
             return
-        # SGLang's host pools hold float8_e4m3fn and float8_e5m2 both as uint8; its device pool knows which
+        # SGLang's host pools store float8_e4m3fn and float8_e5m2 as uint8; the device pool has the real type
         dtype = getattr(getattr(pool, "device_pool", None), "dtype", pool.dtype)
         dtype = str(dtype).removeprefix("torch.")
         layout = "page_first" if zero_copy else "layer_first"
@@ -80,18 +81,18 @@ class PageNames:
         self._check_length(self.page_suffix)
 
     def of_values(self, keys: Sequence[str]) -> list[str]:
-        """Return a name per key, after every key was checked."""
+        """Return one name per key, after checking all keys."""
         return self._of(keys, self.suffix, ("",))
 
     def of_pages(self, keys: Sequence[str], zero_copy: bool) -> list[str]:
-        """Return the names of the pieces of pages, page by page, after every key was checked."""
+        """Return the names of the pieces of pages, page by page, after checking all keys."""
         return self._of(keys, self.page_suffix, self._pieces if zero_copy else ("",))
 
     def is_own(self, name: str) -> bool:
-        """Tell whether a name is one of this configuration's.
+        """Return whether a name belongs to this configuration.
 
-        After one of SGLang's keys anything else than the suffix is part of another model's name:
-        ``_model_0_1`` ends ``<key>_big_model_0_1`` too.  Any other key may hold what it likes.
+        Behind a key of SGLang, anything before the suffix is part of the name of another model:
+        ``<key>_big_model_0_1`` also ends with ``_model_0_1``.  Any other key may contain such text.
         """
         endings = {self.suffix, *(self.page_suffix + piece for piece in ("", *self._pieces))}
         keys = {name.removesuffix(ending) for ending in endings if name.endswith(ending)}
@@ -108,23 +109,23 @@ class PageNames:
         longest = KEY_BYTES + len(os.fsencode(self.page_suffix + "_k"))
         if "\0" in self.page_suffix or longest > NAME_MAX:
             raise ConfigError(
-                f"model_name {shown[:40]!r} cannot be part of a file name: it holds a NUL, or with a key of "
-                f"{KEY_BYTES} bytes the name has {longest} of at most {NAME_MAX} bytes"
+                f"model_name {shown[:40]!r} cannot be part of a file name: it contains a NUL, or with a key "
+                f"of {KEY_BYTES} bytes the name has {longest} of at most {NAME_MAX} bytes"
             )
 
 
 def check_key(key: str, longest_suffix: int) -> None:
-    """Refuse a key that is not a plain file name, before any file is touched.
+    """Raise ``KeyRefusedError`` for a key that is not a plain file name.
 
     Parameters
     ----------
     key : str
-        SGLang's keys are 64 hexadecimal digits; any plain name is taken.
+        SGLang's keys are 64 hexadecimal digits; any plain name is accepted.
     longest_suffix : int
-        Bytes that come behind it.
+        Bytes that follow the key.
     """
     if not key or "/" in key or ".." in key or "\0" in key:
-        raise KeyRefusedError(f"key {key!r} is refused: it is empty or holds '/', '..' or a NUL")
+        raise KeyRefusedError(f"key {key!r} is refused: it is empty or contains '/', '..' or a NUL")
     if len(os.fsencode(key)) + longest_suffix > NAME_MAX:
         raise KeyRefusedError(
             f"key {key[:40]!r}... is refused: with its suffix it is longer than {NAME_MAX} bytes"

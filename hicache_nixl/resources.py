@@ -20,7 +20,7 @@ def runs_folder() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in UTF-8 whatever the locale is."""
+    """Write a whole file or nothing, in UTF-8 in any locale."""
     beside = path.with_name(f"{path.name}.new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)

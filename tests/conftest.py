@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the shell of the person who runs the tests has set must not decide their outcome."""
+    """Remove settings of the shell that would change the outcome of tests."""
     for variable in (PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE, "AWS_DEFAULT_BUCKET"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -125,7 +125,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
 
 @pytest.fixture
 def replace_method() -> Iterator[Callable[[Any, str, Callable[..., Any]], None]]:
-    """Put a function in the place of one live object's method until the test ends."""
+    """Replace a method of one live object until the test ends."""
     replaced: list[tuple[Any, str]] = []
 
     def replace(target: Any, name: str, function: Callable[..., Any]) -> None:

@@ -91,7 +91,9 @@ FAULTS = {
     "post ERR": Fault("transfer", lambda original, handle: "ERR", ALWAYS),
     "poll raises": Fault("check_xfer_state", raising_at_first_sight(IN_NIXL), ALWAYS),
     "poll ERR": Fault("check_xfer_state", err_once_it_is_over, ALWAYS),
-    "nobody expects": Fault("check_xfer_state", raising_at_first_sight(ZeroDivisionError("made")), ALWAYS),
+    "unexpected exception": Fault(
+        "check_xfer_state", raising_at_first_sight(ZeroDivisionError("made")), ALWAYS
+    ),
 }
 INTERRUPTS = {
     "open": Fault("open", raising(KeyboardInterrupt()), (2,)),

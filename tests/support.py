@@ -181,7 +181,7 @@ def names_open(folder: Path) -> list[str]:
 
 
 def close_below(folder: Path) -> None:
-    """Close what a leaky connector left; whoever made it owns that."""
+    """Close what a leaky connector left open."""
     for fd in fds_below(folder):
         os.close(fd)
 
@@ -245,7 +245,7 @@ def without_capabilities() -> Iterator[None]:
 
 
 def unshare() -> tuple[str, ...]:
-    """Return how to run a program in a mount namespace of its own, as root or with user namespaces."""
+    """Return how to run a program in a separate mount namespace, as root or with user namespaces."""
     for options in (("--mount",), ("--mount", "--map-root-user")):
         if subprocess.run(["unshare", *options, "true"], capture_output=True).returncode == 0:
             return ("unshare", *options)

@@ -76,5 +76,5 @@ HiCacheNixl(storage_config())
     process = run_python("-c", code)
     assert process.returncode != 0
     last = process.stderr.splitlines()[-1]
-    assert last.startswith("hicache_nixl.errors.NixlMissingError: NIXL cannot be loaded")
+    assert last.startswith("hicache_nixl.errors.NixlMissingError: NIXL could not be loaded")
     assert "pip install nixl" in last

@@ -212,11 +212,11 @@ def test_what_sglang_s_dynamic_loader_adds_is_not_passed_to_nixl():
         ({"lifetime": "Scoped"}, ["lifetime", "'Scoped'", *LIFETIMES]),
         (
             {"lifetime": "leaky", "use_direct_io": True},
-            ["use_direct_io", "lifetime leaky", "takes lifetime scoped"],
+            ["use_direct_io", "lifetime leaky", "use lifetime scoped"],
         ),
         (
             {"lifetime": "try_finally", "use_direct_io": "true"},
-            ["use_direct_io", "0.5.12", "takes lifetime scoped"],
+            ["use_direct_io", "0.5.12", "use lifetime scoped"],
         ),
         ({"use_direct_io": "perhaps"}, ["use_direct_io", "'perhaps'", "boolean"]),
         ({"use_direct_io": 2}, ["use_direct_io", "boolean"]),

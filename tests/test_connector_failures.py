@@ -152,16 +152,16 @@ def test_construction_at_the_descriptor_limit_is_a_clear_error(make_store, folde
 # -- threads ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("queue", QUEUES)
-@pytest.mark.parametrize("lifetime", [name for name in LIFETIMES if not LEFT[name].fds])
-def test_three_threads_share_a_store_as_in_the_controller(tmp_path, lifetime, queue):
-    """SGLang sets, looks up and gets from a thread each; a NIXL agent locks only when it is told to."""
+def test_three_threads_share_a_store_as_in_the_controller(tmp_path):
+    """SGLang sets, looks up and gets from a thread each; a NIXL agent has no locking by default."""
+    closing = [name for name in LIFETIMES if not LEFT[name].fds]
     script = TESTS / "scripts" / "three_threads.py"
-    assert answer_of(run_python(str(script), str(tmp_path), lifetime, queue)) == []
+    answers = answer_of(run_python(str(script), str(tmp_path), *closing))
+    assert answers == {f"{lifetime}-{queue}": [] for lifetime in closing for queue in QUEUES}
 
 
-def test_on_posix_aio_a_bad_page_does_not_spoil_the_good_ones_of_another_thread(make_store, folder):
-    """The queue keeps a failed I/O, so the agent is made anew; nobody else may be in a transfer then."""
+def test_on_posix_aio_a_bad_page_does_not_affect_those_of_another_thread(make_store, folder):
+    """The queue keeps a failed I/O, so the agent is replaced, which must not happen during a transfer."""
     pool = make_pool(False, "page_first", pages=2)
     store = make_store(pool=pool, posix={"queue": "posix_aio"})
     assert all(store.batch_set_v1(["good", "bad"], pool.page_indices(0, 2)))

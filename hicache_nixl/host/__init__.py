@@ -1,1 +1,1 @@
-"""The host side: KV pools in memory, their pages as buffers for NIXL, and the geometries of known models."""
+"""The host side: KV pools in memory, their pages as buffers for NIXL, and model geometries."""

@@ -1,7 +1,7 @@
-"""Pages of a host pool as buffers that NIXL can move.
+"""Pages of a host pool as buffers that a lifetime can store and load.
 
-A page that is contiguous in the pool moves from and to its place there.  One that is not (``layer_first``)
-goes through a copy: in SGLang up to 0.5.12 a new tensor per page and call (``Copied``), here memory that is
+A page that is contiguous in the pool needs no copy (``InPlace``).  Other pages (``layer_first``) are copied:
+into a new tensor for each page of a call, as in SGLang up to 0.5.12 (``Copied``), or through memory that is
 registered once and used by every call (``Staged``).
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -22,21 +23,21 @@ from .pools import aligned_tensor
 
 logger = logging.getLogger(__name__)
 
-STAGED_PAGES = 128  # what SGLang's controller asks for at most in one set or get
-STAGED_BYTES = 2**28  # for each direction; fewer pages where they are large
+STAGED_PAGES = 128  # the most pages of one set or get of SGLang's controller
+STAGED_BYTES = 2**28  # for each direction; limits the number of large pages
 
 
-class Pages:
-    """What all of them share.  Token indices are as the server hands them over, ``page_size`` per page.
+class Pages(ABC):
+    """Base class.  Token indices are those that the server passes, ``page_size`` per page.
 
     Attributes
     ----------
     zero_copy : bool
-        Whether pages move from and to their place in the pool.
+        Whether buffers are the memory of the pool.
     batch : int or None
-        Pages that fit into one transfer.
+        The most pages of one transfer; None for no limit.
     memory : list of torch.Tensor
-        Host memory in which all buffers lie; none when each call brings its own.
+        The host memory that contains all buffers; empty when each call allocates its own.
     piece_sizes : list of int
         Bytes of each piece of a page.
     """
@@ -50,20 +51,21 @@ class Pages:
         self.pool = pool
 
     def check(self, pages: int, indices: torch.Tensor) -> None:
-        """Refuse token indices that are not those of so many pages of the pool."""
+        """Raise ``PageIndexError`` unless token indices are those of a number of whole pages of the pool."""
         pool = self.pool
         if not pages or len(indices) != pages * pool.page_size:
             raise PageIndexError(
-                f"{pages} keys and {len(indices)} host indices do not fit: a page has {pool.page_size} tokens"
+                f"{pages} keys and {len(indices)} host indices do not match: "
+                f"a page has {pool.page_size} tokens"
             )
         starts = self.starts(indices)
         if min(starts) < 0 or max(starts) + pool.page_size > pool.size:
             raise PageIndexError(
                 f"{pages} keys, {len(indices)} host indices: token indices {min(starts)} to "
-                f"{max(starts) + pool.page_size - 1} leave the pool of {pool.size} tokens"
+                f"{max(starts) + pool.page_size - 1} are outside the pool of {pool.size} tokens"
             )
         if any(start % pool.page_size for start in starts):
-            raise PageIndexError(f"a page of {pool.page_size} tokens starts at a token index inside a page")
+            raise PageIndexError(f"a page of {pool.page_size} tokens cannot start inside a page")
 
     def starts(self, indices: torch.Tensor) -> list[int]:
         """Return the first token index of each page."""
@@ -72,7 +74,7 @@ class Pages:
     def batches(
         self, names: Sequence[str], indices: torch.Tensor
     ) -> Iterator[tuple[Sequence[str], torch.Tensor]]:
-        """Split the names of pieces and the token indices of pages into transfers."""
+        """Yield the names of pieces and the token indices of pages for each transfer."""
         pieces, tokens = len(self.piece_sizes), self.pool.page_size
         pages = len(names) // pieces
         batch = self.batch or pages
@@ -81,15 +83,27 @@ class Pages:
             yield names[first * pieces : last * pieces], indices[first * tokens : last * tokens]
 
     def whole(self, moved: Sequence[bool]) -> list[bool]:
-        """Answer per page from an answer per piece."""
+        """Return one answer per page, given one per piece."""
         pieces = len(self.piece_sizes)
         if all(moved):
             return list(moved[::pieces])
         return [all(moved[first : first + pieces]) for first in range(0, len(moved), pieces)]
 
+    @abstractmethod
+    def leaving(self, indices: torch.Tensor) -> AbstractContextManager[list[Buffer]]:
+        """Provide the buffers of pages to store, for the time of a ``with`` block."""
+
+    @abstractmethod
+    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[list[Buffer]]:
+        """Provide buffers for pages to load, for the time of a ``with`` block; ``land`` ends it."""
+
+    @abstractmethod
+    def land(self, indices: torch.Tensor, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
+        """Bring the pages that were loaded into the pool."""
+
 
 class InPlace(Pages):
-    """The pool's own memory: one piece per plane of a page."""
+    """Pages in the memory of the pool: one piece per plane of a page."""
 
     zero_copy = True
 
@@ -100,17 +114,19 @@ class InPlace(Pages):
 
     @contextmanager
     def leaving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
-        """Hold the buffers of pages that go to storage."""
+        """Provide the buffers of pages to store."""
         yield list(zip(*self.pool.get_page_buffer_meta(indices), strict=True))
 
-    arriving = leaving
+    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[list[Buffer]]:
+        """Provide the buffers of pages to load: the same."""
+        return self.leaving(indices)
 
     def land(self, indices: torch.Tensor, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
-        """Do nothing: the pages are where they belong."""
+        """Do nothing: the pages were loaded into the pool."""
 
 
 class Copied(Pages):
-    """A tensor per page, made for the call."""
+    """Pages in new tensors, one per page of a call."""
 
     def __init__(self, pool: Any):
         super().__init__(pool)
@@ -119,24 +135,27 @@ class Copied(Pages):
 
     @contextmanager
     def leaving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
-        """Hold copies of pages that go to storage."""
+        """Provide copies of pages to store."""
         pages = (self.pool.get_data_page(start, flat=False) for start in self.starts(indices))
         yield [page.contiguous() for page in pages]
 
     @contextmanager
     def arriving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
-        """Hold buffers for pages that come from storage; ``land`` puts them into the pool."""
+        """Provide buffers for pages to load; ``land`` copies them into the pool."""
         yield [self.pool.get_dummy_flat_data_page() for _ in self.starts(indices)]
 
     def land(self, indices: torch.Tensor, buffers: Sequence[Any], loaded: Sequence[bool]) -> None:
-        """Put the pages that were loaded into the pool."""
-        for start, page, whole in zip(self.starts(indices), buffers, loaded, strict=True):
+        """Copy the pages that were loaded into the pool."""
+        self._land(indices, buffers, loaded)
+
+    def _land(self, indices: torch.Tensor, pages: Iterable[Any], loaded: Sequence[bool]) -> None:
+        for start, page, whole in zip(self.starts(indices), pages, loaded, strict=True):
             if whole:
                 self.pool.set_from_flat_data_page(start, page)
 
 
 class Staged(Copied):
-    """A slot per page in memory of this object's own, for each direction: a set never waits for a get."""
+    """Pages in slots of preallocated memory, separate for each direction: a set never waits for a get."""
 
     def __init__(self, pool: Any):
         super().__init__(pool)
@@ -151,7 +170,7 @@ class Staged(Copied):
 
     @contextmanager
     def leaving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
-        """Hold copies of pages that go to storage."""
+        """Provide copies of pages to store."""
         with self._busy[0]:
             starts = self.starts(indices)
             for start, slot in zip(starts, self._slots[0][: len(starts)], strict=True):
@@ -161,13 +180,13 @@ class Staged(Copied):
 
     @contextmanager
     def arriving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
-        """Hold buffers for pages that come from storage; ``land`` puts them into the pool."""
+        """Provide buffers for pages to load; ``land`` copies them into the pool."""
         with self._busy[1]:
             yield self._buffers(1, len(self.starts(indices)))
 
     def land(self, indices: torch.Tensor, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
-        """Put the pages that were loaded into the pool."""
-        super().land(indices, self._slots[1][: len(buffers)], loaded)
+        """Copy the pages that were loaded into the pool."""
+        self._land(indices, self._slots[1][: len(buffers)], loaded)
 
     def _buffers(self, direction: int, count: int) -> list[Buffer]:
         first, size = self._slots[direction].data_ptr(), self.piece_sizes[0]
@@ -180,20 +199,20 @@ def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:
     Parameters
     ----------
     staged : bool
-        Where copies are needed, through memory that is registered once in place of a tensor per page.
+        Whether copies go through memory that is registered once, instead of a new tensor per page.
     direct : bool
-        Files are opened with O_DIRECT: pages that do not lie as it wants them are copied, as SGLang does
-        from 0.5.13 on.
+        Whether files are opened with O_DIRECT: pages that are not aligned for it are copied, as in SGLang
+        since 0.5.13.
     """
     if pool.layout not in ZERO_COPY_LAYOUTS:
         return Staged(pool) if staged else Copied(pool)
     if direct:
         addresses, sizes = pool.get_page_buffer_meta(torch.arange(2 * pool.page_size))
         unaligned = any((address | size) % ALIGNMENT for address, size in zip(addresses, sizes, strict=True))
-        if unaligned and pool.get_dummy_flat_data_page().nbytes % ALIGNMENT == 0:  # else a copy is no better
+        if unaligned and pool.get_dummy_flat_data_page().nbytes % ALIGNMENT == 0:  # or no copy is aligned
             logger.warning(
-                "use_direct_io falls back to copies of pages: O_DIRECT takes addresses and sizes that are "
-                "multiples of %d, and a piece of a page in this pool is %d bytes",
+                "use_direct_io falls back to copies of pages: O_DIRECT needs addresses and sizes that are "
+                "multiples of %d, and a piece of a page in this pool has %d bytes",
                 ALIGNMENT,
                 sizes[0],
             )

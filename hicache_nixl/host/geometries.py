@@ -1,10 +1,11 @@
-"""How large a token's KV cache is in well-known models."""
+"""The size of the KV cache of a token in well-known models."""
 
 from __future__ import annotations
 
 import csv
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,18 +17,18 @@ TABLE = "data/model_geometries.csv"
 
 @dataclass(frozen=True)
 class ModelGeometry:
-    """What the size of a model's KV cache follows from.
+    """The numbers that determine the size of the KV cache of a model.
 
     Attributes
     ----------
     attention : str
-        ``"multi-head"`` (keys and values apart) or ``"mla"``.
+        ``"multi-head"`` (keys and values are separate) or ``"mla"``.
     kv_heads, head_dim : int
-        For multi-head models, else 0.
+        0 unless the attention is multi-head.
     kv_lora_rank, qk_rope_head_dim : int
-        For MLA models, else 0.
+        0 unless the attention is MLA.
     source : str
-        Where the numbers were read.
+        Where the numbers are from.
     """
 
     model: str
@@ -42,7 +43,7 @@ class ModelGeometry:
 
     @property
     def is_mla(self) -> bool:
-        """Whether a page is one piece instead of keys and values apart."""
+        """Whether a page is one piece, instead of separate keys and values."""
         return self.attention == "mla"
 
     @property
@@ -51,15 +52,15 @@ class ModelGeometry:
         return getattr(torch, self.dtype)
 
     def checked_layers(self, layers: int | None) -> int:
-        """Return a number of layers that the model has; all of them for ``None``."""
+        """Return a valid number of layers; all layers of the model for ``None``."""
         if layers is None:
             return self.layers
         if not 1 <= layers <= self.layers:
-            raise ConfigError(f"layers is {layers}; {self.model} takes 1 to {self.layers}")
+            raise ConfigError(f"layers: expected 1 to {self.layers} for {self.model}, got {layers}")
         return layers
 
     def page_bytes(self, page_size: int, layers: int | None = None) -> int:
-        """Return the bytes of a page of ``page_size`` tokens, keys and values together.
+        """Return the bytes of a page of ``page_size`` tokens, keys and values in total.
 
         Examples
         --------
@@ -75,18 +76,19 @@ class ModelGeometry:
 
 @functools.cache
 def model_geometries() -> dict[str, ModelGeometry]:
-    """Return the table by model name."""
+    """Return the geometries by model name."""
     with resource(TABLE).open(newline="") as file:
         rows = list(csv.DictReader(file))
+    return {row["model"]: _geometry(row) for row in rows}
+
+
+def _geometry(row: dict[str, Any]) -> ModelGeometry:
     numbers = ("layers", "kv_heads", "head_dim", "kv_lora_rank", "qk_rope_head_dim")
-    return {
-        row["model"]: ModelGeometry(**{**row, **{name: int(row[name] or 0) for name in numbers}})
-        for row in rows
-    }
+    return ModelGeometry(**{**row, **{name: int(row[name] or 0) for name in numbers}})
 
 
 def model_geometry(model: str) -> ModelGeometry:
-    """Return one model's geometry; case and organisation do not matter."""
+    """Return the geometry of a model; case and organisation are ignored."""
     wanted = model.rsplit("/", 1)[-1].lower()
     for name, geometry in model_geometries().items():
         if name.lower() == wanted:

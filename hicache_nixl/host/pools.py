@@ -1,8 +1,8 @@
-"""Host KV pools: the pages in host memory, in SGLang's three memory layouts.
+"""Host KV pools: pages in host memory, in the three memory layouts of SGLang.
 
 A token's KV cache is, per layer, a key and a value of shape (heads, head_dim) for multi-head attention, or
 one latent vector of rank + rope numbers for MLA.  A page is ``page_size`` consecutive tokens of all layers.
-The layout says in which order layers and tokens lie in memory, and with that whether a page is contiguous:
+The layout is the order of layers and tokens in memory, and determines whether a page is contiguous:
 
 ==================  ============================  ====================================
 layout              one plane of ``kv_buffer``    pieces per page
@@ -12,15 +12,16 @@ page_first          [tokens, layers, H, D]        1
 page_first_direct   [pages, layers, page, H, D]   1
 ==================  ============================  ====================================
 
-Multi-head pools hold two planes (``kv_buffer[0]`` keys, ``kv_buffer[1]`` values) and so twice the pieces;
-MLA pools are a single plane with H = 1.  Every method answers as those of SGLang's host pools do
-(``memory_pool_host.py``, 0.5.11), so that the connector takes either.
+Multi-head pools have two planes (``kv_buffer[0]`` keys, ``kv_buffer[1]`` values) and so twice the pieces; MLA
+pools have a single plane with H = 1.  The methods behave as those of SGLang's host pools
+(``memory_pool_host.py``, 0.5.11), so the connector works with both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -30,12 +31,12 @@ from .geometries import ModelGeometry, model_geometry
 
 
 class HostKVPool:
-    """What both kinds of pool share; use ``MultiHeadHostPool`` or ``MlaHostPool``.
+    """Base class; use ``MultiHeadHostPool`` or ``MlaHostPool``.
 
     Parameters
     ----------
     planes : int
-        2 for keys and values apart, 1 for MLA.
+        2 for separate keys and values, 1 for MLA.
     layers, heads, dim : int
         Numbers per token: ``layers`` times ``heads`` times ``dim``, in each plane.
     page_size : int
@@ -53,7 +54,7 @@ class HostKVPool:
     size : int
         Tokens in the pool.
     page_bytes : int
-        Bytes of a page, all planes together.
+        Bytes of a page in all planes.
     """
 
     planes: int
@@ -79,11 +80,12 @@ class HostKVPool:
             ("pages", pages),
         ):
             if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"host pool: {name} is {value!r}; it takes a whole number from 1")
+                raise ConfigError(f"host pool: {name}: expected an integer of at least 1, got {value!r}")
         self.planes, self.layer_num, self.heads, self.dim = planes, layers, heads, dim
         self.page_size, self.page_num, self.size = page_size, pages, page_size * pages
         self.layout, self.dtype = layout, dtype
         self.page_bytes = planes * layers * page_size * heads * dim * dtype.itemsize
+        plane: tuple[int, ...]
         if layout == "layer_first":
             plane, self._axis = (layers, self.size, heads, dim), -3
         elif layout == "page_first":
@@ -92,13 +94,13 @@ class HostKVPool:
             plane, self._axis = (pages, layers, page_size, heads, dim), -5
         else:
             raise ConfigError(
-                f"host pool: layout {layout!r} is unknown; it takes one of {', '.join(LAYOUTS)}"
+                f"host pool: layout {layout!r} is unknown; expected one of {', '.join(LAYOUTS)}"
             )
         self.kv_buffer = aligned_tensor((planes, *plane) if planes > 1 else plane, dtype)
         self._piece_offsets, self.piece_bytes = self._pieces()
 
     def _pieces(self) -> tuple[torch.Tensor, int]:
-        """Return where the pieces of token 0's page lie in the buffer, and the bytes of a piece."""
+        """Return the offsets of the pieces of the first page in the buffer, and the bytes of a piece."""
         row = self.heads * self.dim * self.dtype.itemsize  # one token of one layer
         plane_bytes = self.layer_num * self.size * row
         layers = self.layer_num if self.layout == "layer_first" else 1
@@ -123,7 +125,7 @@ class HostKVPool:
             Per page k then v; for ``layer_first`` k and v of layer 0, then of layer 1, ...
         """
         if len(indices) % self.page_size:
-            raise PageIndexError(f"{len(indices)} indices are no whole pages of {self.page_size} tokens")
+            raise PageIndexError(f"{len(indices)} indices are not whole pages of {self.page_size} tokens")
         starts = indices[:: self.page_size].to(torch.int64)
         layers = 1 if self.layout == "layer_first" else self.layer_num
         token_bytes = layers * self.heads * self.dim * self.dtype.itemsize
@@ -140,7 +142,7 @@ class HostKVPool:
         return page.flatten() if flat else page
 
     def get_dummy_flat_data_page(self) -> torch.Tensor:
-        """Return zeros, as many as a page has numbers, one dimension."""
+        """Return a tensor of zeros of the size of a page, one dimension."""
         return torch.zeros(self.page_bytes // self.dtype.itemsize, dtype=self.dtype)
 
     def set_from_flat_data_page(self, index: int | torch.Tensor, data_page: torch.Tensor) -> None:
@@ -149,12 +151,12 @@ class HostKVPool:
         page.copy_(data_page.reshape(page.shape))
 
     def is_stride_page_aligned(self, page_size_bytes: int = ALIGNMENT) -> bool:
-        """Tell whether every piece of every page begins at a multiple of some bytes, as O_DIRECT wants."""
+        """Return whether every piece of every page starts at a multiple of some bytes, as O_DIRECT needs."""
         aligned = self.kv_buffer.data_ptr() % page_size_bytes == 0 and self.piece_bytes % page_size_bytes == 0
         return aligned and self.layout in ZERO_COPY_LAYOUTS
 
     def page_indices(self, first: int, pages: int) -> torch.Tensor:
-        """Return the token indices of consecutive pages, as the server would hand them over."""
+        """Return the token indices of consecutive pages, as the server would pass them."""
         return torch.arange(first * self.page_size, (first + pages) * self.page_size, dtype=torch.int64)
 
     def _page(self, index: int) -> torch.Tensor:
@@ -166,7 +168,7 @@ class HostKVPool:
 
 
 class MultiHeadHostPool(HostKVPool):
-    """Keys and values apart: multi-head, grouped-query and multi-query attention."""
+    """Separate keys and values: multi-head, grouped-query and multi-query attention."""
 
     def __init__(
         self,
@@ -207,16 +209,21 @@ def pool_for_model(
     layout: str = "page_first",
     layers: int | None = None,
 ) -> HostKVPool:
-    """Make the pool of a well-known model (``data/model_geometries.csv``).
+    """Create a pool for a well-known model (``data/model_geometries.csv``).
 
     Parameters
     ----------
     layers : int, optional
-        Fewer layers than the model has, to fit a small machine; a page shrinks in proportion.
+        Number of layers, to fit a small machine; a page shrinks in proportion.
     """
     geometry = model_geometry(model) if isinstance(model, str) else model
     layers = geometry.checked_layers(layers)
-    rest = {"page_size": page_size, "pages": pages, "layout": layout, "dtype": geometry.torch_dtype}
+    rest: dict[str, Any] = {
+        "page_size": page_size,
+        "pages": pages,
+        "layout": layout,
+        "dtype": geometry.torch_dtype,
+    }
     if geometry.is_mla:
         return MlaHostPool(
             layers=layers,
@@ -230,14 +237,14 @@ def pool_for_model(
 def pool_for_page_bytes(
     page_bytes: int, *, pages: int, layout: str = "page_first", mla: bool = False
 ) -> HostKVPool:
-    """Make a pool whose pages have a given number of bytes, keys and values together.
+    """Create a pool whose pages have a given number of bytes, keys and values in total.
 
-    The page has up to 64 tokens and 8 layers; what is left over becomes the head size.
+    A page has up to 64 tokens and 8 layers; the head size follows.
     """
     planes, itemsize = (1, 2) if mla else (2, 2)
     numbers = page_bytes // (planes * itemsize)
     if page_bytes < 8 or page_bytes % 8:
-        raise ConfigError(f"page_bytes is {page_bytes}; it takes a multiple of 8")
+        raise ConfigError(f"page_bytes: expected a multiple of 8, got {page_bytes}")
     page_size = math.gcd(numbers // 2, 64)
     layers = math.gcd(numbers // 2 // page_size, 8)
     dim = numbers // page_size // layers

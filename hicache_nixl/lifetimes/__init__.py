@@ -1,8 +1,9 @@
 """Lifetimes: who owns the storage of pages, and when what a call opens and registers is released.
 
-``leaky``, ``try_finally`` and ``scoped`` keep a file or object per piece of a page and share ``file_per_piece``.
-They have the same outline, so that ``diff`` of two neighbours is the patch between them.  A lifetime implements
-``protocol.Lifetime``; it is added with a line in ``BY_NAME``, without a change in the connector.
+``leaky``, ``try_finally`` and ``scoped`` keep a file or object per piece of a page and share
+``file_per_piece``.  They have the same outline, so that ``diff`` of two neighbours is the patch between them.
+A lifetime implements ``protocol.Lifetime``; it is added with a line in ``BY_NAME``, without a change in the
+connector.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``leaky``, ``try_finally`` and ``scoped`` share: each piece of a page is a file, or an object with OBJ.
+"""What ``leaky``, ``try_finally`` and ``scoped`` share: each piece of a page is a file or an object.
 
 ``store`` and ``load`` pass every page through ``_execute_transfer``, which each of the three implements.
 """

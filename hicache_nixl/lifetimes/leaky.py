@@ -1,7 +1,7 @@
 """Nothing releases what a call opens and registers: SGLang up to 0.5.11.
 
-Every call opens each of its files, registers them and the host buffers, and keeps no reference to either.  The
-process ends with ``[Errno 24] Too many open files``.
+Every call opens each of its files, registers them and the host buffers, and keeps no reference to either.
+The process ends with ``[Errno 24] Too many open files``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The interface between the connector and a lifetime.
 
-The connector checks its arguments, names the pieces of pages, splits calls into batches, and turns errors into
-False.  A lifetime owns the storage: where the bytes of a name are, and everything that is opened or registered.
+The connector checks its arguments, names the pieces of pages, splits calls into batches, and turns errors
+into False.  A lifetime owns the storage: where the bytes of a name are, and everything that is opened or
+registered.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Lifetime(Protocol):
         """Load what is stored under names into buffers of exactly that size; parameters as in ``store``."""
 
     def present(self, names: Sequence[str], sizes: Sequence[int | None]) -> Iterable[bool]:
-        """Tell for each name whether all its bytes are stored.
+        """Return for each name whether all its bytes are stored.
 
         Parameters
         ----------
@@ -98,7 +99,8 @@ class Lifetime(Protocol):
         Returns
         -------
         iterable of bool
-            Length n, in order.  It may be lazy, because the connector stops at the first name that is missing.
+            Length n, in order.  It may be lazy, because the connector stops at the first name that is
+            missing.
         """
 
     def clear(self, is_own: Callable[[str], bool]) -> int:

@@ -1,9 +1,10 @@
 """What a call opens and registers is released when it ends: what the review of PR #24671 asked for.
 
-The difference to ``try_finally.py`` answers its remarks: one context manager for each resource, each as wide as
-its resource, and none for files where there are none (second); ``register_files`` returns an owner (third).  The
-first, ``import traceback`` inside the function, does not apply: no module needs it.  Beyond the remarks, nothing
-stays registered, host memory is registered once for each pool, and a file that cannot be opened affects no other.
+The difference to ``try_finally.py`` answers its remarks: one context manager for each resource, each as wide
+as its resource, and none for files where there are none (second); ``register_files`` returns an owner
+(third).  The first, ``import traceback`` inside the function, does not apply: no module needs it.  Beyond the
+remarks, nothing stays registered, host memory is registered once for each pool, and a file that cannot be
+opened affects no other.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class RegisteredFiles(ExitStack):
 
 
 class Lifetime(FilePerPiece):
-    """Descriptors and registrations of storage live for one call, those of host memory as long as the pool."""
+    """Descriptors and registrations of storage end with the call, those of host memory with the pool."""
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         super().__init__(config, storage_dir)
@@ -70,7 +71,7 @@ class Lifetime(FilePerPiece):
     def _execute_transfer(
         self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
     ) -> list[Outcome]:
-        """Move bytes between buffers and files or objects: of those files that can be opened, all, or raise."""
+        """Move bytes between buffers and files or objects: all that can be opened, or raise."""
         sizes = buffer_sizes(buffers)
         if self.registration.mem_type != "FILE":
             self._transfer(buffers, self.registration.objects_to_nixl_tuples(keys, sizes), direction)

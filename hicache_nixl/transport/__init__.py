@@ -1,1 +1,1 @@
-"""The NIXL side: agent and plugins, registrations and transfers, and the page files that are transferred."""
+"""The NIXL side: agent and plugins, registrations and transfers, and page files."""

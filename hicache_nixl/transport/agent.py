@@ -1,4 +1,4 @@
-"""Which NIXL plugin moves the bytes; loading ``nixl``; making the agent."""
+"""Loading ``nixl``, creating an agent, and choosing its storage plugin."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ VARIANTS = ("nixl_cu12", "nixl_cu13")
 
 @dataclass(frozen=True)
 class NixlBackend:
-    """A NIXL agent with the one plugin that it was made for.
+    """A NIXL agent with one storage plugin.
 
     Attributes
     ----------
     agent : nixl_agent
     agent_name : str
-        Storage is a loopback transfer: the agent is its own remote side.
+        A storage transfer is a loopback: the agent is its own remote agent.
     plugin : str
         ``"POSIX"``, ``"OBJ"``, ...
     mem_type : str
         ``"FILE"`` or ``"OBJ"``.
     keeps_failed_io : bool
-        Whether a transfer that failed makes every later one of this agent fail: so does the POSIX plugin on
-        POSIX AIO in NIXL 1.5.1, whose queue keeps the failed I/O.  Such an agent has to be made anew.
+        Whether every transfer fails after one failed, and the agent must be replaced.  This is so for the
+        POSIX plugin on POSIX AIO in NIXL 1.5.1, whose queue keeps the failed I/O.
     """
 
     agent: Any
@@ -51,14 +51,14 @@ class NixlBackend:
 def load_nixl(plugin: str = "auto") -> ModuleType:
     """Return NIXL's Python API.
 
-    ``nixl`` comes in a build per CUDA major and a process can load only one of them ("type ... is already
-    registered").  Without CUDA it picks the build for CUDA 13, whose OBJ plugin wants ``libcuobjclient``;
-    the build for CUDA 12 has an OBJ plugin that loads anywhere, so OBJ prefers that one.
+    There is one build of ``nixl`` per major version of CUDA, and a process can load only one of them ("type
+    ... is already registered").  Without CUDA, ``nixl`` selects the build for CUDA 13, whose OBJ plugin needs
+    ``libcuobjclient``; the OBJ plugin of the build for CUDA 12 does not, so that build is preferred for OBJ.
 
     Raises
     ------
     NixlMissingError
-        One line that says what to install.
+        When NIXL is not installed; the message is one line and says what to install.
     """
     for variant in VARIANTS:
         if f"{variant}._api" in sys.modules:
@@ -70,22 +70,22 @@ def load_nixl(plugin: str = "auto") -> ModuleType:
     except ImportError as error:
         here = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
         raise NixlMissingError(
-            f"NIXL cannot be loaded ({error}): pip install nixl. Wheels exist for Linux on x86_64 and "
+            f"NIXL could not be loaded ({error}): pip install nixl. Wheels exist for Linux on x86_64 and "
             f"aarch64 with glibc 2.28 or newer; this is {here}."
         ) from error
 
 
 def make_backend(config: NixlBackendConfig) -> NixlBackend:
-    """Make an agent with the plugin that the configuration asks for.
+    """Create an agent with the plugin of the configuration.
 
-    In auto mode the first plugin that can be created wins: ``FILE_PLUGINS`` in their order, then OBJ.
-    The agent is made with NIXL's read-write locking.  Its default is none, and then a set, a get and a
-    lookup from a thread each corrupt memory within seconds.
+    Auto mode uses the first plugin that can be created: ``FILE_PLUGINS`` in their order, then OBJ.
+    The agent has NIXL's read-write locking.  NIXL's default is no locking: a set, a get and a lookup in three
+    threads then corrupt memory within seconds.
 
     Raises
     ------
     PluginError
-        Naming the plugin, the reason, and what could be used in its place.
+        When no plugin could be created; the message names the plugin, the reason, and an alternative.
     """
     api = load_nixl(config.plugin)
     name = f"hicache_nixl_{uuid.uuid4()}"
@@ -109,7 +109,7 @@ def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:
     """Create one plugin in the agent, or raise ``PluginError`` with the reason."""
     listed = agent.get_plugin_list()
     if plugin not in listed:
-        raise PluginError(f"plugin {plugin} is not in this NIXL, which has {', '.join(sorted(listed))}")
+        raise PluginError(f"plugin {plugin} is not part of this NIXL, which has {', '.join(sorted(listed))}")
     params = config.init_params(plugin)
     if plugin in OBJ_PLUGINS and not params.get("bucket"):
         params["bucket"] = os.environ.get("AWS_DEFAULT_BUCKET", "")
@@ -120,12 +120,13 @@ def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:
     except Exception as error:
         shown = {key: "***" if "key" in key or "token" in key else value for key, value in params.items()}
         raise PluginError(
-            f"plugin {plugin} cannot be created with {shown or 'its defaults'}: {error}. {_way_out(plugin, params)}"
+            f"plugin {plugin} cannot be created with {shown or 'its defaults'}: {error}. "
+            f"{_way_out(plugin, params)}"
         ) from error
 
 
 def create_first(agent: Any, config: NixlBackendConfig, candidates: Iterable[str]) -> str:
-    """Create the first candidate that works, skipping what NIXL lists and cannot create."""
+    """Create the first candidate that works; skip those that NIXL lists and cannot create."""
     reasons = []
     for plugin in candidates:
         if plugin not in agent.get_plugin_list():
@@ -146,12 +147,14 @@ def _say_once(plugin: str, reason: str) -> None:
 
 def _way_out(plugin: str, params: dict[str, str]) -> str:
     if plugin.startswith("GDS"):
-        return "It needs an NVIDIA GPU with GPUDirect Storage; POSIX works without."
+        return "It needs an NVIDIA GPU with GPUDirect Storage; POSIX works without a GPU."
     if plugin == "OBJ":
         variant = next((name for name in VARIANTS if name in sys.modules), "nixl")
-        return f"This process uses {variant}; OBJ loads without CUDA only from nixl_cu12, in a process of its own."
+        return (
+            f"This process uses {variant}; without CUDA, OBJ loads only from nixl_cu12, in another process."
+        )
     if params.get("use_uring") == "true":
         return (
-            "io_uring is refused in many containers (kernel.io_uring_disabled, seccomp); libaio works there."
+            "io_uring is disabled in many containers (kernel.io_uring_disabled, seccomp); libaio works there."
         )
-    return "NIXL_LOG_LEVEL=DEBUG makes NIXL say more."
+    return "NIXL_LOG_LEVEL=DEBUG makes NIXL log more."

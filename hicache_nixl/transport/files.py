@@ -1,4 +1,4 @@
-"""Names to paths; opening, closing and removing page files."""
+"""Page files: paths, opening, closing and removing."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from ..errors import ConfigError, FileError
 
 logger = logging.getLogger(__name__)
 
-# A KV page holds what a user wrote: nobody else reads it.
+# A KV page contains the input of a user: only the owner of the process may read it.
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
-NOT_OPEN = -1  # in the place of a descriptor
+NOT_OPEN = -1  # instead of a descriptor
 
-# A file that is written is emptied first: until all its bytes are there its size tells that they are not.
+# A file is emptied before it is written, so that its size shows whether all bytes are there.
 READ, WRITE = os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class NixlFileManager:
-    """The page files below one folder.
+    """The page files of one folder.
 
-    Whoever calls ``open_file`` owns the descriptor: this class closes only what it is told to close.  Which
-    owner closes it, and when, is what the modules of ``hicache_nixl.lifetimes`` differ in.
+    The caller of ``open_file`` owns the descriptor.  Where and when it is closed is the difference between
+    the modules of ``hicache_nixl.lifetimes``.
 
     Parameters
     ----------
     base_dir : str
-        Made when missing, readable by its owner only.
+        Created when missing, accessible to its owner only.
     direct : bool
-        Whether O_DIRECT is wanted; where the file system refuses it, that is logged and ``direct`` is False.
+        Whether to use O_DIRECT; if the file system does not support it, that is logged and ``direct`` is
+        False.
 
     Raises
     ------
     ConfigError
-        When it cannot be a storage folder: a file, read-only, not writable.
+        When ``base_dir`` is not usable: a file, read-only, not writable.
     """
 
     def __init__(self, base_dir: str, direct: bool = False):
@@ -72,17 +73,18 @@ class NixlFileManager:
             return False
 
     def direct_flag(self, addresses: Sequence[int], sizes: Sequence[int]) -> int:
-        """Return O_DIRECT where it is wanted and possible, else 0; the first time that it is not, it is logged.
+        """Return O_DIRECT if it is enabled and possible, otherwise 0; the first fallback is logged.
 
-        Possible where every address and size is a multiple of 4096, which every file system that we know takes.
+        It is possible when every address and size is a multiple of 4096, which is enough for common file
+        systems.
         """
         if not self.direct:
             return 0
         for address, size in zip(addresses, sizes, strict=True):
             if (address | size) % ALIGNMENT:
                 self._fall_back(
-                    f"O_DIRECT takes addresses and sizes that are multiples of {ALIGNMENT}, "
-                    f"here are {size} bytes at {address:#x}"
+                    f"O_DIRECT needs addresses and sizes that are multiples of {ALIGNMENT}, "
+                    f"got {size} bytes at {address:#x}"
                 )
                 return 0
         return os.O_DIRECT
@@ -97,7 +99,7 @@ class NixlFileManager:
         return f"{self.base_dir}/{name}"
 
     def create_file(self, path: str) -> bool:
-        """Make an empty page file, and its folder when that is gone; True when it was not there before."""
+        """Create an empty page file, and the folder if it was removed; return False if the file existed."""
         try:
             if not os.path.isdir(self.base_dir):
                 self._make_folder()
@@ -109,14 +111,14 @@ class NixlFileManager:
             raise FileError.of(error, path) from error
 
     def open_file(self, path: str) -> int:
-        """Open a page file for reading and writing and hand over its descriptor."""
+        """Open a page file for reading and writing; return its descriptor, which the caller must close."""
         try:
             return os.open(path, os.O_RDWR)
         except OSError as error:
             raise FileError.of(error, path) from error
 
     def close_file(self, fd: int) -> bool:
-        """Close a descriptor; a failure is logged and does not keep the next one from being closed."""
+        """Close a descriptor; a failure is logged and returns False, so that the caller can go on."""
         try:
             os.close(fd)
             return True
@@ -125,17 +127,17 @@ class NixlFileManager:
             return False
 
     def files_to_nixl_tuples(self, paths: Sequence[str]) -> list[tuple[int, int, int, str]]:
-        """Open every file; one ``(offset, length, fd, path)`` each, as NIXL registers a FILE.
+        """Open all files; return ``(offset, length, fd, path)`` for each, as NIXL registers a FILE.
 
-        When one cannot be opened, those opened before it are closed again and ``FileError`` is raised.
-        From the return on the descriptors are the caller's.  An interrupt in between leaves those opened
-        so far to nobody, as in SGLang.
+        When a file cannot be opened, the ones opened before it are closed and ``FileError`` is raised.
+        The caller must close the descriptors.  An interrupt before the return leaves open what was opened so
+        far, as in SGLang.
         """
         tuples: list[tuple[int, int, int, str]] = []
         try:
             for path in paths:
                 tuples.append((0, 0, self.open_file(path), path))
-        except Exception:  # whatever it was, as in SGLang, but for an interrupt
+        except Exception:  # any error but an interrupt, as in SGLang
             for _, _, fd, _ in tuples:
                 self.close_file(fd)
             raise
@@ -145,30 +147,30 @@ class NixlFileManager:
     def opened(
         self, paths: Sequence[str], flags: int, sizes: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], dict[int, FileError]]]:
-        """Hold page files open, and close every one of them at the end, whatever happens in between.
+        """Open page files, and close all of them at the end of the block, however it is left.
 
         Parameters
         ----------
         flags : int
             ``READ``, ``WRITE`` or ``os.O_RDWR``, with ``os.O_DIRECT`` or without.
         sizes : sequence of int, optional
-            Bytes that each file must hold; one that does not is a fault.
+            Bytes that each file must have; another size is a fault.
 
         Yields
         ------
         fds : list of int
-            A descriptor per path, ``NOT_OPEN`` where there is none.
+            A descriptor per path; ``NOT_OPEN`` for a file with a fault.
         faults : dict
-            What kept the others from being opened, by position.
+            The errors of the files with a fault, by position.
         """
-        if flags & os.O_CREAT and not os.path.isdir(self.base_dir):  # removed while the server runs
+        if flags & os.O_CREAT and not os.path.isdir(self.base_dir):  # removed while the server was running
             self._make_folder()
         fds: list[int] = []
         faults: dict[int, FileError] = {}
-        closing = map(os.close, filter(NOT_OPEN.__ne__, fds))  # whatever is in fds by then, again all in C
+        closing = map(os.close, filter(NOT_OPEN.__ne__, fds))  # what is in fds by then; also in C
         try:
             while len(fds) < len(paths):
-                try:  # in C from open to append: no interrupt comes between the two
+                try:  # in C from open to append: no interrupt can come between
                     fds.extend(map(os.open, paths[len(fds) :], repeat(flags), repeat(FILE_MODE)))
                 except OSError as error:
                     faults[len(fds)] = FileError.of(error, paths[len(fds)])
@@ -178,7 +180,7 @@ class NixlFileManager:
                 fd = fds[index]
                 if fd == NOT_OPEN or _length(fd) == size:
                     continue
-                if fault := _not_a_page(os.fstat(fd), size, paths[index]):  # None: it just became whole
+                if fault := _not_a_page(os.fstat(fd), size, paths[index]):  # None: it has become whole since
                     faults[index], usable[index] = fault, NOT_OPEN
             yield usable, faults
         finally:
@@ -186,11 +188,11 @@ class NixlFileManager:
                 try:
                     deque(closing, maxlen=0)
                     break
-                except OSError as error:  # those after it are still to be closed
+                except OSError as error:  # the ones after it are still open
                     logger.error("cannot close a descriptor: %s", error)
 
     def is_whole(self, path: str, size: int | None) -> bool:
-        """Tell whether a page file is there with all its bytes; with at least one when ``size`` is None."""
+        """Return whether a page file exists with all its bytes; any number above 0 when ``size`` is None."""
         try:
             status = os.stat(path)
         except OSError:
@@ -198,16 +200,16 @@ class NixlFileManager:
         return _not_a_page(status, size or status.st_size or 1, path) is None
 
     def discard(self, paths: Iterable[str]) -> None:
-        """Remove page files that must not be read again; one that is gone already is fine."""
+        """Remove page files that must not be read again; files that do not exist are ignored."""
         for path in paths:
             try:
                 os.unlink(path)
             except OSError as error:
-                if os.path.isfile(path):  # a folder in the place of a page is not ours
+                if os.path.isfile(path):  # a folder is not a page file
                     logger.error("cannot remove %s: %s", path, error)
 
     def clear(self, is_own: Callable[[str], bool]) -> int:
-        """Remove the files whose names ``is_own`` takes for pages of this connector; return how many."""
+        """Remove the files for whose names ``is_own`` is True; return how many there were."""
         try:
             with os.scandir(self.base_dir) as entries:
                 files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
@@ -218,21 +220,21 @@ class NixlFileManager:
         return len(own)
 
     def first_fault(self, paths: Sequence[str], sizes: Sequence[int], writing: bool) -> FileError | None:
-        """Find out which file made a transfer fail, since NIXL says only that one did.
+        """Return the error of the file that made a transfer fail, because NIXL does not name it.
 
         Parameters
         ----------
         paths, sizes
-            The files of the transfer and the bytes that each should hold.
+            The files of the transfer, and the bytes that each should have.
         writing : bool
-            For a write a short file means that the file system was full, or EIO.
+            For a write, a short file is ENOSPC when the file system is full, otherwise EIO.
         """
         for path, size in zip(paths, sizes, strict=True):
             try:
                 status = os.stat(path)
             except OSError as error:
                 return FileError.of(error, path)
-            fault = _not_a_page(status, max(size, status.st_size), path)  # a longer file did not fail it
+            fault = _not_a_page(status, max(size, status.st_size), path)  # a longer file cannot be the reason
             if fault and writing and self._free_bytes() < size:
                 return FileError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {fault.strerror}", path)
             if fault:
@@ -245,7 +247,7 @@ class NixlFileManager:
 
 
 def _length(fd: int) -> int:
-    """Return the bytes of an open file, -1 for what has none; four times as fast as ``fstat``."""
+    """Return the size of an open file, -1 if it has none; four times as fast as ``fstat``."""
     try:
         return os.lseek(fd, 0, os.SEEK_END)
     except OSError:
@@ -253,7 +255,7 @@ def _length(fd: int) -> int:
 
 
 def _not_a_page(status: os.stat_result, size: int, path: str) -> FileError | None:
-    """Say why a file cannot hold ``size`` bytes of a page, or None."""
+    """Return why a file is not a page of ``size`` bytes, or None."""
     if stat.S_ISDIR(status.st_mode):
         return FileError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(status.st_mode):

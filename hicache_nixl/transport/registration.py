@@ -1,8 +1,8 @@
-"""Everything that is said to the NIXL agent: register, deregister, query, transfer.
+"""The calls of the NIXL agent: register, deregister, query, transfer.
 
-NIXL moves bytes only between regions that were registered with it.  A region is one descriptor: an
-(address, size) in host memory, an open file, or an object.  Whoever calls ``register`` owns the
-registration that it returns; this class ends only what it is told to end.
+NIXL moves bytes only between regions that are registered with it.  A region is one descriptor: an (address,
+size) in host memory, an open file, or an object.  The caller of ``register`` owns the registration and must
+deregister it.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from .agent import NixlBackend
 Buffer: TypeAlias = "torch.Tensor | tuple[int, int]"  # a contiguous tensor, or (address, bytes)
 StorageTuple: TypeAlias = tuple[int, int, int, str]  # (offset, length, fd or object id, path or key)
 
-POLL_SECONDS = 100e-6  # as SGLang polls; POSIX and OBJ have no notification
+POLL_SECONDS = 100e-6  # as in SGLang; the plugins POSIX and OBJ have no notification
 EAGER_SECONDS, PAUSE_SHARE = 1e-3, 1 / 16
 
 
 def steady_pause(running: float) -> None:
-    """Wait as SGLang does before the next poll; a third of the time of a small transfer."""
+    """Sleep before the next poll as SGLang does; this is a third of the time of a small transfer."""
     time.sleep(POLL_SECONDS)
 
 
 def growing_pause(running: float) -> None:
-    """Let other threads run, for longer the longer the transfer has been ``running`` (seconds).
+    """Let other threads run before the next poll, for longer if the transfer is ``running`` longer (seconds).
 
-    One that may be short is polled without a pause, a long one as often as SGLang does.  Longer pauses would
-    hold it up: the POSIX plugin has 64 I/Os in flight and submits the next ones when it is polled.
+    A transfer that may be short is polled without sleeping, a long one as often as in SGLang.  Longer pauses
+    would delay it: the POSIX plugin has 64 I/Os in flight and submits the next ones when it is polled.
     """
     if running < EAGER_SECONDS:
-        os.sched_yield()  # time.sleep(0) takes 50 us, the kernel's timer slack
+        os.sched_yield()  # time.sleep(0) would take 50 us, the timer slack of the kernel
     else:
         time.sleep(min(running * PAUSE_SHARE, POLL_SECONDS))
 
 
 class NixlRegistration:
-    """The agent's side of a connector.
+    """A NIXL agent, with errors as ``RegistrationError`` and ``TransferError``.
 
     Parameters
     ----------
     backend : NixlBackend
-        Agent and plugin; dropped in ``close()``, which ends every registration that is still alive.
+        Agent and plugin.  ``close()`` drops the agent, which ends all its registrations.
     """
 
     def __init__(self, backend: NixlBackend):
-        self._object_ids = itertools.count(1)  # unique among all that this agent ever registers
+        self._object_ids = itertools.count(1)  # unique among all objects that this agent registers
         self.attach(backend)
 
     def attach(self, backend: NixlBackend) -> None:
-        """Go on with an agent; every registration of the one before ends with it."""
+        """Replace the agent; the registrations of the previous one end with it."""
         self.agent = backend.agent
         self.agent_name = backend.agent_name
         self.plugin = backend.plugin
@@ -65,13 +65,13 @@ class NixlRegistration:
         self.keeps_failed_io = backend.keeps_failed_io
 
     def register(self, items: Any, mem_type: str | None = None) -> Any:
-        """Register regions and return NIXL's list of them, which ``deregister`` takes.
+        """Register regions; return NIXL's list of them, for ``deregister``.
 
         Parameters
         ----------
         items : list of 4-tuples, tensor, or list of tensors
         mem_type : str, optional
-            ``"DRAM"``, ``"FILE"`` or ``"OBJ"``; tensors bring their own.
+            ``"DRAM"``, ``"FILE"`` or ``"OBJ"``; not needed for tensors.
         """
         if isinstance(items, list | tuple) and not items:
             raise RegistrationError("nothing to register with NIXL: an empty list")
@@ -81,7 +81,7 @@ class NixlRegistration:
                 return self.agent.register_memory(descs)
         except Exception as error:
             raise RegistrationError(f"cannot register with NIXL: {error}") from error
-        raise RegistrationError("cannot register with NIXL: these are no regions; tensors not contiguous?")
+        raise RegistrationError("cannot register with NIXL: not valid regions; are the tensors contiguous?")
 
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
         """Register host memory: a tensor, tensors, or (address, bytes) pairs."""
@@ -94,18 +94,18 @@ class NixlRegistration:
         _deregister(self.agent, registration)
 
     def registered(self, items: Any, mem_type: str | None = None) -> AbstractContextManager[Any]:
-        """Hold regions registered; parameters as in ``register``."""
+        """Register regions for the time of a ``with`` block; parameters as in ``register``."""
         return self._held(self.register, items, mem_type)
 
     def registered_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> AbstractContextManager[Any]:
-        """Hold host memory registered; parameters as in ``register_buffers``."""
+        """Register host memory for the time of a ``with`` block; parameters as in ``register_buffers``."""
         return self._held(self.register_buffers, buffers)
 
     @contextmanager
     def _held(self, register: Callable[..., Any], *regions: Any) -> Iterator[Any]:
-        """Register, and deregister at the end, whatever happens in between.
+        """Register, and deregister at the end of the block, however it is left.
 
-        With the agent of the beginning, also when this one goes on with another agent in between.
+        Both with the same agent, also when the agent is replaced in between.
         """
         agent, registration = self.agent, register(*regions)
         try:
@@ -114,11 +114,11 @@ class NixlRegistration:
             _deregister(agent, registration)
 
     def objects_to_nixl_tuples(self, keys: Sequence[str], sizes: Sequence[int]) -> list[StorageTuple]:
-        """Build one ``(0, size, id, key)`` per object; NIXL wants a number of its own for each."""
+        """Return ``(0, size, id, key)`` for each object; NIXL needs a unique number for each."""
         return [(0, size, next(self._object_ids), key) for key, size in zip(keys, sizes, strict=True)]
 
     def xfer_descs(self, buffers: Sequence[Buffer], storage: Sequence[StorageTuple]) -> tuple[Any, Any]:
-        """Build the two descriptor lists of a transfer: host side, storage side."""
+        """Return the two descriptor lists of a transfer: host side, storage side."""
         sizes = buffer_sizes(buffers)
         try:
             if isinstance(buffers[0], tuple):
@@ -128,23 +128,23 @@ class NixlRegistration:
             files = [(item[0], size, item[2]) for item, size in zip(storage, sizes, strict=True)]
             stored = self.agent.get_xfer_descs(files, self.mem_type)
         except Exception as error:
-            raise RegistrationError(f"NIXL takes no descriptor list from these buffers: {error}") from error
+            raise RegistrationError(f"no descriptor list could be made of these buffers: {error}") from error
         if host is None or stored is None:
-            raise RegistrationError("NIXL takes no descriptor list from these buffers: not contiguous?")
+            raise RegistrationError("no descriptor list could be made of these buffers: are they contiguous?")
         return host, stored
 
     def initialize(self, direction: str, host_descs: Any, storage_descs: Any) -> Any:
-        """Make the request of a transfer, ``"READ"`` or ``"WRITE"``; ``run`` posts and releases it."""
+        """Return the handle of a transfer, ``"READ"`` or ``"WRITE"``; ``run`` posts and releases it."""
         try:
             return self.agent.initialize_xfer(direction, host_descs, storage_descs, self.agent_name)
         except Exception as error:
-            raise RegistrationError(f"NIXL refuses the transfer request: {error}") from error
+            raise RegistrationError(f"NIXL refused the transfer request: {error}") from error
 
     def run(self, handle: Any, pause: Callable[[float], None] = steady_pause) -> None:
-        """Post a transfer, wait until it is done with a pause between two polls, release its handle.
+        """Post a transfer, poll until it is done, with a pause between two polls, and release its handle.
 
-        The handle is released once the transfer is DONE or failed, also when the wait is interrupted: to
-        release one in flight is a use after free (nixl #1955).
+        The handle is released only when the transfer is DONE or has failed, also when the wait is
+        interrupted: releasing a transfer in flight is a use after free (nixl #1955).
         """
         agent, state = self.agent, "PROC"
         try:
@@ -166,21 +166,21 @@ class NixlRegistration:
             time.sleep(POLL_SECONDS)
             try:
                 state = agent.check_xfer_state(handle)
-            except Exception:  # how NIXL answers for a transfer that failed, or was never posted: it is over
+            except Exception:  # the transfer has failed, or was never posted
                 return
 
     def query(self, names: Sequence[str]) -> list[dict[str, str] | None]:
-        """Ask the plugin about files (paths) or objects (keys); ``None`` for one that is missing."""
+        """Look up files (paths) or objects (keys); ``None`` for one that is missing."""
         if not names:
             return []
         try:
             tuples = [(0, 0, 0, name) for name in names]
             return list(self.agent.query_memory(tuples, self.plugin, mem_type=self.mem_type))
         except Exception as error:
-            raise RegistrationError(f"NIXL cannot look for {len(names)} pages: {error}") from error
+            raise RegistrationError(f"NIXL could not look up {len(names)} pages: {error}") from error
 
     def close(self) -> None:
-        """Drop the agent; NIXL ends its registrations with it.  May be called twice."""
+        """Drop the agent, which ends its registrations.  May be called twice."""
         self.agent = None
 
 

@@ -26,7 +26,7 @@ CALLS = st.lists(
 
 
 class Run:
-    """A store in a folder of its own, for one example."""
+    """A store in a new folder, for one example."""
 
     def __init__(self, lifetime: str, mla: bool, layout: str, page_bytes: int):
         self._folder = tempfile.TemporaryDirectory()

@@ -235,7 +235,7 @@ def test_an_unknown_layout_is_an_error_that_names_the_known_ones():
 @pytest.mark.parametrize("value", [0, -1, 1.5, "4"])
 def test_a_number_that_is_none_is_an_error(field, value):
     shape = {"layers": 1, "page_size": 1, "pages": 1, "kv_heads": 1, "head_dim": 1, field: value}
-    with pytest.raises(ConfigError, match="takes a whole number from 1"):
+    with pytest.raises(ConfigError, match="expected an integer of at least 1"):
         MultiHeadHostPool(**shape)
 
 

@@ -63,10 +63,10 @@ DAMAGE = {"folder": (replace_by_folder, "[Errno 21]"), "unreadable": (forbid, "[
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_get_of_a_damaged_file_says_which_and_why(store, left, pool, folder, log, damage):
-    keys, (spoil, reason) = keys_of(3), DAMAGE[damage]
+    keys, (damaged, reason) = keys_of(3), DAMAGE[damage]
     assert all(store.batch_set_v1(keys, pool.page_indices(0, 3)))
     close_below(folder)
-    spoil(folder / NAME)
+    damaged(folder / NAME)
     with without_capabilities():
         answers = store.batch_get_v1(keys, pool.page_indices(0, 3))
     assert answers == left.answers(True, False, True)
@@ -113,7 +113,7 @@ def test_set_over_a_folder_is_false_and_says_so(store, left, pool, folder, log):
 
 
 def test_a_page_of_which_one_file_cannot_be_written_loses_the_older_other_one(make_store, pool, folder):
-    """A new piece beside an old one would be a page that nobody stored."""
+    """A new piece next to an old one would be a page that was never stored."""
     store = make_store(pool=pool)
     assert all(store.batch_set_v1(keys_of(3), pool.page_indices(0, 3)))
     replace_by_folder(folder / NAME)

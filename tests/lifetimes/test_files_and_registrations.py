@@ -105,7 +105,7 @@ def test_what_one_lifetime_wrote_another_one_reads(make_store, mla, layout, writ
 
 @pytest.mark.parametrize(("writer", "reader"), [("leaky", "scoped"), ("scoped", "try_finally")])
 def test_the_layout_that_scoped_names_is_not_read_by_a_release(make_store, writer, reader):
-    """``page_first_direct`` has a name of its own in scoped, and the one of ``page_first`` in a release."""
+    """``page_first_direct`` has its own name in scoped, and that of ``page_first`` in a release."""
     pool = make_pool(False, "page_first_direct", PAGES)
     first, second = (make_store(lifetime, pool=pool) for lifetime in (writer, reader))
     assert all(first.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
@@ -127,7 +127,7 @@ def test_register_files(store, left, folder, regions_alive):
 
 @pytest.mark.parametrize("calls", [1, 10])
 def test_what_register_files_returned_is_let_go(store, left, folder, regions_alive, calls):
-    """Third remark in the review of PR #24671: in a release nobody can close what it opened."""
+    """Third remark in the review of PR #24671: in a release the caller cannot close what it opened."""
     assert store.batch_set(keys_of(3), values_of(3))
     already_open = names_open(folder)
     alive = regions_alive(store)

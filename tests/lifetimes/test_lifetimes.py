@@ -151,7 +151,7 @@ def test_the_handle_is_released_once_and_never_in_flight(store, left, pool, obse
     disarm = observed.arm(FAULTS[name])
     set_pages(store, pool)
     disarm()
-    transfers = 1 if left.fails_together else 1 + len(NAMES)  # all of them, then each by itself
+    transfers = 1 if left.fails_together else 1 + len(NAMES)  # all of them, then each alone
     assert len(observed.released) == (transfers if FAULTS[name].in_transfer else 0)
     assert len(set(map(id, observed.released))) == len(observed.released)
     assert not observed.released_in_flight
@@ -297,7 +297,7 @@ def test_the_diffable_lifetimes_stay_short():
 
 
 def test_close_leaves_a_leak_to_the_end_of_the_process(make_store, pool, folder):
-    """Nobody owns what leaky opened, so closing the connector closes none of it."""
+    """leaky records no descriptor, so closing the connector closes none."""
     store = make_store("leaky", pool=pool)
     assert all(store.batch_set_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
     store.close()

@@ -186,7 +186,7 @@ def test_calls_register_their_own_memory_when_that_of_the_pool_could_not_be_exch
 def test_on_posix_aio_the_agent_that_follows_a_failed_transfer_knows_the_pool(
     make_store, regions_alive, monkeypatch, folder, layout
 ):
-    """Its queue keeps a failed I/O, so that the agent is made anew; host memory belongs to an agent."""
+    """Its queue keeps a failed I/O, so the agent is replaced, and host memory is registered with the new one."""
     really, agents = file_per_piece.make_backend, []
 
     def watched(config):

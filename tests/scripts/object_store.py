@@ -1,7 +1,7 @@
-"""Store and load pages on an S3 endpoint through NIXL's OBJ plugin; prints what happened as JSON.
+"""Store and load pages on an S3 endpoint through NIXL's OBJ plugin; print what happened as JSON, by lifetime.
 
-In a process of its own, because a process loads one build of NIXL only and OBJ takes the one for CUDA 12.
-``object_store.py LIFETIME PORT``
+In a separate process, because a process loads only one build of NIXL, and OBJ needs the one for CUDA 12.
+``object_store.py PORT LIFETIME...``
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import Counter
 
 from support import keys_of, make_pool, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.transport.files import NixlFileManager
 
-lifetime, port = sys.argv[1:]
 lines: list[str] = []
 handler = logging.Handler(logging.ERROR)
 handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -25,55 +25,60 @@ files_used: list[str] = []
 for name in ("__init__", "opened", "open_file", "close_file", "create_file", "is_whole", "discard"):
     setattr(NixlFileManager, name, lambda *args, name=name: files_used.append(name))
 
-section = {
-    "active": True,
-    "bucket": "hicache",
-    "endpoint_override": f"http://127.0.0.1:{port}",
-    "scheme": "http",
-    "region": "us-east-1",
-    "access_key": "key",
-    "secret_key": "secret",
-    "use_virtual_addressing": "false",
-}
-config = storage_config(lifetime, model=f"org/{lifetime}")
-config.extra_config["plugin"] = {"obj": section}
-pool = make_pool(False, "page_first")
-keys, indices = keys_of(3), pool.page_indices(0, 3)
 
-with HiCacheNixl(config) as store:
-    store.register_mem_pool_host(pool)
-    agent, alive = store.lifetime.registration.agent, 0
-    register, deregister = agent.register_memory, agent.deregister_memory
-
-    def counted_register(*args: object) -> object:
-        global alive
-        regions = register(*args)
-        alive += regions.descCount()
-        return regions
-
-    def counted_deregister(regions: object) -> object:
-        global alive
-        alive -= regions.descCount()  # type: ignore[attr-defined]
-        return deregister(regions)
-
-    agent.register_memory, agent.deregister_memory = counted_register, counted_deregister
-    before = pool.kv_buffer[:, : 3 * pool.page_size].clone()
-    stored = store.batch_set_v1(keys, indices)
-    scramble(pool)
-    loaded = store.batch_get_v1(keys, indices)
-    same = bool((pool.kv_buffer[:, : 3 * pool.page_size].view(int) == before.view(int)).all())
-    exists = store.batch_exists([*keys, "missing"])
-    ours, lines[:] = list(lines), []
-    missing = store.batch_get_v1([keys[0], "missing", keys[2]], indices)
-    answer = {
-        "stored": stored,
-        "loaded": loaded,
-        "same": same,
-        "exists": exists,
-        "missing": missing,
-        "logged": ours,
-        "logged_missing": lines,
-        "files_used": files_used,
-        "registrations_left": alive,
+def answers_of(lifetime: str, port: str) -> dict[str, object]:
+    """Set and get pages, one of them missing, and return the answers and what was left."""
+    lines.clear()
+    section = {
+        "active": True,
+        "bucket": "hicache",
+        "endpoint_override": f"http://127.0.0.1:{port}",
+        "scheme": "http",
+        "region": "us-east-1",
+        "access_key": "key",
+        "secret_key": "secret",
+        "use_virtual_addressing": "false",
     }
-sys.stdout.write(f"{json.dumps(answer)}\n")
+    config = storage_config(lifetime, model=f"org/{lifetime}")
+    config.extra_config["plugin"] = {"obj": section}
+    pool = make_pool(False, "page_first")
+    keys, indices = keys_of(3), pool.page_indices(0, 3)
+
+    with HiCacheNixl(config) as store:
+        store.register_mem_pool_host(pool)
+        agent, alive = store.lifetime.registration.agent, Counter[str]()
+        register, deregister = agent.register_memory, agent.deregister_memory
+
+        def counted_register(*args: object) -> object:
+            regions = register(*args)
+            alive["regions"] += regions.descCount()
+            return regions
+
+        def counted_deregister(regions: object) -> object:
+            alive["regions"] -= regions.descCount()  # type: ignore[attr-defined]
+            return deregister(regions)
+
+        agent.register_memory, agent.deregister_memory = counted_register, counted_deregister
+        before = pool.kv_buffer[:, : 3 * pool.page_size].clone()
+        stored = store.batch_set_v1(keys, indices)
+        scramble(pool)
+        loaded = store.batch_get_v1(keys, indices)
+        same = bool((pool.kv_buffer[:, : 3 * pool.page_size].view(int) == before.view(int)).all())
+        exists = store.batch_exists([*keys, "missing"])
+        ours, lines[:] = list(lines), []
+        missing = store.batch_get_v1([keys[0], "missing", keys[2]], indices)
+        return {
+            "stored": stored,
+            "loaded": loaded,
+            "same": same,
+            "exists": exists,
+            "missing": missing,
+            "logged": ours,
+            "logged_missing": list(lines),
+            "files_used": list(files_used),
+            "registrations_left": alive["regions"],
+        }
+
+
+port, *lifetimes = sys.argv[1:]
+sys.stdout.write(f"{json.dumps({lifetime: answers_of(lifetime, port) for lifetime in lifetimes})}\n")

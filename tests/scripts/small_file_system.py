@@ -1,6 +1,6 @@
 """Fill a file system of 256 KiB with pages, then make it read-only; print what a store answers as JSON.
 
-Runs in a mount namespace of its own (unshare), so that the file system is gone with the process.
+Runs in a separate mount namespace (unshare), so that the file system ends with the process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Use one store as SGLang's controller does: backup, lookup and prefetch each in a thread of its own.
+"""Use one store as SGLang's controller does: backup, lookup and prefetch each in its own thread.
 
-Prints the number of wrong answers as JSON.  A process of its own, because an agent without locking takes
-the process with it.
+Prints the calls that gave a wrong answer as JSON, by lifetime and queue.  In a separate process, because an
+agent without locking crashes the process.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 from support import close_below, keys_of, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
+from hicache_nixl.config import QUEUES
 from hicache_nixl.host.pools import pool_for_page_bytes
 
 ROUNDS = 60
 PAGES = 32
 
 
-def main(folder: Path, lifetime: str, queue: str) -> None:
+def wrong_answers(folder: Path, lifetime: str, queue: str) -> list[str]:
+    """Return the name of each call that gave a wrong answer."""
     pool = pool_for_page_bytes(4096, pages=PAGES)
     scramble(pool)
     keys = keys_of(PAGES)
@@ -50,8 +52,14 @@ def main(folder: Path, lifetime: str, queue: str) -> None:
         for thread in threads:
             thread.join()
     close_below(folder)
-    sys.stdout.write("\n" + json.dumps(wrong))
+    return wrong
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    root, lifetimes = Path(sys.argv[1]), sys.argv[2:]
+    answers = {
+        f"{lifetime}-{queue}": wrong_answers(root / lifetime / queue, lifetime, queue)
+        for lifetime in lifetimes
+        for queue in QUEUES
+    }
+    sys.stdout.write("\n" + json.dumps(answers))

@@ -1,6 +1,6 @@
 """Ask for O_DIRECT on a ramfs, which refuses it; print what was logged and whether pages come back, as JSON.
 
-Runs in a mount namespace of its own (unshare), so that the file system is gone with the process.
+Runs in a separate mount namespace (unshare), so that the file system ends with the process.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_a_plugin_asked_for_by_name_that_cannot_be_created_is_an_error():
 
 
 def test_a_plugin_that_nixl_does_not_have_is_an_error_that_lists_what_it_has():
-    with pytest.raises(PluginError, match=r"3FS is not in this NIXL.*POSIX"):
+    with pytest.raises(PluginError, match=r"3FS is not part of this NIXL.*POSIX"):
         plugins.make_backend(active("3fs"))
 
 
@@ -166,9 +166,7 @@ def test_a_missing_nixl_is_an_import_error_of_ours():
 # -- the environment and SGLang's dynamic loader ---------------------------------------------------------
 
 
-def test_the_environment_names_the_storage_folder_and_goes_before_the_argument(
-    make_store, tmp_path, monkeypatch
-):
+def test_the_environment_overrides_the_storage_folder_of_the_argument(make_store, tmp_path, monkeypatch):
     monkeypatch.setenv(STORAGE_DIR_VARIABLE, str(tmp_path / "from_environment"))
     assert make_store().set("key", torch.zeros(4))
     assert files_in(tmp_path / "from_environment") == ["key_org-model_0_1"]

@@ -213,7 +213,7 @@ def test_opened_files_are_closed_when_the_block_is_left_early(manager, paths, tm
 
 @pytest.fixture
 def interrupts():
-    """Raise KeyboardInterrupt in what is run, wherever it is after some time, as Ctrl-C does; tells whether it did."""
+    """Run a function and raise KeyboardInterrupt in it after some time; return whether it was raised."""
     running = False
 
     def interrupt(*_):
@@ -335,7 +335,7 @@ def test_discard_says_which_file_it_could_not_remove_and_goes_on(manager, paths,
     assert len(lines) == 2
 
 
-def test_clear_removes_the_files_it_is_told_and_no_folder_or_link(manager, tmp_path):
+def test_clear_removes_the_files_that_are_own_and_no_folder_or_link(manager, tmp_path):
     for name in ("1_m", "2_m_k", "notes"):
         (tmp_path / name).touch()
     (tmp_path / "folder_m").mkdir()

@@ -35,7 +35,7 @@ def registration():
 
 @pytest.fixture
 def page(tmp_path):
-    """An open page file of 64 bytes, as NIXL registers it; whoever opens it closes it."""
+    """An open page file of 64 bytes, as NIXL registers it."""
     path = tmp_path / "page"
     path.write_bytes(bytes(range(64)))
     fd = os.open(path, os.O_RDWR)
@@ -75,7 +75,7 @@ def test_a_region_that_was_deregistered_takes_no_transfer(registration, page):
     host, stored = registration.register_buffers([tensor]), registration.register([page], "FILE")
     descs = registration.xfer_descs([tensor], [page])
     registration.deregister(host)
-    with pytest.raises(RegistrationError, match="refuses the transfer request"):
+    with pytest.raises(RegistrationError, match="refused the transfer request"):
         registration.initialize("READ", *descs)
     registration.deregister(stored)
 

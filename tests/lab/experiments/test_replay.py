@@ -300,7 +300,7 @@ class TestRefusedBeforeAnyProcess:
                 {"connector": "sglang==newest"},
                 "sglang==newest is not a version; expected one such as 0.5.11; known to work: ",
             ),
-            ({"direct": True}, "use_direct_io: lifetime leaky .* no such option; it takes lifetime scoped"),
+            ({"direct": True}, "use_direct_io: lifetime leaky .* no such option; use lifetime scoped"),
             (
                 {"connector": "sglang==0.5.12", "direct": True},
                 r"direct: sglang==0\.5\.12 has no such option; expected scoped, or sglang==0\.5\.13",
