@@ -1,7 +1,8 @@
-"""The page of a run: what was run on what, the claims, the figures with their tables, the review agenda."""
+"""The first page of a run's report: verdict, findings with their figures and claims, review agenda, and the rest folded."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,102 +12,149 @@ import pandas as pd
 import yaml
 
 from ...resources import resource
-from ..runs.claims import FAILS, INCONCLUSIVE
+from ..runs.claims import FAILS, HOLDS, INCONCLUSIVE, tally
 from ..runs.record import Record, read_record
 from .notebook_page import title_of, write_notebook_page
 from .pages import write_page
 
 AGENDA = "data/review_agenda.yaml"
-HERO = ("03_before_and_after", "hero")
+HERO = "hero"  # the name of the figure that comes first
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure of the report with the sentence that it shows and the claims that name it.
+
+    Attributes
+    ----------
+    row
+        Its row of ``figures.csv``.
+    sentence : str
+        The story sentence; the title of the figure where it has none.
+    claims : list
+        Rows of ``claims.csv``.
+    tally : str
+        How many of the claims hold.
+    tables : list of str
+        The tables that hold its numbers, without those that an earlier figure shows.
+    """
+
+    row: Any
+    sentence: str
+    claims: list[Any]
+    tally: str
+    tables: list[str]
 
 
 def build(run: str | Path | Record) -> Path:
-    """Make ``index.html`` and the pages of the notebooks from what a run left; return the index.
+    """Write ``index.html`` and the pages of the notebooks of a run; return the index.
 
     Parameters
     ----------
     run : path or Record
-        The folder of a run, its name below ``runs/``, or what was read of it.
+        The folder of a run, its name below ``runs/``, or its record.
 
     Raises
     ------
     ConfigError
-        When the folder holds no run.
+        When the folder is not that of a run.
     AltTextError
         When a figure has no alt text.
     """
     record = run if isinstance(run, Record) else read_record(run)
     for name, node in record.notebooks.items():
         write_notebook_page(record.folder, name, node)
+    hero, story, others = _findings(record)
     return write_page(
         record.files.index,
         "index.html.j2",
         record=record,
+        unsettled=unsettled(record),
+        hero=hero,
+        story=story,
+        told=[found for found in (hero, *story) if found is not None and found.row.story.strip()],
+        others=others,
+        ledger=_by_notebook(record),
         facts=facts(record),
-        hero=_hero(record),
-        ledger=_by_notebook(record, record.claims),
-        figures=_by_notebook(record, _each_table_once(record.figures)),
         titles={name: title_of(node, name) for name, node in record.notebooks.items()},
         seconds={name: _seconds(node) for name, node in record.notebooks.items()},
         parameters={name: about.get("parameters", {}).items() for name, about in _noted(record).items()},
         agenda=agenda(record),
-        unsettled=_rows(record.claims[record.claims.verdict.isin([FAILS, INCONCLUSIVE])]),
     )
 
 
+def unsettled(record: Record) -> list[Any]:
+    """Return the claims that failed, then those that are inconclusive."""
+    return [
+        row for verdict in (FAILS, INCONCLUSIVE) for row in _rows(record.claims.query("verdict == @verdict"))
+    ]
+
+
 def facts(record: Record) -> list[tuple[str, str]]:
-    """Say in a few lines what a run was made with and on."""
+    """Return a few lines about the machine, the versions and the time of a run."""
     known = record.provenance
     versions, storage, limit = known["versions"], known["storage"], known["nofile_limit"]
     started = min((about["started"] for about in _noted(record).values() if "started" in about), default=None)
     memory = f"{known['memory_bytes'] / 2**30:.0f} GiB"
     packages = ("hicache-nixl", "nixl", "torch", "python")
     return [
-        ("started", _moment(started) if started else "not known"),
-        ("notebooks", ", ".join(record.notebooks) or "none was run to its end"),
+        ("machine", f"{known['cpu']['model']}, {known['cpu']['cores']} cores, {memory}, {known['machine']}"),
+        ("storage folder on", f"{storage['file_system']}, mounted with {storage['options']}"),
+        ("kernel", known["kernel"]),
         ("versions", ", ".join(f"{name} {versions.get(name)}" for name in packages)),
         ("commit", known["git_commit"] or "installed from a wheel"),
-        ("machine", f"{known['cpu']['model']}, {known['cpu']['cores']} cores, {memory}, {known['machine']}"),
-        ("kernel", known["kernel"]),
-        ("storage folder on", f"{storage['file_system']}, mounted with {storage['options']}"),
         ("RLIMIT_NOFILE", f"soft {limit['soft']}, hard {limit['hard']}"),
+        ("started", _moment(started) if started else "unknown"),
+        ("notebooks", ", ".join(record.notebooks) or "none"),
     ]
 
 
 def agenda(record: Record) -> dict[str, Any]:
     """Return the review agenda with the claims of this run as evidence."""
     known = yaml.safe_load(resource(AGENDA).read_text())
-    claims = record.claims[record.claims.notebook == known["notebook"]]
     for remark in known["remarks"]:
-        chosen = [any(fnmatchcase(id, wanted) for wanted in remark["claims"]) for id in claims.id]  # noqa: A001
-        remark["evidence"] = _rows(claims[chosen])
+        chosen = [any(fnmatchcase(id, wanted) for wanted in remark["claims"]) for id in record.claims.id]  # noqa: A001
+        remark["evidence"] = _rows(record.claims[chosen])
     return known
+
+
+def _findings(record: Record) -> tuple[Finding | None, list[Finding], dict[str, list[Finding]]]:
+    """Return the hero, the figures of the story, and the others by notebook; a run without a story shows all."""
+    figures = record.figures
+    first = figures.sort_values("figure", key=lambda names: names != HERO, kind="stable").head(1)
+    rest = figures.drop(first.index)
+    told = rest.story.str.strip() != ""
+    story, others = (rest[told], rest[~told]) if told.any() else (rest, rest[:0])
+    shown: set[tuple[str, str]] = set()
+    hero, findings = ([_finding(record, row, shown) for row in _rows(table)] for table in (first, story))
+    by_notebook = {
+        name: [_finding(record, row, shown) for row in _rows(group)]
+        for name, group in others.groupby("notebook", sort=True)
+    }
+    return next(iter(hero), None), findings, by_notebook
+
+
+def _finding(record: Record, row: Any, shown: set[tuple[str, str]]) -> Finding:
+    """Make a finding; a table is left out where it is in ``shown``, with an earlier figure."""
+    claims = record.claims
+    mine = claims[(claims.notebook == row.notebook) & (claims.figure == row.figure)]
+    tables = [name for name in row.tables.split() if (row.notebook, name) not in shown]
+    shown |= {(row.notebook, name) for name in tables}
+    return Finding(row, row.story.strip() or row.title, _rows(mine), _tally(mine), tables)
+
+
+def _tally(claims: pd.DataFrame) -> str:
+    if (claims.verdict == HOLDS).all():
+        return "1 claim holds" if len(claims) == 1 else f"all {len(claims)} claims hold"
+    return tally(claims)
 
 
 def _noted(record: Record) -> dict[str, Any]:
     return dict(sorted(record.provenance.get("notebooks", {}).items()))
 
 
-def _hero(record: Record) -> Any:
-    """Return the row of the figure that stands at the top: the hero, or the first one of the run."""
-    rows = _rows(record.figures)
-    heroes = [row for row in rows if (row.notebook, row.figure) == HERO]
-    return next(iter(heroes or rows), None)
-
-
-def _by_notebook(record: Record, table: pd.DataFrame) -> dict[str, list[Any]]:
-    return {
-        name: _rows(table[table.notebook == name])
-        for name in record.notebooks
-        if (table.notebook == name).any()
-    }
-
-
-def _each_table_once(figures: pd.DataFrame) -> pd.DataFrame:
-    """Leave a table that several figures name to the last of them."""
-    named = figures.assign(table=figures.tables.str.split()).explode("table")
-    last = named.drop_duplicates(["notebook", "table"], keep="last").groupby(level=0).table.agg(" ".join)
-    return figures.assign(tables=last.reindex(figures.index, fill_value=""))
+def _by_notebook(record: Record) -> dict[str, list[Any]]:
+    return {name: _rows(group) for name, group in record.claims.groupby("notebook", sort=True)}
 
 
 def _rows(table: pd.DataFrame) -> list[Any]:

@@ -1,4 +1,4 @@
-"""From Jinja2 templates to pages that open offline: one style sheet in the page, figures in the page, no script."""
+"""Pages from Jinja2 templates. They open offline: style sheet and figures are in the page, and there is no script."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from ..runs.folder import figure_file, page_file, read_table, table_file
 from ..runs.record import Record
 
 TEMPLATES = Path(__file__).parent / "templates"
-NBCONVERTS_ALT = "No description has been provided for this image"  # what nbconvert puts where none was given
+NBCONVERTS_ALT = "No description has been provided for this image"  # of a picture without alt text
 PAGE_DPI = 96  # of CSS
 LIGHT, DARK = "xcode", "github-dark"  # styles of Pygments for code
 
 
 class AltTextError(HiCacheNixlError, ValueError):
-    """A picture of a page has no alt text; names page and place."""
+    """A picture of a page has no alt text; the message names the page and the place."""
 
 
 def write_page(path: Path, template: str, **context: Any) -> Path:
-    """Fill in a template and write the page.
+    """Render a template and write the page.
 
     Raises
     ------
     AltTextError
-        When a picture of it has no alt text; nothing is written then.
+        When a picture has no alt text; nothing is written then.
     """
     text = _environment().get_template(template).render(code_style=code_style(), **context)
     missing = Pictures(text).without_alt
@@ -53,7 +53,7 @@ def write_page(path: Path, template: str, **context: Any) -> Path:
 
 
 class Pictures(HTMLParser):
-    """The pictures of a page that have no alt text, by the last anchor before each."""
+    """Find the pictures of a page that have no alt text; each is named by the last anchor before it."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -62,7 +62,7 @@ class Pictures(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a picture without alt text, and the place that we are at."""
+        """Record a picture without alt text, or the current place."""
         attributes = dict(attrs)
         if attributes.get("id"):
             self._place = f"in or after #{attributes['id']}"
@@ -71,7 +71,7 @@ class Pictures(HTMLParser):
 
 
 def shown(value: Any) -> str:
-    """Show a value of a table: four significant digits, whole numbers whole.
+    """Format a value of a table: four significant digits, whole numbers without a decimal point.
 
     Examples
     --------
@@ -94,11 +94,27 @@ def anchor(claim: Any) -> str:
     >>> anchor(SimpleNamespace(notebook="04_what", id="get_sglang==0.5.12"))
     'claim-04_what-get_sglang-0.5.12'
     """
-    return "claim-" + re.sub(r"[^\w.-]+", "-", f"{claim.notebook}-{claim.id}")
+    return "claim-" + _plain(f"{claim.notebook}-{claim.id}")
+
+
+def place(found: Any) -> str:
+    """Return the anchor of a figure, given its finding.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> place(SimpleNamespace(row=SimpleNamespace(notebook="04_what", figure="second leak")))
+    'figure-04_what-second-leak'
+    """
+    return "figure-" + _plain(f"{found.row.notebook}-{found.row.figure}")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def code(text: str) -> Markup:
-    """Show what stands between backquotes as code, and the rest as it is."""
+    """Format text between backquotes as code."""
     parts = re.split(r"`([^`]*)`", text)
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
@@ -107,29 +123,29 @@ def code(text: str) -> Markup:
 
 
 def data_uri(path: Path) -> str:
-    """Return a PNG as a link that holds it."""
+    """Return a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Return width and height at which a figure's letters have their size: its inches, in pixels of a page."""
+    """Return the width and height of a figure in pixels of a page, from its size in inches."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             dots = image.info.get("dpi", (PAGE_DPI, PAGE_DPI))[0]
-    except OSError as error:  # Pillow's error for what is no picture is one too
-        raise ConfigError(f"figure {path} cannot be read: {error}; make the run again") from error
+    except OSError as error:  # also what Pillow raises for a file that is not a picture
+        raise ConfigError(f"figure {path} cannot be read: {error}; run the notebooks again") from error
     return round(width * PAGE_DPI / dots), round(height * PAGE_DPI / dots)
 
 
 def table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
-    """Return a table of a run, None when this run has none of that name."""
+    """Return a table of a run, or None when the run has no table of that name."""
     path = record.files.table(notebook, name)
     return read_table(path) if path.exists() else None
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value, or a column, is one of numbers."""
+    """Return whether a value is a number, or a column holds numbers."""
     if isinstance(value, pd.Series):
         return is_numeric_dtype(value) and not is_bool_dtype(value)
     return isinstance(value, Number) and not isinstance(value, bool)
@@ -156,6 +172,7 @@ def _environment() -> jinja2.Environment:
         "code": code,
         "data_uri": data_uri,
         "is_number": is_number,
+        "place": place,
         "shown": shown,
         "size": size,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
@@ -13,6 +14,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup, Tag
 from tiny_notebooks import ALT, write_notebook
 
 from hicache_nixl.errors import ConfigError, FileError
@@ -25,19 +27,29 @@ matplotlib.use("Agg")
 LEAVES = "04_what_the_fix_leaves"
 
 
-def make_run(folder: Path, notebook: str = LEAVES, *, measured: int = 2, alt: str = ALT) -> Path:
-    """Leave what a notebook leaves: a table, a figure, claims, and the notebook as executed."""
+def make_run(
+    folder: Path,
+    notebook: str = LEAVES,
+    *,
+    measured: int = 2,
+    alt: str = ALT,
+    stories: dict[str, str] | None = None,
+) -> Path:
+    """Write what a notebook leaves: a table, figures, claims, and the notebook as executed.
+
+    ``stories`` are more figures, with the sentence of each; the claim ``growth`` names the figure of the same name.
+    """
     run = Run(notebook, folder, {"queue": "libaio", "repeats": 2}, strict=False)
     run.table("growth", pd.DataFrame({"call": [1, 2], "open_fds": [2, 4]}))
     run.table("remark_1", pd.DataFrame({"connector": ["scoped"], "traceback imported": ["nowhere"]}))
     run.table("released", pd.DataFrame({"connector": ["sglang==0.5.11"], "why": ["no package registry"]}))
-    figure, axes = plt.subplots(figsize=(3, 2))
-    axes.set_title("Two per <key>", loc="left")
-    run.figure("growth", figure, alt)
-    run.claim(
-        exactly("growth", "Two & <b>more</b>.", 2, measured),
-        exactly("remark_1", "No import inside.", [], []),
-    )
+    for name, story in {"growth": "", **(stories or {})}.items():
+        figure, axes = plt.subplots(figsize=(3, 2))
+        axes.set_title("Two per <key>", loc="left")
+        axes.text(0, 0, name)
+        run.figure(name, figure, alt if name == "growth" else f"Alt of {name}", story=story)
+    run.claim(exactly("growth", "Two & <b>more</b>.", 2, measured), figure="growth")
+    run.claim(exactly("remark_1", "No import inside.", [], []))
     run.finish()
     (folder / "notebooks").mkdir(exist_ok=True)
     path = write_notebook(folder / "notebooks" / f"{notebook}.ipynb", "1 + 1")
@@ -53,6 +65,15 @@ def make_run(folder: Path, notebook: str = LEAVES, *, measured: int = 2, alt: st
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_run(tmp_path / "mine")
+
+
+def parsed(page: Path) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def said(element: Tag) -> str:
+    """Return the text of an element as a reader sees it."""
+    return " ".join(element.get_text(" ").split())
 
 
 def text_of(page: Path) -> str:
@@ -74,27 +95,93 @@ class TestIndex:
         )
         assert [word for word in told if word not in text] == []
 
-    def test_every_claim_has_a_row_with_expected_measured_verdict_and_a_link_to_its_cell(self, folder):
-        page = build(folder).read_text()
-        ledger = page[page.index('id="ledger"') : page.index('id="figures"')]
-        rows = re.findall(r'<tr role="row" id="(.*?)</tr>', ledger)
-        assert len(rows) == 2
-        assert "Two &amp; &lt;b&gt;more&lt;/b&gt;." in rows[0]
-        assert 'data-label="expected">2<' in rows[0]
-        assert 'data-label="measured">2<' in rows[0]
-        assert f'href="html/{LEAVES}.html#cell-0"' in rows[0]
+    def test_every_claim_is_once_in_the_ledger_with_its_values_and_a_link_to_its_cell(self, folder):
+        page = parsed(build(folder))
+        rows = page.select("#ledger ~ details.ledgers tr[id]")
+        assert [row["id"] for row in rows] == [f"claim-{LEAVES}-growth", f"claim-{LEAVES}-remark_1"]
+        cells = rows[0].find_all("td")
+        assert [said(cell) for cell in cells] == [
+            "Two & <b>more</b>. growth",
+            "2",
+            "2",
+            "✓ holds",
+            "04, cell 0",
+        ]
+        assert cells[-1].a["href"] == f"html/{LEAVES}.html#cell-0"
 
-    def test_a_figure_stands_in_the_page_with_its_alt_text_and_its_table(self, folder):
-        page = build(folder).read_text()
-        shown = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)"', page)
-        assert [html.unescape(alt) for alt in shown] == [ALT, ALT]  # the hero, and among the figures
-        assert "table growth: 2 rows" in page
+    def test_a_unit_follows_what_was_measured(self, folder):
+        path = folder / "claims.csv"
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table.assign(unit=["descriptors", ""]).to_csv(path, index=False)
+        row = parsed(build(folder)).find(id=f"claim-{LEAVES}-growth")
+        assert said(row.find(attrs={"data-label": "measured"})) == "2 descriptors"
 
-    def test_the_verdict_of_a_run_with_a_claim_that_fails_is_fails(self, tmp_path):
-        page = build(make_run(tmp_path / "bad", measured=3)).read_text()
-        assert '<p class="verdict fails">1 of 2 claims hold, 1 fail</p>' in page
-        agenda = page[page.index('id="agenda"') :]
-        assert "Expected 2, measured 3" in agenda  # as something that is open
+    @pytest.mark.parametrize(
+        "stories", [{}, {"hero": "Hero.", "limit": "Limit."}], ids=["no story", "a story"]
+    )
+    def test_each_figure_is_there_once_and_has_its_own_alt_text_and_table(self, tmp_path, stories):
+        folder = make_run(tmp_path / "mine", stories=stories)
+        page = parsed(build(folder))
+        pictures = {image["alt"]: base64.b64decode(image["src"].partition(",")[2]) for image in page("img")}
+        expected = {ALT: "growth"} | {f"Alt of {name}": name for name in stories}
+        assert len(page("img")) == len(expected)
+        assert pictures == {
+            alt: (folder / "figures" / f"{LEAVES}_{name}.png").read_bytes() for alt, name in expected.items()
+        }
+        assert said(page.find(id=f"figure-{LEAVES}-growth")).count("table growth: 2 rows") == 1
+
+    def test_the_hero_comes_first_then_the_story_in_order_each_with_its_sentence_and_claims(self, tmp_path):
+        folder = make_run(
+            tmp_path / "mine", stories={"limit": "Call 27 & on.", "hero": "Flat.", "cost": "1.02."}
+        )
+        page = parsed(build(folder))
+        findings = page.select("section.finding")
+        assert [said(finding.h3) for finding in findings] == [
+            "Flat.",
+            "Call 27 & on.",
+            "1.02.",
+            "Two per <key>",
+        ]
+        folded = [finding.find_parent("details") is not None for finding in findings]
+        assert folded == [False, False, False, True]
+        assert [said(row.td) for row in findings[-1].select("table.claims tbody tr")] == [
+            "Two & <b>more</b>."
+        ]
+        assert "1 claim holds" in said(findings[-1])
+        assert page.find(string="other figures") is not None
+
+    def test_without_a_story_every_figure_is_shown_with_its_title(self, folder):
+        shutil.copy(folder / "figures" / f"{LEAVES}_growth.png", folder / "figures" / f"{LEAVES}_again.png")
+        table = pd.read_csv(folder / "figures.csv", dtype=str, keep_default_na=False)
+        pd.concat([table, table.assign(figure="again")]).to_csv(folder / "figures.csv", index=False)
+        findings = parsed(build(folder)).select("section.finding")
+        assert [said(finding.h3) for finding in findings] == ["Two per <key>"] * 2
+        assert [finding.find_parent("details") for finding in findings] == [None, None]
+
+    def test_a_run_of_an_earlier_version_has_a_report(self, folder):
+        """Without units, figures of claims, stories, and marks of the notebooks that finished."""
+        for name, added in (("claims", ["unit", "figure"]), ("figures", ["story"])):
+            path = folder / f"{name}.csv"
+            pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=added).to_csv(path, index=False)
+        known = json.loads((folder / "provenance.json").read_text())
+        del known["format"], known["notebooks"][LEAVES]["finished"]
+        (folder / "provenance.json").write_text(json.dumps(known))
+        page = parsed(build(folder))
+        assert said(page.select_one("p.verdict.holds")) == "2 of 2 claims hold"
+        assert len(page.select("section.finding")) == 1
+
+    def test_claims_that_failed_stand_directly_under_the_verdict(self, tmp_path):
+        page = parsed(build(make_run(tmp_path / "bad", measured=3)))
+        assert said(page.select_one("p.verdict.fails")) == "1 of 2 claims hold, 1 fail"
+        (row,) = page.select("#verdict table.claims tbody tr")
+        assert [said(cell) for cell in row("td")][:4] == ["Two & <b>more</b>.", "2", "3", "✗ fails"]
+
+    def test_failed_claims_come_before_inconclusive_ones(self, tmp_path):
+        folder = make_run(tmp_path / "bad")
+        table = pd.read_csv(folder / "claims.csv", dtype=str, keep_default_na=False)
+        table.assign(verdict=["inconclusive", "fails"]).to_csv(folder / "claims.csv", index=False)
+        rows = parsed(build(folder)).select("#verdict table.claims tbody tr")
+        assert [said(row("td")[3]) for row in rows] == ["✗ fails", "? inconclusive"]
 
     def test_a_notebook_that_raised_is_named_with_its_error(self, folder):
         path = folder / "notebooks" / f"{LEAVES}.ipynb"
@@ -108,15 +195,16 @@ class TestIndex:
     def test_what_was_not_run_is_said_with_the_reason(self, folder):
         assert "Not run: sglang==0.5.11. no package registry" in text_of(build(folder))
 
-    def test_a_table_of_several_figures_is_shown_once_after_the_last(self, tmp_path):
-        folder = make_run(tmp_path / "mine")
+    def test_a_table_of_several_figures_is_shown_once_with_the_first(self, tmp_path):
+        folder = make_run(tmp_path / "mine", stories={"a": "A.", "b": "B.", "c": "C."})
         table = pd.read_csv(folder / "figures.csv", dtype=str)
-        second = table.assign(figure="again")
-        shutil.copy(folder / "figures" / f"{LEAVES}_growth.png", folder / "figures" / f"{LEAVES}_again.png")
-        pd.concat([table, second]).to_csv(folder / "figures.csv", index=False)
-        page = build(folder).read_text()
-        assert page.count("table growth: 2 rows") == 1
-        assert page.index("table growth: 2 rows") > page.index(f'id="{LEAVES}-again"')
+        table.assign(tables=["", "", "growth", "growth"]).to_csv(folder / "figures.csv", index=False)
+        page = parsed(build(folder))
+        assert ["table growth" in said(page.find(id=f"figure-{LEAVES}-{name}")) for name in "abc"] == [
+            False,
+            True,
+            False,
+        ]
 
     def test_a_long_table_is_cut_and_says_so(self, folder):
         rows = pd.DataFrame({"call": range(1, 101), "open_fds": 2})
@@ -151,14 +239,17 @@ class TestAgenda:
             assert agenda.count(f"<strong>{word}</strong>") == 3
 
     def test_the_evidence_is_the_claims_and_the_table_of_this_run(self, folder):
-        page = build(folder).read_text()
-        agenda = page[page.index('id="agenda"') :]
-        assert f'<a href="#claim-{LEAVES}-remark_1">No import inside.</a>' in agenda
-        assert "table remark_1: 1 row<" in agenda
+        remark = parsed(build(folder)).select("section.remark")[0]
+        assert [said(row.td) for row in remark.select("table.claims tbody tr")] == ["No import inside."]
+        assert "table remark_1: 1 row" in said(remark)
 
-    def test_without_the_notebook_that_measures_it_it_says_so(self, tmp_path):
-        page = build(make_run(tmp_path / "other", notebook="01_reproduce_the_leak"))
-        assert text_of(page).count("none in this run; notebook 04 measures it") == 3
+    def test_the_evidence_may_be_in_any_notebook(self, tmp_path):
+        remark = parsed(build(make_run(tmp_path / "other", notebook="05_review"))).select("section.remark")[0]
+        assert "table remark_1: 1 row" in said(remark)
+
+    def test_without_claims_it_says_so(self, folder):
+        Run(LEAVES, folder, {})
+        assert text_of(build(folder)).count("none in this run") == 3
 
 
 class TestAltTexts:
