@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("slow")
+            item.add_marker(pytest.mark.timeout(600))  # fixtures run whole notebooks
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -15,6 +15,8 @@ from tiny_notebooks import failing_notebook, holding_notebook
 
 from hicache_nixl.lab import execute as reproduction
 from hicache_nixl.lab.report import build, compare_runs
+from hicache_nixl.lab.runs.claims import tally
+from hicache_nixl.lab.runs.folder import RunFolder
 
 SERIOUS = ("serious", "critical")
 NewPage = Callable[..., Page]
@@ -53,12 +55,18 @@ def _run(folder: Path, notebooks: dict[str, Path]) -> Path:
     return folder
 
 
+def unfold(page: Page) -> None:
+    """Open everything that is folded on a page."""
+    page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+
+
 def each_page(pages: Pages, new_page: NewPage, **how: object) -> list[tuple[str, Page]]:
-    """Open every page, each in a context of its own."""
+    """Open every page with everything on it unfolded, each in a context of its own."""
     opened = []
     for path in pages.all():
         page = new_page(offline=True, **how)
         page.goto(path.as_uri())
+        unfold(page)
         opened.append((path.name, page))
     return opened
 
@@ -105,7 +113,7 @@ def test_every_figure_is_shown_whole_and_no_page_is_wider_than_the_screen(pages,
             assert box["x"] + box["width"] <= width, name
             assert min(box["width"], box["height"]) > 50, name
             shown += 1
-    assert shown > 10
+    assert shown == sum(path.read_text().count("<img ") for path in pages.all()) > 5
 
 
 def test_every_link_leads_to_a_file_or_a_place_that_is_there(pages, new_page):
@@ -128,24 +136,63 @@ def test_every_link_leads_to_a_file_or_a_place_that_is_there(pages, new_page):
 def test_the_link_of_a_claim_leads_to_the_cell_that_states_it(pages, new_page):
     page = new_page(offline=True)
     page.goto((pages.run / "index.html").as_uri())
-    links = page.locator("#figures").locator("xpath=preceding-sibling::table").locator("tbody tr a")
+    links = page.locator("details.ledgers tbody tr a")
     targets = [(link.get_attribute("href"), link.get_attribute("aria-label")) for link in links.all()]
-    assert len(targets) > 10
+    assert len(targets) == len(RunFolder(pages.run).claims())
     for href, label in set(targets):
         page.goto((pages.run / "index.html").as_uri())
-        page.locator(f'a[href="{href}"]').first.click()
+        unfold(page)
+        page.locator(f'details.ledgers a[href="{href}"]').first.click()
         cell = page.locator(":target")
         assert "claim(" in cell.locator("details.code").text_content(), href
         assert cell.locator("summary").first.text_content() == f"code of {label.partition(', ')[2]}"
+
+
+def test_what_failed_is_on_the_first_screen_of_a_desktop(pages, new_page):
+    page = new_page(offline=True)
+    page.goto((pages.run / "index.html").as_uri())
+    failed = page.locator("#verdict table.claims tbody tr", has_text="fails")
+    assert failed.count() == 1
+    box = failed.bounding_box()
+    assert box["y"] + box["height"] <= page.viewport_size["height"]
+
+
+@pytest.mark.parametrize("printed", [False, True], ids=["on the screen", "on paper"])
+def test_the_ledger_is_folded_on_the_screen_and_printed_whole(pages, new_page, printed):
+    page = new_page(offline=True)
+    page.goto((pages.run / "index.html").as_uri())
+    page.emulate_media(media="print" if printed else "screen")
+    last = page.locator("details.ledgers tbody tr").last
+    height = (
+        "row => row.checkVisibility({contentVisibilityAuto: true}) ? row.getBoundingClientRect().height : 0"
+    )
+    assert (last.evaluate(height) > 0) is printed
+    assert page.locator("details:not(.kept):not([open]) > summary").first.is_visible() is not printed
+
+
+def test_the_link_of_a_finding_leads_to_its_figure_also_where_it_is_folded(pages, new_page):
+    page = new_page(offline=True)
+    for place in page_places(page, pages.run / "index.html"):
+        page.goto((pages.run / "index.html").as_uri() + f"#{place}")
+        assert page.locator(":target img").is_visible(), place
+
+
+def page_places(page: Page, index: Path) -> list[str]:
+    """Return the anchors of the figures of a page."""
+    page.goto(index.as_uri())
+    places = page.evaluate("[...document.querySelectorAll('section.finding')].map(finding => finding.id)")
+    assert len(places) > 2
+    return places
 
 
 def test_sent_by_itself_the_index_is_complete(pages, new_page, tmp_path):
     alone = Path(shutil.copy(pages.run / "index.html", tmp_path / "mailed.html"))
     page = new_page(offline=True)
     page.goto(alone.as_uri())
-    assert page.locator("p.verdict").text_content() == reproduction.tally(reproduction.claims_of(pages.run))
+    files = RunFolder(pages.run)
+    assert page.locator("p.verdict").text_content() == tally(files.claims())
     pictures = page.locator("img")
-    assert pictures.count() >= 4
+    assert pictures.count() == len(files.figures())
     assert all(picture.evaluate("image => image.naturalWidth > 0") for picture in pictures.all())
 
 
@@ -188,6 +235,6 @@ def test_printed_it_is_a4_and_no_figure_is_split(pages, new_page):
         assert b"/MediaBox [0 0 594.95996 841.91998]" in printed or b"/MediaBox [0 0 595" in printed
         page.emulate_media(media="print")
         height = (297 - 2 * 14) / 25.4 * 96  # of A4 without its margins, in CSS pixels
-        for figure in page.locator("figure").all():
+        for figure in page.locator("figure:visible").all():
             assert figure.evaluate("figure => getComputedStyle(figure).breakInside") == "avoid"
             assert figure.bounding_box()["height"] < height

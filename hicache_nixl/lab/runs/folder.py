@@ -27,9 +27,9 @@ from ...errors import ConfigError
 from ...resources import write_whole
 from .provenance import provenance
 
-CLAIMS = ["notebook", "cell", "id", "sentence", "expected", "measured", "unit", "verdict", "figure"]
+CLAIMS = ["notebook", "cell", "id", "sentence", "expected", "measured", "verdict", "figure"]
 FIGURES = ["notebook", "cell", "figure", "title", "alt", "tables", "story"]
-ADDED = {"unit", "figure", "story"}  # columns that runs made by earlier versions do not have
+ADDED = {"figure", "story"}  # columns that runs made by earlier versions do not have
 REQUIRED = ("versions", "git_commit", "kernel", "machine", "cpu", "memory_bytes", "nofile_limit", "storage")
 FORMAT = 2  # 2: claims are written as they are stated, and a notebook that finished says so
 

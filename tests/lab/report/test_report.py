@@ -109,13 +109,6 @@ class TestIndex:
         ]
         assert cells[-1].a["href"] == f"html/{LEAVES}.html#cell-0"
 
-    def test_a_unit_follows_what_was_measured(self, folder):
-        path = folder / "claims.csv"
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        table.assign(unit=["descriptors", ""]).to_csv(path, index=False)
-        row = parsed(build(folder)).find(id=f"claim-{LEAVES}-growth")
-        assert said(row.find(attrs={"data-label": "measured"})) == "2 descriptors"
-
     @pytest.mark.parametrize(
         "stories", [{}, {"hero": "Hero.", "limit": "Limit."}], ids=["no story", "a story"]
     )
@@ -159,8 +152,8 @@ class TestIndex:
         assert [finding.find_parent("details") for finding in findings] == [None, None]
 
     def test_a_run_of_an_earlier_version_has_a_report(self, folder):
-        """Without units, figures of claims, stories, and marks of the notebooks that finished."""
-        for name, added in (("claims", ["unit", "figure"]), ("figures", ["story"])):
+        """Without figures of claims, stories, and marks of the notebooks that finished."""
+        for name, added in (("claims", ["figure"]), ("figures", ["story"])):
             path = folder / f"{name}.csv"
             pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=added).to_csv(path, index=False)
         known = json.loads((folder / "provenance.json").read_text())
