@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLONE = ("Makefile", "pyproject.toml", "requirements.lock", "data", "hicache_nixl", "notebooks")
 FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")  # of Jupyter: nothing of this comes into the home folder
 TOKEN = "only-for-this-test"
-RUNNING = 100  # seconds for the whole notebook; it takes some 20
+RUNNING = 300  # seconds for the whole notebook; it takes about 20 on a quiet machine
 NOTEBOOK = "01_reproduce_the_leak"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 OUTPUT = ".jp-Notebook .jp-OutputArea-output"
@@ -128,12 +128,15 @@ class Seen:
 @pytest.fixture(scope="module")
 def seen(opened: Page, clone: Path) -> Seen:
     """Run all cells from the menu, follow the one that runs, and save."""
+    status = opened.locator(".jp-Notebook-ExecutionIndicator")
+    expect(status).to_have_attribute("data-status", "idle", timeout=60_000)  # the kernel has started
     opened.get_by_role("menuitem", name="Run", exact=True).click()
     opened.get_by_text("Run All Cells", exact=True).click()
+    expect(status).not_to_have_attribute("data-status", "idle", timeout=60_000)  # the cells have started
     bars, idle, deadline = 0, 0, time.monotonic() + RUNNING
     while idle < 5:  # it is so for a moment between two cells, too
         assert time.monotonic() < deadline, "the notebook runs for too long"
-        state = opened.locator(".jp-Notebook-ExecutionIndicator").get_attribute("data-status")
+        state = status.get_attribute("data-status")
         idle = idle + 1 if state == "idle" else 0
         bars = max(bars, opened.locator(f"{OUTPUT} [role=progressbar], {OUTPUT} .progress-bar").count())
         follow(opened)

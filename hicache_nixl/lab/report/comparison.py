@@ -23,7 +23,7 @@ from .overlays import Overlay, overlay
 from .pages import write_page
 
 DPI = 150
-MARK = "comparison.json"  # by which a folder is known as one that may be written anew
+MARK = "comparison.json"  # marks a folder that may be replaced
 
 
 def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) -> Path:
@@ -35,7 +35,7 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
         Folders of runs, or their names below ``runs/``.
     out : path, optional
         The folder of the page; ``A-vs-B`` beside the first run when left out.  A comparison that is there
-        already is made anew.
+        already is replaced.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
     """
     first, second = read_record(a), read_record(b)
     if first.folder == second.folder:
-        raise ConfigError(f"run {a} and run {b} are one; a comparison takes two")
+        raise ConfigError(f"run {a} and run {b} are the same run; expected two runs")
     folder = Path(out) if out else first.folder.parent / f"{first.name}-vs-{second.name}"
     _make(folder, (first, second))
     runs = _labels(first, second)
@@ -80,14 +80,14 @@ def _make(folder: Path, runs: tuple[Record, Record]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not (folder / MARK).exists():
             raise ConfigError(
-                f"--out {folder} holds something that is no comparison; give a new or empty folder"
+                f"--out {folder} holds files that are not a comparison; give a new or empty folder"
             )
         for name in ("tables", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir()
         write_whole(folder / MARK, json.dumps([str(run.folder) for run in runs]) + "\n")
     except OSError as error:
-        raise ConfigError(f"--out {folder} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"--out {folder} could not be created: {error.strerror}") from error
 
 
 def _labels(a: Record, b: Record) -> tuple[str, str]:

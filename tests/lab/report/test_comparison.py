@@ -246,7 +246,7 @@ class TestPage:
         for what in ("No table of times", "No figure is in both", "No table is in both", "only in the first"):
             assert what in text
 
-    def test_a_comparison_is_made_anew_without_what_an_earlier_one_left(self, two):
+    def test_a_comparison_is_replaced_without_what_an_earlier_one_left(self, two):
         page = compare_runs(*two)
         before = page.read_text()
         (page.parent / "tables" / "stale.csv").touch()
@@ -288,7 +288,7 @@ class TestPage:
 
 class TestBadInput:
     def test_a_run_and_itself(self, two):
-        with pytest.raises(ConfigError, match="are one; a comparison takes two"):
+        with pytest.raises(ConfigError, match="are the same run"):
             compare_runs(two[0], two[0].parent / "nvme" / ".." / "ssd")
 
     def test_no_run(self, two, tmp_path):
@@ -298,13 +298,13 @@ class TestBadInput:
 
     def test_a_run_in_the_place_of_the_comparison_is_not_written_into(self, two):
         before = (two[1] / "index.html").read_text()
-        with pytest.raises(ConfigError, match="something that is no comparison; give a new or empty folder"):
+        with pytest.raises(ConfigError, match="files that are not a comparison; give a new or empty folder"):
             compare_runs(*two, two[1])
         assert (two[1] / "index.html").read_text() == before
 
     def test_a_file_in_the_place_of_the_comparison(self, two, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(ConfigError, match=r"--out .*file cannot be made"):
+        with pytest.raises(ConfigError, match=r"--out .*file could not be created"):
             compare_runs(*two, tmp_path / "file")
 
     def test_a_folder_with_files_of_others_is_not_written_into(self, two, tmp_path):
