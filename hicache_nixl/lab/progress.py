@@ -10,10 +10,10 @@ IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in _chosen.__mro__
 
 
 class WidgetBar(_chosen):
-    """A bar that leaves nothing in its notebook.
+    """A bar whose output is emptied when it is done.
 
-    A closed widget is still an output; once saved and opened again it says that its model is not found.  So
-    the output is emptied when the bar is done.
+    A closed widget remains an output of its cell, and shows an error about a missing model when the notebook is
+    opened again.
     """
 
     _shown: Any = None

@@ -1,4 +1,4 @@
-"""What a fix changes: its text, and what a call leaves behind when a step of it fails."""
+"""The fault matrix: what a call leaves when one of its steps fails, for each step and kind; and the text of a fix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..worker.client import Worker
 from ..worker.faults import KINDS, STEPS
 from ..worker.setup import Setup
 
-POLLS = 3  # of a transfer that are made to fail; how many there are is a matter of speed
+POLLS = 3  # how many polls of a transfer are made to fail; their number depends on the speed of the disk
 
 
 def patch(before: str, after: str) -> str:
@@ -45,17 +45,17 @@ def every_fault(
     storage_dir: str | os.PathLike[str] | None = None,
     timeout: float = 600,
 ) -> pd.DataFrame:
-    """Make every step of a set and of a get fail, each in every kind, and see what it leaves.
+    """Make each step of a set and of a get fail, in each kind, and measure what it leaves.
 
-    All in one worker, on the real agent and real files.  A call without a fault tells how often each step is
-    reached; then every one of these times fails in a call of its own, and a call without a fault follows.
-    The descriptors are counted from outside.
+    All calls run in one worker, on the real agent and real files.  A call without a fault counts how often each step
+    is reached.  Then each occurrence fails in a separate call, which a call without a fault follows.  The descriptors
+    are counted from outside.
 
     Returns
     -------
     pandas.DataFrame
         ``operation``, ``step``, ``nth``, ``kind`` (see ``faults.Fault``); ``answer`` (``True``, ``False`` or
-        what was raised); what the call left: ``fds_left``, ``registrations_left``, ``handles_left``;
+        what was raised); what the call left behind: ``fds_left``, ``registrations_left``, ``handles_left``;
         ``most_closes`` of one descriptor; ``next_call_works``; ``logged`` (first line).
     """
     setup = Setup(connector, queue=queue, page_bytes=page_bytes, pages=keys, layout=layout, mla=mla)
@@ -70,13 +70,13 @@ def every_fault(
                 row = worker.call(operation, keys, fault=fault)
                 after = worker.call(operation, keys)
                 if row.fired:
-                    rows.append(_told(operation, fault, last, row, after, f"{worker.folder}/"))
+                    rows.append(_row(operation, fault, last, row, after, f"{worker.folder}/"))
                 last = after
     return pd.DataFrame(rows)
 
 
 def fault_summary(faults: pd.DataFrame) -> pd.DataFrame:
-    """Put what ``every_fault`` found into a row per step and kind: the most that any time of it left."""
+    """Summarize the table of ``every_fault``: a row per step and kind, with the largest number left by any of its faults."""
     named = faults.assign(
         left_files_open=faults.fds_left > 0, next_call_fails=~faults.next_call_works.astype(bool)
     )
@@ -99,7 +99,7 @@ def _faults(steps: Mapping[str, int]) -> Iterator[tuple[str, int, str]]:
             yield from ((step, nth, kind) for kind in KINDS)
 
 
-def _told(
+def _row(
     operation: str,
     fault: tuple[str, int, str],
     before: CallRow,

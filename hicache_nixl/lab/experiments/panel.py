@@ -1,4 +1,4 @@
-"""A control panel for a notebook: turn a knob, and a steady load runs and is drawn again."""
+"""A control panel for a notebook: each change of a control runs a steady load and draws it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..worker.setup import Setup
 CALLS = 12
 KEYS = [2**power for power in range(8)]  # 1 to 128, as many as a server puts into a call
 TIMEOUT = 60  # seconds for the calls of one picture
-WIDTH, LABEL = "700px", "110px"  # of the picture, of what stands before a control
+WIDTH, LABEL = "700px", "110px"  # of the picture, and of the label in front of a control
 
 
 def panel(
@@ -38,20 +38,20 @@ def panel(
 ) -> widgets.VBox | None:
     """Return controls for keys per call, layout, queue and lifetime over a plot of open descriptors.
 
-    Each change runs a set and a get in turn, twelve calls, in a worker that ends with them: between two changes
-    no process, file or descriptor is kept.
+    Each change runs twelve calls, sets and gets in turn, in a worker that ends after them.  No process, file or
+    descriptor is kept between two changes.
 
     Parameters
     ----------
     storage_dir, page_bytes, baseline_fds, nofile_limit
         As in ``replay``.
     run_dir : str
-        The notebook's parameter: a run whose results are kept has no panel.
+        The notebook's parameter of that name; there is no panel in a run whose results are kept.
 
     Returns
     -------
     ipywidgets.VBox or None
-        None where nobody could use it, as in a headless run.
+        None in a headless run.
     """
     if run_dir or not attended():
         return None
@@ -59,10 +59,10 @@ def panel(
 
 
 def attended() -> bool:
-    """Tell whether this cell was run from a front-end with somebody before it.
+    """Return whether this cell was run from an interactive front-end.
 
-    What runs notebooks headlessly (papermill, nbconvert, nbclient) says with every cell that nobody is there
-    to answer ``input()``; front-ends say that somebody is.
+    Front-ends allow ``input()`` in the requests that they send to the kernel; papermill, nbconvert and nbclient do
+    not.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
@@ -71,16 +71,16 @@ def attended() -> bool:
 
 
 class Panel:
-    """The controls, the line below them and the picture.
+    """The controls, a status line below them, and the picture.
 
     Attributes
     ----------
     keys, layout, queue, lifetime : ipywidgets.Widget
         The controls; ``value`` is what was chosen.
     status : ipywidgets.Label
-        What is running, what came of it, or one line that says why nothing did.
+        What is running, the result, or the error, in one line.
     picture : ipywidgets.HTML
-        The plot, with a text for those who do not see it: ipywidgets' own ``Image`` has none.
+        The plot with an alternative text, which ``ipywidgets.Image`` does not support.
     box : ipywidgets.VBox
         All of them.
     table : pandas.DataFrame
@@ -108,7 +108,7 @@ class Panel:
         self.picture = widgets.HTML()
         controls = [self.lifetime, self.keys, self.layout, self.queue]
         label = widgets.Label("lifetime", layout={"width": LABEL, "justify_content": "flex-end"})
-        first = widgets.HBox([label, self.lifetime])  # its own description would be a line above the buttons
+        first = widgets.HBox([label, self.lifetime])  # its description would be in a line above the buttons
         self.box = widgets.VBox([first, *controls[1:], self.status, self.picture])
         self.table = pd.DataFrame()
         for control in controls:
@@ -119,11 +119,11 @@ class Panel:
         self.draw()
 
     def draw(self) -> None:
-        """Run the calls for what is chosen now and draw them."""
+        """Run the calls for the current choice and draw them."""
         try:
             baseline = self._run()
         except HiCacheNixlError as error:
-            self.picture.value = ""  # it would belong to another choice
+            self.picture.value = ""  # it belongs to another choice
             self.status.value = f"error: {str(error).splitlines()[0]}"
             return
         except KeyboardInterrupt:
@@ -162,7 +162,7 @@ class Panel:
 
 
 def image(figure: Figure, alt: str) -> str:
-    """Return a figure as an HTML element of its own, and close it."""
+    """Return a figure as an HTML ``img`` element, and close it."""
     png = BytesIO()
     figure.savefig(png, format="png", dpi=150)
     plt.close(figure)
@@ -171,7 +171,7 @@ def image(figure: Figure, alt: str) -> str:
 
 
 def growth(table: pd.DataFrame, baseline: int) -> str:
-    """Say what the calls did to the count of open descriptors.
+    """Describe how the calls changed the number of open descriptors.
 
     Examples
     --------
@@ -182,6 +182,6 @@ def growth(table: pd.DataFrame, baseline: int) -> str:
     steps = sorted(set(pd.Series(counts).diff().dropna().astype(int))) or [0]
     keys = int(table["keys"].iloc[0])
     rate = " or ".join(f"{step:+d}" for step in steps)
-    told = f"{rate} descriptors per call of {keys} key{'s' * (keys != 1)}"
+    text = f"{rate} descriptors per call of {keys} key{'s' * (keys != 1)}"
     failed = table[table.errno == 24]
-    return f"{told}, until call {failed.call.iloc[0]} meets EMFILE" if len(failed) else told
+    return f"{text}, until call {failed.call.iloc[0]} meets EMFILE" if len(failed) else text

@@ -1,4 +1,4 @@
-"""What a fix leaves: the three remarks in the review of PR #24671, and what each release does, measured."""
+"""The review of PR #24671: its three remarks, and what the fix leaves behind in each release."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ..worker.setup import Setup, key_of
 
 PACKAGE = "hicache_nixl"
 UPSTREAM = "sglang/srt/mem_cache/storage/nixl"
-PAGES, BAD, ROUNDS = 8, 3, 3  # pages per call, which of them is spoilt, how many sets and gets are counted
+PAGES, BAD, ROUNDS = 8, 3, 3  # pages per call, position of the damaged one, sets and gets that are counted
 
 
 def release_facts(
     connectors: Sequence[str], *, queue: str = "libaio", storage_dir: str | os.PathLike[str] | None = None
 ) -> pd.DataFrame:
-    """Measure what connectors do where SGLang's releases differ; multi-head pages, zero-copy, files.
+    """Measure the behaviour in which SGLang's releases differ, with multi-head pages, zero-copy, in files.
 
     Returns
     -------
     pandas.DataFrame
-        Per connector: ``fds_per_call`` and ``registrations_per_call`` that stay behind; ``exists_of_8``, what
+        Per connector: ``fds_per_call`` and ``registrations_per_call`` that a call leaves; ``exists_of_8``, what
         ``batch_exists`` answers for 8 stored pages; ``pages_besides_a_bad_one``, how many of the 7 good pages
-        of a batch of 8 a get brings back; ``half_written_seen``, whether ``batch_exists`` counts a page of
+        of a batch of 8 a get loads; ``half_written_seen``, whether ``batch_exists`` counts a page of
         which half the bytes are there.
     """
     rows = []
@@ -43,9 +43,9 @@ def release_facts(
         exists = worker.call("exists", PAGES).pages_ok
         stored = (1 + ROUNDS) * PAGES
         latest = [key_of(setup.seed, stored - PAGES + position) for position in range(PAGES)]
-        _spoil(worker.folder, latest[BAD])
+        _damage(worker.folder, latest[BAD])
         besides = worker.call("get", PAGES).pages_ok
-        _spoil(worker.folder, latest[0])
+        _damage(worker.folder, latest[0])
         seen = worker.call("exists", PAGES).pages_ok > 0
         rows.append(
             {
@@ -69,7 +69,7 @@ def register_files_left(
 ) -> pd.DataFrame:
     """Count the descriptors that calls of ``register_files`` with one file leave open (third remark).
 
-    Where the call hands back an owner, the owner is closed, as its user would.
+    Where the call returns an owner, the owner is closed, as its user would do.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def owner_of_descriptors(connector: str) -> dict[str, object]:
 def _in_turn(
     setups: Sequence[Setup], storage_dir: str | os.PathLike[str] | None
 ) -> Iterator[tuple[Worker, Setup]]:
-    """Open one connector after the other in a single worker: what is counted is what each adds."""
+    """Open one connector after another in a single worker, so that what each adds is counted."""
     with Worker(setups[0], storage_dir=storage_dir) as worker:
         for setup in tqdm(setups, desc="connectors", unit="connector", leave=False):
             worker.open(setup)
@@ -159,14 +159,14 @@ def _closes_files(block: ast.AST, closing: set[str], managers: set[str]) -> str 
 
 
 def _closes(function: ast.FunctionDef) -> bool:
-    """Tell whether a function closes a descriptor that it is given: ``close_file``."""
+    """Return whether a function closes a descriptor that it is given, as ``close_file`` does."""
     given = {argument.arg for argument in function.args.args}
     calls = (node for node in ast.walk(function) if isinstance(node, ast.Call))
     return any(ast.unparse(call.func) == "os.close" and given & _names(call.args) for call in calls)
 
 
 def _closes_what_it_opens(function: ast.FunctionDef, closing: set[str]) -> bool:
-    """Tell whether a function is a context manager that closes files in its ``finally``.
+    """Return whether a function is a context manager that closes files in a ``finally``.
 
     The ``finally`` closes them itself, or runs what was assigned before: ``closing = map(os.close, fds)``.
     """
@@ -222,7 +222,7 @@ def _sources(connector: str) -> Iterator[tuple[str, str]]:
                 yield file, wheel.read(name).decode()
 
 
-def _spoil(folder: Path, key: str) -> None:
-    """Cut one file of a page in half, as a crash in the middle of a write leaves it."""
+def _damage(folder: Path, key: str) -> None:
+    """Truncate one file of a page to half its bytes, as after a crash during a write."""
     path = min(folder.rglob(f"{key}*"))
     os.truncate(path, path.stat().st_size // 2)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from hicache_nixl.config import LIFETIMES, ConfigError
-from hicache_nixl.lab.experiments import fault_matrix as fixes
+from hicache_nixl.lab.experiments import fault_matrix
 from hicache_nixl.lab.experiments.fault_matrix import every_fault, fault_summary, patch
 from hicache_nixl.lifetimes import leaky, try_finally
 
@@ -120,6 +120,6 @@ class TestFaultSummary:
 
 
 def test_an_unknown_connector_is_refused_before_any_process(monkeypatch):
-    monkeypatch.setattr(fixes, "Worker", lambda *_, **__: pytest.fail("a process was started"))
+    monkeypatch.setattr(fault_matrix, "Worker", lambda *_, **__: pytest.fail("a process was started"))
     with pytest.raises(ConfigError, match="'leeky' is unknown; expected one of leaky, try_finally, scoped"):
         every_fault("leeky")

@@ -1,4 +1,4 @@
-"""Every step of a call fails once, in every kind, on real files: what each connector leaves."""
+"""Each step of a call is made to fail in each kind, on real files: what each connector leaves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 import pytest
 
-from hicache_nixl.lab.experiments import fault_matrix as fixes
+from hicache_nixl.lab.experiments import fault_matrix
 from hicache_nixl.lab.experiments.fault_matrix import every_fault
 from hicache_nixl.lab.worker.client import RefusedError, Worker
 from hicache_nixl.lab.worker.faults import KINDS, STEPS
@@ -38,7 +38,7 @@ def release(released: Callable[[str], str]) -> pd.DataFrame:
     return every_fault(released("sglang==0.5.12"), keys=KEYS)
 
 
-@pytest.fixture(params=["leaky", "try_finally", "scoped", "release"])
+@pytest.fixture(params=["leaky", "try_finally", "scoped", pytest.param("release", marks=pytest.mark.slow)])
 def faults(request: pytest.FixtureRequest) -> pd.DataFrame:
     return request.getfixturevalue(request.param)
 
@@ -154,17 +154,21 @@ class TestScopedLeavesNothing:
     def test_on_libaio(self, scoped):
         assert_nothing_is_left(scoped)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("needs_io_uring")
     def test_on_io_uring(self):
         assert_nothing_is_left(every_fault("scoped", keys=KEYS, queue="io_uring"))
 
+    @pytest.mark.slow
     def test_on_posix_aio(self):
         assert_nothing_is_left(every_fault("scoped", keys=KEYS, queue="posix_aio"))
 
+    @pytest.mark.slow
     def test_with_copies_of_mla_pages(self):
         assert_nothing_is_left(every_fault("scoped", keys=KEYS, layout="layer_first", mla=True))
 
 
+@pytest.mark.slow
 class TestRelease:
     """SGLang 0.5.12 itself, beside ``try_finally``, which stands for it."""
 
@@ -202,16 +206,16 @@ def worker() -> Iterator[Worker]:
         yield worker
 
 
-def test_a_fault_that_never_strikes_is_not_in_the_table(monkeypatch):
+def test_a_fault_that_does_not_take_place_is_not_in_the_table(monkeypatch):
     chosen = [("open", 1, "error"), ("open", 99, "error"), ("register", 1, "error"), ("poll", 99, "error")]
-    monkeypatch.setattr(fixes, "_faults", lambda steps: iter(chosen))
+    monkeypatch.setattr(fault_matrix, "_faults", lambda steps: iter(chosen))
     table = every_fault("try_finally", keys=KEYS)
     assert list(zip(table.operation, table.step, table.nth, strict=True)) == [
         (operation, step, 1) for operation in ("set", "get") for step in ("open", "register")
     ]
 
 
-def test_a_call_tells_whether_its_fault_struck(worker):
+def test_a_row_says_whether_its_fault_took_place(worker):
     worker.open(Setup(page_bytes=4096, pages=KEYS))
     struck = worker.call("set", KEYS, fault=["open", 1, "error"])
     missed = worker.call("set", KEYS, fault=["open", 99, "error"])
@@ -220,7 +224,7 @@ def test_a_call_tells_whether_its_fault_struck(worker):
     assert worker.call("set", KEYS).fired is None
 
 
-def test_a_watched_call_has_no_fault_and_tells_its_steps(worker):
+def test_a_watched_call_has_no_fault_and_its_row_counts_the_steps(worker):
     worker.open(Setup("scoped", page_bytes=4096, pages=KEYS))
     row = worker.call("set", KEYS, watch=True)
     assert row.pages_ok == KEYS
