@@ -240,7 +240,7 @@ def test_a_watched_call_has_no_fault_and_its_row_counts_the_steps(worker):
     ],
     ids=["step", "kind"],
 )
-def test_an_unknown_fault_is_refused_and_the_worker_goes_on(worker, fault, message):
+def test_an_unknown_fault_is_refused_and_the_worker_still_works(worker, fault, message):
     worker.open(Setup(page_bytes=4096, pages=KEYS))
     with pytest.raises(RefusedError) as caught:
         worker.call("set", KEYS, fault=fault)

@@ -88,7 +88,7 @@ class TestPicture:
     def test_every_lifetime_can_be_chosen(self, shown):
         assert shown.lifetime.options == LIFETIMES
 
-    def test_it_tells_which_call_is_running(self, shown):
+    def test_the_status_names_the_call_that_is_running(self, shown):
         told: list[str] = []
         shown.status.observe(lambda change: told.append(change["new"]), names="value")
         shown.keys.value = 4
@@ -99,7 +99,7 @@ class TestPicture:
 
 
 class TestErrors:
-    def test_an_error_is_one_line_and_the_picture_of_another_choice_is_gone(self, shown, tmp_path):
+    def test_an_error_is_one_line_and_the_picture_of_another_choice_is_removed(self, shown, tmp_path):
         tmp_path.rmdir()
         shown.keys.value = 32
         assert shown.status.value.startswith(f"error: storage_dir {tmp_path}: No such file or directory")

@@ -116,7 +116,7 @@ class TestBeforeTheFix:
         assert (table.registration_seconds > 0).all()
         assert (table.registration_seconds < table.seconds).all()
 
-    def test_the_folder_that_it_made_is_gone(self, before_the_fix):
+    def test_the_folder_that_it_created_is_removed(self, before_the_fix):
         assert list(before_the_fix.storage_dir.iterdir()) == []
 
     def test_the_folder_of_a_server_in_the_environment_is_not_touched(self, before_the_fix):

@@ -63,7 +63,7 @@ def left(released: Callable[[str], str]) -> pd.DataFrame:
 
 
 class TestRegisterFiles:
-    def test_it_keeps_a_file_per_call_where_nobody_owns_it(self, left):
+    def test_it_keeps_a_file_per_call_where_nothing_owns_it(self, left):
         for connector in ("leaky", "try_finally", "sglang==0.5.12"):
             assert left.loc[connector].to_dict() == {"after 1": 1, "after 10": 10, "after 100": 100}
 

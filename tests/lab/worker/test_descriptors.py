@@ -156,13 +156,13 @@ class TestAnotherProcess:
         assert row_of(fd, table).target == str(tmp_path / "page")
 
     @pytest.mark.parametrize("look", [fd_table, count_fds, lambda pid: count_storage_fds(pid, ".")])
-    def test_one_that_does_not_exist_is_gone(self, look):
+    def test_one_that_does_not_exist_is_an_error(self, look):
         with subprocess.Popen(["true"]) as child:
             child.wait()
         with pytest.raises(ProcessGoneError, match=f"process {child.pid} has ended"):
             look(child.pid)
 
-    def test_one_that_ended_is_gone_before_its_parent_has_looked(self):
+    def test_one_that_ended_is_an_error_before_its_parent_has_waited_for_it(self):
         """Its descriptors are closed, and 0 would be taken for a count."""
         with subprocess.Popen(["true"]) as child:
             deadline = time.monotonic() + 10

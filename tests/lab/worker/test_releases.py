@@ -136,7 +136,7 @@ class TestCacheFolder:
         monkeypatch.setenv(CACHE_VARIABLE, "~/wheels")
         assert cache_folder() == Path("/home/somebody/wheels")
 
-    def test_a_folder_that_cannot_be_made_is_told_with_the_variable_that_moves_it(self, cache, monkeypatch):
+    def test_an_error_of_the_folder_names_the_variable_that_sets_another(self, cache, monkeypatch):
         (cache / "file").touch()
         monkeypatch.setenv(CACHE_VARIABLE, str(cache / "file" / "below"))
         with pytest.raises(ReleaseError) as caught:
@@ -172,7 +172,7 @@ class TestFetch:
         (record,) = caplog.records
         assert record.getMessage().startswith("sglang==0.0.7 is not a known release")
 
-    def test_a_version_that_nobody_has_is_one_line_with_the_reason_and_the_known_ones(self, cache):
+    def test_a_version_that_does_not_exist_is_one_line_with_the_reason_and_the_known_ones(self, cache):
         with pytest.raises(ReleaseError) as caught:
             fetch("0.0.7")
         assert str(caught.value) == (
@@ -225,7 +225,7 @@ class TestFetch:
         assert not [command for command in commands if "download" in command]
         assert contents(cache) == {}
 
-    def test_what_pip_unpacks_is_below_the_folder_that_goes(self, cache, monkeypatch):
+    def test_what_pip_unpacks_is_below_the_folder_that_is_removed(self, cache, monkeypatch):
         started = []
 
         def popen(command: list[str], **options):
@@ -309,18 +309,20 @@ class TestUnusableWheel:
         ],
         ids=["no connector", "no import", "no configuration", "not made", "no host pool"],
     )
-    def test_the_version_the_reason_and_the_known_ones_are_told(self, cache, shared_worker, modules, reason):
+    def test_the_error_names_the_version_the_reason_and_the_known_ones(
+        self, cache, shared_worker, modules, reason
+    ):
         wheel(cache, "0.0.1", **modules)
         with pytest.raises(ReleaseError, match=rf"^sglang==0\.0\.1 cannot be used: .*{reason}") as caught:
             shared_worker.open(Setup("sglang==0.0.1", page_bytes=4096, pages=1))
         assert str(caught.value).endswith(KNOWN)
 
-    def test_a_file_that_is_no_wheel_is_told_likewise(self, cache, shared_worker):
+    def test_a_file_that_is_not_a_wheel_is_an_error_too(self, cache, shared_worker):
         (cache / "sglang-0.0.1-py3-none-any.whl").write_bytes(b"half a download")
         with pytest.raises(ReleaseError, match=r"sglang==0\.0\.1 cannot be used: .*does not load"):
             shared_worker.open(Setup("sglang==0.0.1", page_bytes=4096, pages=1))
 
-    def test_the_worker_goes_on_with_another_connector(self, cache, shared_worker):
+    def test_the_worker_can_open_another_connector(self, cache, shared_worker):
         wheel(cache, "0.0.1")
         with pytest.raises(ReleaseError):
             shared_worker.open(Setup("sglang==0.0.1", page_bytes=4096, pages=1))
