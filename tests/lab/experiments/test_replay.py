@@ -142,11 +142,17 @@ class TestAfterTheFix:
         assert after_the_fix.registrations.tolist() == [4 * keys for keys in accumulate(KEYS)]
 
 
-def test_a_setup_and_its_fields_describe_the_same_replay(before_the_fix):
-    setup = Setup("leaky", page_bytes=2 * PAGE, pages=1)
+def test_a_setup_and_its_fields_describe_the_same_replay():
+    schedule = Schedule.steady(2, 3)
     columns = ["open_fds", "registrations", "bytes", "pages_ok"]
-    table = replay(PR, setup, page_bytes=PAGE, baseline_fds=135)
-    assert table[columns].equals(before_the_fix.table[columns])
+    tables = [
+        replay(schedule, "try_finally", page_bytes=PAGE, mla=True)[columns],
+        replay(schedule, Setup("try_finally", page_bytes=2 * PAGE, mla=True, pages=1), page_bytes=PAGE)[
+            columns
+        ],
+    ]
+    assert tables[0].equals(tables[1])
+    assert tables[0].bytes.tolist() == [3 * PAGE] * 2
 
 
 def test_the_limit_is_met_at_the_predicted_call_and_nothing_works_from_then_on():
