@@ -162,6 +162,8 @@ class CheckedPages:
 
     def _stored_pieces(self, key: str) -> tuple[str, ...]:
         """Return the pieces that a page is stored in: O_DIRECT may need a copy of it, in one file without a suffix."""
+        if not self._direct:
+            return self._pieces
         files = [path.name for path in self._folder.rglob(f"{key}*")]
         return ("",) if files and not any(name.endswith(self._pieces) for name in files) else self._pieces
 
