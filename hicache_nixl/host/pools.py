@@ -20,7 +20,9 @@ pools have a single plane with H = 1.  The methods behave as those of SGLang's h
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ import torch
 from ..config import ALIGNMENT, LAYOUTS, ZERO_COPY_LAYOUTS
 from ..errors import ConfigError, PageIndexError
 from .geometries import ModelGeometry, model_geometry
+
+HUGE_PAGE = 2**21  # bytes of one, on x86-64 and on most ARM servers
 
 
 class HostKVPool:
@@ -264,8 +268,15 @@ def pool_for_page_bytes(
 
 
 def aligned_tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Allocate a tensor whose address is a multiple of ``ALIGNMENT``."""
+    """Allocate a tensor of zeros whose address is a multiple of ``ALIGNMENT``, in huge pages where there are any.
+
+    Without them the memory of a process may be scattered over single pages of 4 KiB, which a disk reads and writes one
+    by one with O_DIRECT: two processes with the same I/O differed by a factor of up to 4.
+    """
     wanted = math.prod(shape) * dtype.itemsize
-    memory = torch.empty(wanted + ALIGNMENT, dtype=torch.uint8)
-    offset = -memory.data_ptr() % ALIGNMENT
-    return memory[offset : offset + wanted].view(dtype).view(*shape)
+    memory = mmap.mmap(-1, wanted + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without transparent huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    flat = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
+    offset = -flat.data_ptr() % HUGE_PAGE
+    return flat[offset : offset + wanted].view(dtype).view(*shape)
