@@ -14,6 +14,7 @@ from ..lazy import lazily
 _MODULES = {
     "experiments.alternating": ("alternating",),
     "experiments.compare": ("compare", "left_per_key", "usable_queues"),
+    "experiments.deleting": ("deletion_times",),
     "experiments.fault_matrix": ("every_fault", "fault_summary", "patch"),
     "experiments.panel": ("panel",),
     "experiments.publishing": ("publish_times",),

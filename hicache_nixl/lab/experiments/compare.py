@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +17,7 @@ import pandas as pd
 from ...config import QUEUES
 from ...errors import ConfigError
 from ..worker.client import Worker, WorkerError
+from ..worker.placement import new_subfolder, truncate_files
 from ..worker.releases import PREFIX
 from ..worker.schedule import files_per_key
 from ..worker.setup import COLUMNS, Setup
@@ -28,6 +32,8 @@ MEASURED = (
     "registration_seconds",
     "rss_bytes",
 )
+SMALLEST = 8192  # bytes that a page of two small files takes on the disk
+USABLE = 0.9  # share of the free space that a comparison may use
 
 
 def compare(
@@ -44,6 +50,11 @@ def compare(
     connector in them.  A set stores new pages into files that did not exist; the get right after it reads
     them, so it measures the page cache, unless the setup is ``direct``.  Every page that is read back is compared bit
     for bit, outside the measured time.
+
+    All arms store into one folder, where ext4 places their files next to each other.  No file is deleted before the
+    end, since ext4 creates files more slowly where many were deleted (see ``deletion_times``): each setup has a new
+    folder, and the files of the previous one are truncated.  So the storage folder needs space for all that one setup
+    stores: ``repeats`` + 1 sets of every arm.
 
     Parameters
     ----------
@@ -63,18 +74,22 @@ def compare(
     Raises
     ------
     ConfigError
-        When the descriptors that a leaky arm keeps would exceed the hard limit.
+        When the descriptors that a leaky arm keeps would exceed the hard limit, or the pages the free space.
     WorkerError
         When a call did not store or read back every page.
     """
     _check_limit(arms, setups, repeats)
+    _check_space(arms, setups, repeats, storage_dir)
     rows = []
     with ExitStack() as stack:
         first = {arm: setups[0].for_connector(arm) for arm in arms}
         workers = _started(stack, first, storage_dir, timeout)
+        owner = workers[arms[0]]  # its folder has the others'; it is removed with it, whatever happens
         for setup in setups:
-            for arm, worker in workers.items():
-                worker.open(setup.for_connector(arm))
+            truncate_files(owner.folder)
+            folder = new_subfolder(owner.folder)
+            for seed, (arm, worker) in enumerate(workers.items()):  # pages of different keys
+                worker.open(dataclasses.replace(setup, connector=arm, seed=seed), folder=folder)
             for pair, arm in alternating(arms, repeats):
                 measured = [_timed(workers[arm], operation, setup.pages) for operation in ("set", "get")]
                 rows += [{**setup.as_columns(), "pair": pair, "arm": arm, **row} for row in measured]
@@ -150,4 +165,23 @@ def _check_limit(arms: Sequence[str], setups: Sequence[Setup], repeats: int) -> 
             raise ConfigError(
                 f"repeats={repeats} with {setup.pages} keys keeps {kept} descriptors open in a leaky arm, "
                 f"and the hard limit is {limit}: use fewer repeats or keys"
+            )
+
+
+def _check_space(
+    arms: Sequence[str], setups: Sequence[Setup], repeats: int, storage_dir: str | os.PathLike[str] | None
+) -> None:
+    """Refuse a comparison whose pages would fill the disk."""
+    folder = storage_dir or tempfile.gettempdir()
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # the worker reports a folder that does not exist
+    for setup in setups:
+        needed = len(arms) * (repeats + WARM_UP) * setup.pages * max(setup.page_bytes, SMALLEST)
+        if needed > free * USABLE:
+            raise ConfigError(
+                f"repeats={repeats} with {setup.pages} keys of {setup.page_bytes} bytes stores "
+                f"{needed / 2**30:.1f} GiB before anything is removed, and {folder} has {free / 2**30:.1f} GiB free: "
+                "use fewer repeats, fewer keys or smaller pages"
             )

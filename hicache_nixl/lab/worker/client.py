@@ -119,8 +119,14 @@ class Worker:
         """The worker's process id."""
         return self._process.pid
 
-    def open(self, setup: Setup) -> None:
-        """Close the connector, remove its pages, and create another one.
+    def open(self, setup: Setup, *, folder: str | os.PathLike[str] | None = None) -> None:
+        """Close the connector, and create another one.
+
+        Parameters
+        ----------
+        folder : path, optional
+            Where the connector stores pages; its creator removes them.  By default the worker's own folder, whose
+            pages are removed when the next connector is opened.
 
         Raises
         ------
@@ -129,17 +135,18 @@ class Worker:
         """
         wheel = source_of(setup.connector)
         try:
-            self.request("open", setup=setup.as_message(), wheel=wheel)
+            self.request("open", setup=setup.as_message(), wheel=wheel, folder=folder and os.fspath(folder))
         except RefusedError as error:
             if setup.version is None:
                 raise
             raise ReleaseError(setup.version, f"cannot be used: {error}") from error
+        self._in_use = Path(folder or self._folder)
 
     def call(self, operation: str, keys: int, **more: Any) -> CallRow:
         """Make one batch call; ``fault`` and ``watch`` are those of the server's ``call``."""
         row = CallRow(**self.request("call", operation=operation, keys=keys, **more))
         try:
-            return row.counted(self.pid, self._folder)
+            return row.counted(self.pid, self._in_use)
         except (ProcessGoneError, psutil.Error) as error:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=1)
@@ -148,11 +155,11 @@ class Worker:
 
     def storage_fds(self) -> int:
         """Count the files of the storage folder that the worker has open now."""
-        return count_storage_fds(self.pid, self._folder)
+        return count_storage_fds(self.pid, self._in_use)
 
     def fds(self) -> pd.DataFrame:
         """Name every descriptor that the worker has open now."""
-        return fd_table(self.pid, self._folder)
+        return fd_table(self.pid, self._in_use)
 
     def trace(self) -> None:
         """Record from now on which line opens each descriptor."""

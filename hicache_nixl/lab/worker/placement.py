@@ -12,7 +12,6 @@ import fcntl
 import os
 import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 _GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
 _TOP_OF_HIERARCHY = 0x20000  # FS_TOPDIR_FL
@@ -39,14 +38,14 @@ def place_apart(folder: str | os.PathLike[str]) -> bool:
     return True
 
 
-def new_subfolder(folder: str | os.PathLike[str]) -> Path:
+def new_subfolder(folder: str | os.PathLike[str]) -> str:
     """Create a subfolder of a random name, apart from the others where the file system can do that."""
     place_apart(folder)
-    return Path(tempfile.mkdtemp(prefix="", dir=folder))
+    return tempfile.mkdtemp(prefix="", dir=folder)
 
 
-def free_blocks(folder: str | os.PathLike[str]) -> None:
-    """Truncate every file in a folder: their bytes are freed, and no inode is."""
+def truncate_files(folder: str | os.PathLike[str]) -> None:
+    """Truncate every file in a folder, which frees their bytes and deletes no inode."""
     for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):

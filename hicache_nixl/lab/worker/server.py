@@ -102,7 +102,7 @@ class Host:
     """One connector after the other, and the pages that it stores and loads."""
 
     def __init__(self, storage_dir: str):
-        self.storage_dir = storage_dir
+        self.own_folder = self.storage_dir = storage_dir
         self.log = LogTail()
         logging.getLogger().addHandler(self.log)
         self.registrations: RegistrationCounter | None = None
@@ -111,9 +111,12 @@ class Host:
         self.traces = ExitStack()
         self.opened: dict[int, descriptors.Opened] = {}
 
-    def open(self, setup: dict[str, Any], wheel: str | None = None) -> dict[str, Any]:
+    def open(
+        self, setup: dict[str, Any], wheel: str | None = None, folder: str | None = None
+    ) -> dict[str, Any]:
         """Close the connector, and make another one: ours, or that of a wheel or a folder."""
         self.end_connector()
+        self.storage_dir = folder or self.own_folder
         self.setup = Setup(**setup)
         plugin = NixlBackendConfig(self.setup.params).plugin
         self.agent_class = load_nixl(plugin).nixl_agent
@@ -141,10 +144,11 @@ class Host:
         return connector
 
     def end_connector(self) -> None:
-        """Close the connector and every storage file that it leaked, and remove its pages."""
+        """Close the connector and every storage file that it leaked, and remove its pages from the worker's folder."""
         if self.connector is None:
             return
-        self.connector.clear()
+        if self.storage_dir == self.own_folder:
+            self.connector.clear()
         if hasattr(self.connector, "close"):  # 0.5.11 and 0.5.12 have none
             self.connector.close()
         self.connector = None

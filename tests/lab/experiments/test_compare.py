@@ -58,6 +58,26 @@ class TestCompare:
         assert left[3, "leaky"] == 1 * 3 * 3  # a contiguous copy is one file
         assert left[:, "try_finally"].tolist() == [0, 0]
 
+    def test_the_arms_store_into_one_folder_for_each_setup_and_delete_nothing_in_it(
+        self, monkeypatch, tmp_path
+    ):
+        folders, files = [], []
+        open_worker = Worker.open
+
+        def noting(worker, setup, *, folder=None):
+            if folder is not None:
+                folders.append((setup.connector, Path(folder)))
+                files.append({path.stat().st_size for path in worker.folder.rglob("*") if path.is_file()})
+            open_worker(worker, setup, folder=folder)
+
+        monkeypatch.setattr(Worker, "open", noting)
+        compare(ARMS, SETUPS, repeats=REPEATS, storage_dir=tmp_path)
+        assert [arm for arm, _ in folders] == [*ARMS, *ARMS]
+        first, second = folders[0][1], folders[2][1]
+        assert [folder for _, folder in folders] == [first, first, second, second]
+        assert first != second
+        assert files == [set(), set(), {0}, set()]  # the first arm's worker has both folders
+
     def test_nothing_is_left_in_the_storage_folder(self, times, storage_dir):
         assert list(storage_dir.iterdir()) == []
 
@@ -96,6 +116,11 @@ class TestRefused:
             compare(ARMS, [Setup(pages=128)], repeats=repeats)
         for fact in (f"repeats={repeats}", "128 keys", f"keeps {kept} descriptors", f"limit is {limit}"):
             assert fact in str(caught.value)
+
+    def test_more_pages_than_the_disk_has_room_for(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
+        with pytest.raises(ConfigError, match=r"stores .* GiB before anything is removed, and .* GiB free"):
+            compare(("scoped",), [Setup("scoped", page_bytes=2**40)], repeats=20, storage_dir=tmp_path)
 
     def test_an_unknown_queue(self, monkeypatch):
         monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
