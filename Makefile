@@ -32,6 +32,7 @@ test-all: $(INSTALLED)
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 # Opens the first notebook, without JupyterLab's question about news.  Root is allowed, since that is the user in
 # many containers; the server listens on 127.0.0.1 and requires its token.

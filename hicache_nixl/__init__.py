@@ -1,24 +1,13 @@
 """A HiCache storage backend on NIXL, and the investigation of what its descriptors cost.
 
-Names are loaded when they are used: the command must not wait for torch where it does without.
+The names are listed in ``__init__.pyi`` and loaded when they are used, so that a command that does not need torch does
+not wait for it.
 """
 
 from __future__ import annotations
 
-from .lazy import lazily
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__getattr__, __all__ = lazily(
-    __name__,
-    {
-        "config": ["HiCacheStorageConfig", "NixlBackendConfig"],
-        "connector": ["HiCacheNixl"],
-        "errors": ["HiCacheNixlError"],
-        "host.pools": ["MlaHostPool", "MultiHeadHostPool", "pool_for_model"],
-    },
-)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,8 +15,9 @@ from ..config import LAYOUTS, LIFETIMES, QUEUES
 from ..errors import ConfigError
 from .app import Layers, Model, PageSize, app, out, page_of
 
-Layout = StrEnum("Layout", {name: name for name in LAYOUTS})
-Queue = StrEnum("Queue", {name: name for name in QUEUES})
+Layout = StrEnum("Layout", {name: name for name in LAYOUTS})  # type: ignore[misc]  # made from a table
+Queue = StrEnum("Queue", {name: name for name in QUEUES})  # type: ignore[misc]
+PAGE_FIRST, LIBAIO = Layout("page_first"), Queue("libaio")
 
 SHOWN = {  # column of a replay: its heading
     "call": "call",
@@ -44,12 +45,12 @@ def replay(
         Path | None,
         typer.Option(help="An existing folder for the page files; the replay cleans up in it."),
     ] = None,
-    queue: Annotated[Queue, typer.Option(help="I/O queue of NIXL's POSIX plugin.")] = Queue.libaio,
+    queue: Annotated[Queue, typer.Option(help="I/O queue of NIXL's POSIX plugin.")] = LIBAIO,
     page_bytes: Annotated[int, typer.Option(help="Bytes of a page, keys and values together.")] = 65536,
     model: Model = None,
     page_size: PageSize = 64,
     layers: Layers = None,
-    layout: Annotated[Layout, typer.Option(help="Memory layout of the host pool.")] = Layout.page_first,
+    layout: Annotated[Layout, typer.Option(help="Memory layout of the host pool.")] = PAGE_FIRST,
     mla: Annotated[bool, typer.Option("--mla", help="MLA pages: one file each.")] = False,
     direct: Annotated[
         bool, typer.Option("--direct", help="O_DIRECT, past the page cache: scoped, and SGLang from 0.5.13.")

@@ -108,7 +108,7 @@ def probing() -> Iterator[Callable[[], list[Build]]]:
 
 
 @contextmanager
-def _probe(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+def _probe(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(TELEMETRY)}
     with _memory("printed") as printed, _memory("errors") as errors:
         process = subprocess.Popen(
@@ -132,7 +132,7 @@ def _memory(name: str) -> IO[str]:
     return os.fdopen(os.memfd_create(name), "w+")
 
 
-def _answer_of(process: subprocess.Popen[str], streams: Any, deadline: float) -> tuple[str, str]:
+def _answer_of(process: subprocess.Popen[bytes], streams: Any, deadline: float) -> tuple[str, str]:
     """Return what a probe answered, and why it did not; one of the two is empty."""
     try:
         code = process.wait(timeout=max(0.0, deadline - time.monotonic()))

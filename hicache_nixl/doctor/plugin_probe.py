@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 LONGEST = 4.0  # seconds for one plugin; UCX takes half a second
@@ -73,6 +74,10 @@ def make_agent(api: Any) -> Any:
     return api.nixl_agent("doctor", api.nixl_agent_config(backends=[]))
 
 
+def _create(api: Any, plugin: str) -> None:
+    make_agent(api).create_backend(plugin, SETTINGS.get(plugin, {}))
+
+
 def main(build: str, seconds: float) -> None:
     """Write a list of ``{"plugin", "ended", "log"}`` to stdout."""
     deadline = time.monotonic() + seconds
@@ -82,7 +87,7 @@ def main(build: str, seconds: float) -> None:
     rows = []
     for plugin in make_agent(api).get_plugin_list():
         ended, log = in_a_fork(
-            lambda plugin=plugin: make_agent(api).create_backend(plugin, SETTINGS.get(plugin, {})),
+            partial(_create, api, plugin),
             min(LONGEST, deadline - time.monotonic()),
         )
         rows.append({"plugin": plugin, "ended": ended, "log": log})

@@ -1,16 +1,10 @@
 """Watching the descriptors of a live process, and judging whether they leak.
 
-Names are loaded when they are used: sampling must not wait for matplotlib.
+The names are listed in ``__init__.pyi`` and loaded when they are used: sampling must not wait for matplotlib.
 """
 
 from __future__ import annotations
 
-from ..lazy import lazily
+import lazy_loader
 
-__getattr__, __all__ = lazily(
-    __name__, {"figure": ["watched"], "recording": ["WatchFile", "read_watch"], "verdict": ["Watch"]}
-)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

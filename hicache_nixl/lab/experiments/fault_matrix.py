@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import os
 from collections.abc import Iterator, Mapping
@@ -28,10 +29,10 @@ def patch(before: str, after: str) -> str:
     >>> print(patch("leaky", "try_finally").splitlines()[1])
     +++ hicache_nixl/lifetimes/try_finally.py
     """
-    texts = [inspect.getsource(inspect.getmodule(lifetimes.load(name))) for name in (before, after)]
-    names = [f"hicache_nixl/lifetimes/{name}.py" for name in (before, after)]
-    lines = [text.splitlines(keepends=True) for text in texts]
-    return "".join(difflib.unified_diff(*lines, *names))
+    modules = [importlib.import_module(lifetimes.load(name).__module__) for name in (before, after)]
+    first, second = (inspect.getsource(module).splitlines(keepends=True) for module in modules)
+    paths = [f"hicache_nixl/lifetimes/{name}.py" for name in (before, after)]
+    return "".join(difflib.unified_diff(first, second, fromfile=paths[0], tofile=paths[1]))
 
 
 def every_fault(
@@ -65,7 +66,7 @@ def every_fault(
             worker.call("set", keys)
             worker.call(operation, keys)  # the first of its kind may set something up
             last = worker.call(operation, keys, watch=True)
-            steps = list(_faults(last.steps))
+            steps = list(_faults(last.steps or {}))
             for fault in tqdm(steps, desc=f"{connector}: faults in a {operation}", unit="fault", leave=False):
                 row = worker.call(operation, keys, fault=fault)
                 after = worker.call(operation, keys)

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TypeGuard
 
 import pandas as pd
 
@@ -79,7 +80,8 @@ def register_files_left(
     rows = []
     setups = [Setup(connector, queue=queue, pages=1) for connector in connectors]
     for worker, setup in _in_turn(setups, storage_dir):
-        left, done, before = {"connector": setup.connector}, 0, worker.storage_fds()
+        left: dict[str, object] = {"connector": setup.connector}
+        done, before = 0, worker.storage_fds()
         for count in calls:
             offered = worker.request("register_files", calls=count - done)["offered"]
             left[f"after {count}"] = worker.storage_fds() - before if offered else None
@@ -126,7 +128,8 @@ def owner_of_descriptors(connector: str) -> dict[str, object]:
     closing = {function.name for function in functions if _closes(function)}
     managers = {function.name for function in functions if _closes_what_it_opens(function, closing)}
     for function in functions:
-        for block in ast.walk(function):
+        blocks = [node for node in ast.walk(function) if isinstance(node, ast.Try | ast.With)]
+        for block in blocks:
             if kind := _closes_files(block, closing, managers - {function.name}):
                 statements = [node for part in block.body for node in ast.walk(part)]
                 return {
@@ -148,14 +151,13 @@ def _in_turn(
             yield worker, setup
 
 
-def _closes_files(block: ast.AST, closing: set[str], managers: set[str]) -> str | None:
+def _closes_files(block: ast.Try | ast.With, closing: set[str], managers: set[str]) -> str | None:
     """Return how a block closes the files of a transfer: ``"finally"``, ``"with"`` or None."""
-    if isinstance(block, ast.Try) and _names(block.finalbody) & closing:
-        return "finally" if "files_to_nixl_tuples" in _names(block.body) else None
-    if isinstance(block, ast.With):
-        calls = [item.context_expr for item in block.items if isinstance(item.context_expr, ast.Call)]
-        return "with" if _names([call.func for call in calls]) & managers else None
-    return None
+    if isinstance(block, ast.Try):
+        closes = _names(block.finalbody) & closing and "files_to_nixl_tuples" in _names(block.body)
+        return "finally" if closes else None
+    calls = [item.context_expr for item in block.items if isinstance(item.context_expr, ast.Call)]
+    return "with" if _names([call.func for call in calls]) & managers else None
 
 
 def _closes(function: ast.FunctionDef) -> bool:
@@ -193,7 +195,7 @@ def _is_for_objects(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "objects_to_nixl_tuples"
 
 
-def _imports(node: ast.AST, module: str) -> bool:
+def _imports(node: ast.AST, module: str) -> TypeGuard[ast.Import | ast.ImportFrom]:
     if isinstance(node, ast.Import):
         return any(alias.name == module for alias in node.names)
     return isinstance(node, ast.ImportFrom) and node.module == module

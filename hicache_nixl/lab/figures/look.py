@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-_OKABE_ITO = mpl.color_sequences["okabe_ito"]
+_OKABE_ITO: Any = mpl.color_sequences["okabe_ito"]
 BEFORE, AFTER, SCOPED, INK = _OKABE_ITO[6], _OKABE_ITO[5], _OKABE_ITO[3], "#333333"
 STYLES = {  # a release has the colour of the lifetime that stands for it, and a style of its own
     "leaky": (BEFORE, "-"),
@@ -22,7 +22,7 @@ STYLES = {  # a release has the colour of the lifetime that stands for it, and a
     "sglang==0.5.23": (SCOPED, "-."),
 }
 NAMES = {"leaky": "before (leaky)", "try_finally": "after (try_finally)"}
-LOOK = {
+LOOK: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
@@ -73,7 +73,7 @@ def rings(
     axes: Axes, xs: Sequence[float], counts: Sequence[int], shifts: Sequence[tuple[int, int, str]]
 ) -> None:
     """Draw what the PR recorded as rings with their counts; a shift is where a count stands, and how aligned."""
-    look = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": INK, "zorder": 3}
+    look: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": INK, "zorder": 3}
     axes.plot(xs, counts, "o", **look)
     for x, count, (right, up, align) in zip(xs, counts, shifts, strict=True):
         axes.annotate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -89,7 +90,7 @@ def intervals_of_two(
     for axes, (unit, rows) in zip(panels[:, 0], rows_of.items(), strict=True):
         _two_intervals(axes, a.iloc[rows], b.iloc[rows], value, runs)
         axes.axvline(1 if value == "time_ratio" else 0, color="0.6", linewidth=1, zorder=0)
-        axes.set_yticks(np.arange(len(rows))[::-1], [labels[row] for row in rows])
+        axes.set_yticks(np.arange(len(rows))[::-1], [labels[int(row)] for row in rows])
         axes.set_xlabel(unit)
         if value == "time_ratio":
             _ratio_scale(axes)
@@ -107,7 +108,7 @@ def _two_intervals(axes: Axes, a: pd.DataFrame, b: pd.DataFrame, value: str, run
         (b, -0.14, "D", AFTER, runs[1]),
     ):
         errors = [table[value] - table.low, table.high - table[value]]
-        look = {"fmt": marker, "color": colour, "markersize": 4, "capsize": 2}
+        look: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 4, "capsize": 2}
         axes.errorbar(table[value], rows + shift, xerr=errors, label=run, **look)
 
 

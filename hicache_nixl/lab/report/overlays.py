@@ -42,8 +42,10 @@ def overlay(a: pd.DataFrame, b: pd.DataFrame, column: str, runs: Sequence[str]) 
             return _intervals(a, b, value, runs)
     if {"step", "most_fds"} <= shared:
         exact = {"low": "most_fds", "high": "most_fds"}
-        bounded = [table.assign(**{bound: table[of] for bound, of in exact.items()}) for table in (a, b)]
-        return _intervals(*bounded, "most_fds", runs)
+        first, second = (
+            table.assign(**{bound: table[of] for bound, of in exact.items()}) for table in (a, b)
+        )
+        return _intervals(first, second, "most_fds", runs)
     if "pair" in shared:
         return _times(a, b, runs)
     for counted in (column, *COUNTS):

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -195,12 +197,12 @@ def trace_opens() -> Iterator[dict[int, Opened]]:
     opened: dict[int, Opened] = {}
     original = os.open
 
-    def traced(*args: object, **kwargs: object) -> int:
-        fd = original(*args, **kwargs)  # type: ignore[arg-type]
+    def traced(*args: Any, **kwargs: Any) -> int:
+        fd = original(*args, **kwargs)
         opened[fd] = Opened(os.readlink(f"/proc/self/fd/{fd}"), _callers(sys._getframe(1)))
         return fd
 
-    os.open = traced  # type: ignore[assignment]
+    os.open = traced
     try:
         yield opened
     finally:
@@ -224,8 +226,9 @@ def opened_by(opened: dict[int, Opened], storage_dir: str | os.PathLike[str]) ->
 
 
 def _line(opened: Opened | None, target: str) -> str:
-    same = opened is not None and opened.target == target.removesuffix(" (deleted)")
-    return opened.by if same else "not opened by os.open"
+    if opened is not None and opened.target == target.removesuffix(" (deleted)"):
+        return opened.by
+    return "not opened by os.open"
 
 
 def _listed(pid: int) -> list[str]:
@@ -280,12 +283,12 @@ def _position_and_flags(pid: int, fd: int) -> tuple[int | None, str | None]:
     return int(info["pos"]), "|".join(names)
 
 
-def _callers(frame: object) -> str:
+def _callers(frame: FrameType | None) -> str:
     """Describe the frames from an open up to where the connector was entered."""
-    lines = []
+    lines: list[str] = []
     while frame is not None and len(lines) < 3:
-        code = frame.f_code  # type: ignore[attr-defined]
+        code = frame.f_code
         path = Path(code.co_filename)
-        lines.append(f"{path.parent.name}/{path.name}:{frame.f_lineno} {code.co_name}")  # type: ignore[attr-defined]
-        frame = frame.f_back  # type: ignore[attr-defined]
+        lines.append(f"{path.parent.name}/{path.name}:{frame.f_lineno} {code.co_name}")
+        frame = frame.f_back
     return " < ".join(lines)

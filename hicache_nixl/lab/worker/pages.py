@@ -56,7 +56,9 @@ class CheckedPages:
     def __init__(self, setup: Setup, storage_dir: str, in_files: bool):
         self._seed, self._folder, self._in_files = setup.seed, Path(storage_dir), in_files
         self._direct = setup.direct
-        self._pieces = ("",) if setup.layout == "layer_first" else ("_k",) if setup.mla else ("_k", "_v")
+        self._pieces: tuple[str, ...] = (
+            ("",) if setup.layout == "layer_first" else ("_k",) if setup.mla else ("_k", "_v")
+        )
         self.pool: HostKVPool = pool_for_page_bytes(
             setup.page_bytes, pages=setup.pages + setup.pages // 4 + 3, layout=setup.layout, mla=setup.mla
         )

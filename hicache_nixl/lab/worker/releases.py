@@ -160,8 +160,9 @@ def at_hand(connectors: Iterable[str]) -> dict[str, str]:
     reasons = {}
     for connector in connectors:
         try:
-            version = version_of(connector)
-            reasons[connector] = "" if version is None else fetch(version) and ""
+            if (version := version_of(connector)) is not None:
+                fetch(version)
+            reasons[connector] = ""
         except ReleaseError as error:
             reasons[connector] = str(error)
     return reasons
@@ -187,7 +188,7 @@ def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:
         sys.modules[name] = package
     for name in _HOST_POOL:
         module = ModuleType(name)
-        module.HostKVCache = type("HostKVCache", (), {})
+        vars(module)["HostKVCache"] = type("HostKVCache", (), {})
         sys.modules[name] = module
     try:
         connector = importlib.import_module(_CONNECTOR).HiCacheNixl
@@ -214,9 +215,11 @@ def _pip_download(version: str, folder: str) -> None:
         tqdm(desc=f"fetching {PREFIX}{version}", bar_format="{desc} {elapsed}", leave=False) as progress,
     ):
         command = [sys.executable, "-m", "pip", "download", *what, *patience]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         # what pip unpacks is removed with the folder, also when pip is killed
-        with subprocess.Popen(command, **streams, env={**os.environ, "TMPDIR": folder}) as pip:
+        environment = {**os.environ, "TMPDIR": folder}
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+        ) as pip:
             try:
                 while pip.poll() is None:
                     try:

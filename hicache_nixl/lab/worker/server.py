@@ -70,9 +70,16 @@ class RegistrationCounter:
         Spent on registering and deregistering since the last ``take_seconds``.
     """
 
-    def __init__(self, agent_class: Any) -> None:
+    def __init__(self) -> None:
         self.alive = 0
         self.seconds = 0.0
+        self._counted: set[Any] = set()
+
+    def count(self, agent_class: Any) -> None:
+        """Count what agents of a class register from now on."""
+        if agent_class in self._counted:
+            return
+        self._counted.add(agent_class)
         register, deregister = agent_class.register_memory, agent_class.deregister_memory
 
         def counting_register(agent: Any, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +112,7 @@ class Host:
         self.own_folder = self.storage_dir = storage_dir
         self.log = LogTail()
         logging.getLogger().addHandler(self.log)
-        self.registrations: RegistrationCounter | None = None
+        self.registrations = RegistrationCounter()
         self.connector: Any = None
         self.padding: list[int] = []
         self.traces = ExitStack()
@@ -120,7 +127,7 @@ class Host:
         self.setup = Setup(**setup)
         plugin = NixlBackendConfig(self.setup.params).plugin
         self.agent_class = load_nixl(plugin).nixl_agent
-        self.registrations = self.registrations or RegistrationCounter(self.agent_class)
+        self.registrations.count(self.agent_class)
         self.pages = CheckedPages(self.setup, self.storage_dir, in_files=plugin not in OBJ_PLUGINS)
         self.connector = self._make_connector(wheel)
         self.log.take()
@@ -201,7 +208,7 @@ class Host:
             )
         run = {"set": self._set, "get": self._get, "exists": self._exists}[operation]
         raised, watched, check = None, {}, _nothing_to_check
-        self.spent = {"seconds": 0.0, "core_seconds": 0.0}
+        self.seconds = self.core_seconds = 0.0
         with ExitStack() as during:
             if fault or watch:
                 made = faults.Fault(*fault) if fault else None
@@ -232,7 +239,8 @@ class Host:
             errno=int(found[1]) if found else 0,
             log=[*lines, *self.log.take(), *wrong],
             raised=raised,
-            **self.spent,
+            seconds=self.seconds,
+            core_seconds=self.core_seconds,
             **watched,
         )
         return dataclasses.asdict(row)
@@ -243,7 +251,7 @@ class Host:
             raise HiCacheNixlError(f"pause {name!r} is unknown; expected one of {', '.join(PAUSES)}")
         if self.setup.connector != "scoped":
             raise HiCacheNixlError(f"pause: {self.setup.connector} has no such option; expected scoped")
-        scoped.growing_pause = PAUSES[name]
+        scoped.growing_pause = PAUSES[name]  # type: ignore[attr-defined]  # the name that scoped imported
         return {}
 
     def register_files(self, calls: int) -> dict[str, Any]:
@@ -297,7 +305,7 @@ class Host:
         SGLang's releases up to 0.5.12 are known to count files, or to halve the pages of MLA: see ``release_facts``.  An
         installed SGLang may be one of them.
         """
-        release = releases.known_releases().get(self.setup.version)
+        release = releases.known_releases().get(self.setup.version or "")
         if not self.setup.is_ours and (release is None or release.stands_for):
             return []
         keys, leading = self.pages.present_and_absent(batch, results)
@@ -311,7 +319,7 @@ class Host:
         try:
             yield
         finally:
-            self.spent = {"seconds": time.perf_counter() - clock, "core_seconds": time.thread_time() - core}
+            self.seconds, self.core_seconds = time.perf_counter() - clock, time.thread_time() - core
 
 
 def _nothing_to_check() -> tuple[int, list[str]]:

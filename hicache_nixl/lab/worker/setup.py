@@ -84,7 +84,7 @@ class Setup:
                 f"a release such as {PREFIX}0.5.12, or {INSTALLED}FOLDER with the folder that SGLang is in"
             )
         config = NixlBackendConfig(self.extra_config if self.is_ours else self.params)
-        release = known_releases().get(self.version)
+        release = known_releases().get(self.version or "")
         if self.direct and release is not None and release.stands_for:
             raise ConfigError(
                 f"direct: {self.connector} has no such option; expected scoped, or {PREFIX}0.5.13.post1 or later"

@@ -254,7 +254,8 @@ class TestRegistrationSeconds:
             def deregister_memory(self, regions):
                 time.sleep(0.01)
 
-        counter, agent = RegistrationCounter(Agent), Agent()
+        counter, agent = RegistrationCounter(), Agent()
+        counter.count(Agent)
         kept = agent.register_memory(Regions())
         assert counter.alive == 3
         assert counter.take_seconds() >= 0.02
