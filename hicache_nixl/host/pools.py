@@ -274,7 +274,10 @@ def aligned_tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     by one with O_DIRECT: two processes with the same I/O differed by a factor of up to 4.
     """
     wanted = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, wanted + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, wanted + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{wanted / 2**30:.1f} GiB of host memory: {error.strerror}") from error
     with suppress(OSError):  # a kernel without transparent huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     flat = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive

@@ -69,3 +69,17 @@ def test_every_claim_of_the_reference_run_is_told_right():
 def test_every_lifetime_and_every_notebook_has_its_row():
     for name in [*LIFETIMES, *reproduction.notebooks()]:
         assert f"[`{name}`]" in README or f"[{name}]" in README
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_the_package():
+    sources = "".join(path.read_text() for path in (ROOT / "hicache_nixl").rglob("*.py"))
+    section = README.partition("## Troubleshooting")[2].partition("## Development")[0]
+    quoted = [
+        text for line in section.splitlines() for text in re.findall(r"`([^`]+)`", line.split(" | ")[0])
+    ]
+    messages = [text for text in quoted if "..." in text or " cannot be " in text]
+    assert len(messages) > 5
+    for message in messages:
+        fixed = re.split(r"\.\.\.|POSIX|\{.*\}|repeats=|sglang==|run ", message)
+        parts = [part.strip(" ;") for part in fixed if part.strip(" ;")]
+        assert [part for part in parts if part not in sources] == [], message
