@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ IO_URING_SETUP = 425  # the number of the system call, on every architecture
 IO_URING_PARAMS_BYTES = 120
 
 os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")  # read when nixl is first imported
+# A shell that starts the tests in the background has them, and so the processes that they start, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects

@@ -6,7 +6,6 @@ import base64
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,6 @@ SHOW = "from hicache_nixl import lab\nlab.panel()"
 def shown(tmp_path: Path) -> Panel:
     """A panel as it first comes up: leaky, 16 keys per call, page_first, libaio."""
     return Panel(tmp_path, 4096, BASELINE, LIMIT)
-
-
-@pytest.fixture
-def sigint() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where the shell that started the tests ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def picture_of(panel: Panel) -> tuple[bytes, str]:
@@ -111,7 +102,7 @@ class TestErrors:
         assert "+16 descriptors" in picture_of(shown)[1]
         assert shown.status.value.startswith("After 12 calls")
 
-    def test_an_interrupt_ends_the_worker_and_is_reported(self, shown, tmp_path, sigint):
+    def test_an_interrupt_ends_the_worker_and_is_reported(self, shown, tmp_path):
         def interrupt(change: Any) -> None:
             if change["new"].startswith("running call 3 "):
                 signal.raise_signal(signal.SIGINT)

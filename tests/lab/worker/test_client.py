@@ -27,13 +27,11 @@ from hicache_nixl.lab.worker.schedule import Schedule
 from hicache_nixl.lab.worker.setup import Setup
 
 PAGE = 4096  # bytes
-ENDLESS = Schedule.steady(200_000, 16)  # nobody waits for its end
+ENDLESS = Schedule.steady(200_000, 16)  # always interrupted
 
-# A process that replays until it is stopped; its one argument is the storage folder.  A shell that started
-# the tests in the background has them, and so their children, ignore SIGINT.
+# A process that replays until it is stopped; its one argument is the storage folder.
 ENDLESS_REPLAY = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys
 from hicache_nixl.lab.experiments.replay import replay
 from hicache_nixl.lab.worker.schedule import Schedule
 replay(Schedule.steady(200_000, 16), "try_finally", page_bytes=4096, storage_dir=sys.argv[1])
