@@ -127,7 +127,7 @@ def ratios_of_two(ratios: pd.DataFrame, labels: Sequence[str], runs: Sequence[st
     axes.axvline(1, color="0.6", linewidth=1)
     axes.errorbar(ratios.time_ratio, rows, xerr=errors, fmt="D", color=AFTER, markersize=4, capsize=2)
     axes.set_yticks(rows, labels)
-    axes.set_xlabel(f"time of {runs[1]} / time of {runs[0]} (95 % by the spread within the runs)")
+    axes.set_xlabel(f"time of {runs[1]} / time of {runs[0]} (95 % interval from the spread within each run)")
     figure.suptitle(title, x=0.01, ha="left")
     axes.margins(y=0.04)
     _ratio_scale(axes)

@@ -27,25 +27,24 @@ MARK = "comparison.json"  # marks a folder that may be replaced
 
 
 def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) -> Path:
-    """Make a page of two runs: claims that changed, ratios of times, figures overlaid, tables joined.
+    """Create a page of two runs: claims that changed, ratios of times, figures overlaid, tables joined.
 
     Parameters
     ----------
     a, b : path
         Folders of runs, or their names below ``runs/``.
     out : path, optional
-        The folder of the page; ``A-vs-B`` beside the first run when left out.  A comparison that is there
-        already is replaced.
+        The folder of the page; by default ``A-vs-B`` beside the first run.  An existing comparison is replaced.
 
     Returns
     -------
     pathlib.Path
-        Its ``index.html``, with ``claims.csv``, ``tables/`` and ``figures/`` beside it.
+        Its ``index.html``; ``claims.csv``, ``tables/`` and ``figures/`` are in the same folder.
 
     Raises
     ------
     ConfigError
-        When one of the two is no run, both are one, or ``out`` holds something else than a comparison.
+        When one of the two is not a run, both are the same run, or ``out`` contains other files.
     """
     first, second = read_record(a), read_record(b)
     if first.folder == second.folder:
@@ -75,7 +74,7 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
 
 
 def _make(folder: Path, runs: tuple[Record, Record]) -> None:
-    """Make the folder of a comparison, or empty one that was a comparison before; nothing else is written into."""
+    """Create the folder of a comparison, or empty that of an earlier comparison; refuse a folder of other files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not (folder / MARK).exists():
@@ -91,7 +90,7 @@ def _make(folder: Path, runs: tuple[Record, Record]) -> None:
 
 
 def _labels(a: Record, b: Record) -> tuple[str, str]:
-    """Name both runs; runs of one name by the shortest end of their paths that differs."""
+    """Name both runs; runs of the same name by the shortest part at the end of their paths that differs."""
     for length in range(1, max(len(a.folder.parts), len(b.folder.parts)) + 1):
         names = tuple("/".join(run.folder.parts[-length:]) for run in (a, b))
         if names[0] != names[1]:
@@ -100,7 +99,7 @@ def _labels(a: Record, b: Record) -> tuple[str, str]:
 
 
 def _side_by_side(first: dict[str, Any], second: dict[str, Any]) -> pd.DataFrame:
-    """Return what either says, with whether they say the same."""
+    """Return the facts of both runs, and whether they are equal."""
     rows = [
         (what, first.get(what, ""), second.get(what, ""), first.get(what) == second.get(what))
         for what in dict.fromkeys([*first, *second])
@@ -109,7 +108,7 @@ def _side_by_side(first: dict[str, Any], second: dict[str, Any]) -> pd.DataFrame
 
 
 def _parameters(a: Record, b: Record) -> pd.DataFrame:
-    """Return the parameters that differ, of notebooks that both ran."""
+    """Return the parameters that differ, of notebooks that are in both runs."""
     given = [
         {
             f"{name[:2]}: {parameter}": str(value)
@@ -128,13 +127,13 @@ def _titles(a: Record, b: Record) -> dict[str, str]:
 
 
 def _pairs(a: Record, b: Record) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """Return the tables that both runs have."""
+    """Return the tables that are in both runs."""
     first, second = a.tables(), b.tables()
     return [(name, read_table(first[name]), read_table(second[name])) for name in first if name in second]
 
 
 def _times(a: Record, b: Record, folder: Path, runs: tuple[str, str]) -> list[dict[str, Any]]:
-    """Compare every table that holds times pair by pair: its ratios, and their figure."""
+    """Compare every table of times: its ratios, and their figure."""
     found = []
     for name, first, second in _pairs(a, b):
         ratios = time_ratios(first, second)
@@ -146,9 +145,9 @@ def _times(a: Record, b: Record, folder: Path, runs: tuple[str, str]) -> list[di
 
 
 def _figures(a: Record, b: Record, folder: Path, runs: tuple[str, str]) -> list[dict[str, Any]]:
-    """Overlay the figures that both runs have; where no overlay fits, the two pictures stand side by side.
+    """Overlay the figures that are in both runs; where no overlay fits, show the two pictures side by side.
 
-    Figures of the same numbers, such as those of sets and of gets, have one overlay.
+    Figures of the same table, such as those of sets and of gets, share one overlay.
     """
     tables = {name: (first, second) for name, first, second in _pairs(a, b)}
     found: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -185,7 +184,7 @@ def _drawn(overlaid: Overlay | None, folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tables(a: Record, b: Record, folder: Path) -> dict[str, Any]:
-    """Join the tables of both runs; name those that cannot be, and those that only one run has."""
+    """Join the tables of both runs; list those that cannot be joined, and those of one run only."""
     found, apart = [], []
     for name, first, second in _pairs(a, b):
         joined = tables_side_by_side(first, second)

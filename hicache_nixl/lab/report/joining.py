@@ -1,4 +1,4 @@
-"""Two runs joined: claims that changed, tables row by row, ratios of their times."""
+"""Join two runs: claims that changed, tables row by row, ratios of times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..statistics import FEWEST, unpaired_ratio
 
-# What tells the rows of a table apart, in the order in which a reader wants them; everything else was measured.
+# Columns that identify a row, in the order in which they are shown; all other columns were measured.
 IDENTITY = (
     "notebook",
     "id",
@@ -37,9 +37,9 @@ IDENTITY = (
 
 
 def claims_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """Join two ledgers: ``expected``, ``measured``, ``verdict`` and ``cell`` of both, and what ``change`` there is.
+    """Join two ledgers: ``expected``, ``measured``, ``verdict`` and ``cell`` of both runs, and the ``change``.
 
-    ``change`` is empty where the verdict is the same and what was expected is, too: the numbers of a time differ
+    ``change`` is empty where verdict and expected value are the same.  Measured values may differ, since times differ
     from run to run.
 
     Examples
@@ -65,20 +65,20 @@ def _change(row: Any) -> str:
     if row.verdict_a != row.verdict_b:
         return f"{row.verdict_a} -> {row.verdict_b}"
     if row.verdict_a == "fails" and row.measured_a != row.measured_b:
-        return "fails with another number"
-    return "another expectation" if row.expected_a != row.expected_b and _is_count(row.expected_a) else ""
+        return "fails with another value"
+    return "expected value changed" if row.expected_a != row.expected_b and _is_count(row.expected_a) else ""
 
 
 def _is_count(expected: str) -> bool:
-    """Tell a count from a margin, which may itself come from what was measured."""
+    """Return whether an expected value is a count, rather than a margin."""
     return not expected.startswith(("at most", "above")) and "within its interval" not in expected
 
 
 def identity(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
-    """Return the columns that tell the rows of two tables apart.
+    """Return the columns that identify rows in two tables.
 
-    One that has a single value in each table, and another one in each, is what the runs differ in, such as the
-    queue: it tells no rows apart.
+    A column that has one value in the first table and another in the second, such as the queue, is a difference
+    between the runs and does not identify rows.
 
     Examples
     --------
@@ -91,8 +91,8 @@ def identity(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     ]
 
 
-def told_apart_by(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
-    """Return the columns that tell every row of two tables apart; none when there are no such columns."""
+def row_keys(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    """Return the columns that identify each row of both tables; empty when some rows have the same values."""
     keys = identity(a, b)
     if not keys or a.duplicated(keys).any() or b.duplicated(keys).any():
         return []
@@ -105,10 +105,10 @@ def tables_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame,
     Returns
     -------
     tuple or None
-        The rows of both, by the columns of ``IDENTITY`` that they have: ``NAME a`` and ``NAME b`` of what differs
-        anywhere; and the names of the columns that are the same in both.  None when no columns tell the rows apart.
+        The rows of both, joined by the columns of ``IDENTITY`` that they have, with ``NAME a`` and ``NAME b`` for each
+        column that differs; and the names of the columns that are equal.  None when no columns identify the rows.
     """
-    keys = told_apart_by(a, b)
+    keys = row_keys(a, b)
     if not keys:
         return None
     both = a.merge(b, on=keys, how="outer", suffixes=(" a", " b"), sort=False)
@@ -123,14 +123,14 @@ def _equal(first: pd.Series, second: pd.Series) -> bool:
 
 
 def time_ratios(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame | None:
-    """Compare the times of two runs point by point, where a table holds them pair by pair.
+    """Compare the times of two runs point by point, for a table with a row per pair.
 
     Returns
     -------
     pandas.DataFrame or None
-        Per point the median milliseconds of both runs, and ``time_ratio`` (second over first) with ``low`` and
-        ``high``: the runs were not made side by side, so the interval is that of two samples, not of pairs.  None
-        for a table without times, or when the runs share no point.
+        For each point, the median milliseconds of both runs, and ``time_ratio`` (second over first) with ``low`` and
+        ``high``.  The runs did not alternate, so the interval is that of two independent samples, not of pairs.  None
+        for a table without times, or when the runs have no point in common.
     """
     if not {"seconds", "pair"} <= set(a.columns) & set(b.columns):
         return None

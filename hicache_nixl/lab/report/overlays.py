@@ -1,4 +1,4 @@
-"""Which figure shows two tables of one name in one: chosen by their columns."""
+"""Draw the tables of two runs in one figure, chosen by the columns of the tables."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures import counts_of_two, intervals_of_two, ratios_of_two
-from .joining import IDENTITY, time_ratios, told_apart_by
+from .joining import IDENTITY, row_keys, time_ratios
 from .pages import is_number
 
-COUNTS = {  # a table's counts: what they are drawn over
+COUNTS = {  # columns of counts, and the column that each is drawn over
     "open_fds": "call",
     "left": "keys",
 }
@@ -21,7 +21,7 @@ COUNTS = {  # a table's counts: what they are drawn over
 
 @dataclass(frozen=True)
 class Overlay:
-    """A figure of two runs, with what it says and what it shows."""
+    """A figure of two runs, with its title and alt text."""
 
     figure: Figure
     title: str
@@ -29,12 +29,12 @@ class Overlay:
 
 
 def overlay(a: pd.DataFrame, b: pd.DataFrame, column: str, runs: Sequence[str]) -> Overlay | None:
-    """Draw two tables of one name in one figure; None when their columns fit none.
+    """Draw the same table of two runs in one figure; None when no figure fits its columns.
 
     Parameters
     ----------
     column : str
-        What the figure of a single run is named after; a column of that name is drawn, else what is known.
+        The column to draw, if the tables have it; otherwise one of ``COUNTS``.
     """
     shared = set(a.columns) & set(b.columns)
     for value in ("time_ratio", "per_call"):
@@ -56,7 +56,7 @@ def overlay(a: pd.DataFrame, b: pd.DataFrame, column: str, runs: Sequence[str]) 
 
 
 def _intervals(a: pd.DataFrame, b: pd.DataFrame, value: str, runs: Sequence[str]) -> Overlay | None:
-    keys = told_apart_by(a, b)
+    keys = row_keys(a, b)
     both = a.merge(b, on=keys, suffixes=("_a", "_b")) if keys else a[:0]
     if both.empty:
         return None
@@ -68,8 +68,11 @@ def _intervals(a: pd.DataFrame, b: pd.DataFrame, value: str, runs: Sequence[str]
     )
     apart = int(((first.low > second.high) | (second.low > first.high)).sum())
     exact = bool((first.low == first.high).all() and (second.low == second.high).all())
-    what = f"{value.replace('_', ' ')}: the counts" if exact else "The intervals"
-    title = f"{what} of the two runs lie apart at {apart} of {len(both)} points"
+    title = f"The intervals of the two runs do not overlap at {apart} of {len(both)} points"
+    if not apart:
+        title = f"The intervals of the two runs overlap at all {len(both)} points"
+    if exact:
+        title = f"{value.replace('_', ' ')}: different at {apart} of {len(both)} points"
     alt = f"Estimates of {runs[0]} and {runs[1]} with their intervals, {len(both)} points."
     labels = _labels(both, [name for name in keys if name != "unit"])
     return Overlay(intervals_of_two(first, second, labels, value, runs, title), title, alt)
@@ -80,7 +83,7 @@ def _times(a: pd.DataFrame, b: pd.DataFrame, runs: Sequence[str]) -> Overlay | N
     if ratios is None:
         return None
     slower, faster = int((ratios.low > 1).sum()), int((ratios.high < 1).sum())
-    title = f"{runs[1]} / {runs[0]}: above 1 at {slower} of {len(ratios)} points, below at {faster}, by the spread within the runs"
+    title = f"{runs[1]} was slower than {runs[0]} at {slower} of {len(ratios)} points, and faster at {faster}"
     alt = f"Ratio of the times of {runs[1]} to those of {runs[0]} with its interval, {len(ratios)} points."
     keys = [name for name in IDENTITY if name in ratios]
     return Overlay(ratios_of_two(ratios, _labels(ratios, keys), runs, title), title, alt)
@@ -88,7 +91,7 @@ def _times(a: pd.DataFrame, b: pd.DataFrame, runs: Sequence[str]) -> Overlay | N
 
 def _counts(a: pd.DataFrame, b: pd.DataFrame, over: str, column: str, runs: Sequence[str]) -> Overlay | None:
     by = next((name for name in ("connector", "kind") if name in a and name in b), "")
-    keys = told_apart_by(a, b)
+    keys = row_keys(a, b)
     if not keys:
         return None
     both = a.merge(b, on=keys, suffixes=("_a", "_b"))
@@ -102,14 +105,14 @@ def _counts(a: pd.DataFrame, b: pd.DataFrame, over: str, column: str, runs: Sequ
 
 
 def _labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """Name rows by what differs between them."""
+    """Label rows by the values that differ between them."""
     telling = [name for name in keys if table[name].nunique() > 1] or list(keys)[:1]
     rows = table[telling].itertuples(index=False)
     return [", ".join(_label(*part) for part in zip(telling, row, strict=True)) for row in rows]
 
 
 def _label(name: str, value: object) -> str:
-    """Name a value so that it can be understood without its column: ``keys 16``, ``not direct``, ``libaio``."""
+    """Describe a value so that it can be read without its column: ``keys 16``, ``not direct``, ``libaio``."""
     if isinstance(value, bool | np.bool_):
         return name if value else f"not {name}"
     return f"{name} {value}" if is_number(value) else str(value)

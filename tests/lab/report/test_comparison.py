@@ -52,9 +52,9 @@ class TestClaims:
             (
                 ledger(measured="3", verdict="fails"),
                 ledger(measured="4", verdict="fails"),
-                "fails with another number",
+                "fails with another value",
             ),
-            (ledger(), ledger(expected="3", measured="3"), "another expectation"),
+            (ledger(), ledger(expected="3", measured="3"), "expected value changed"),
             (ledger("at most 1.2", "1.0 [0.9, 1.1]"), ledger("at most 1.3", "1.1 [1.0, 1.2]"), ""),
             (
                 ledger("at most 1.2", "1.0 [0.9, 1.1]"),
@@ -148,21 +148,21 @@ class TestOverlay:
     @pytest.mark.parametrize(
         ("a", "b", "title"),
         [
-            (RATIOS, RATIOS, "The intervals of the two runs lie apart at 0 of 2 points"),
+            (RATIOS, RATIOS, "The intervals of the two runs overlap at all 2 points"),
             (
                 RATIOS,
                 RATIOS.assign(time_ratio=3.0, low=2.9, high=3.1),
-                "The intervals of the two runs lie apart at 2 of 2 points",
+                "The intervals of the two runs do not overlap at 2 of 2 points",
             ),
             (
                 times(),
                 times(3.0),
-                "b / a: above 1 at 4 of 4 points, below at 0, by the spread within the runs",
+                "b was slower than a at 4 of 4 points, and faster at 0",
             ),
             (
                 times(),
                 times(0.3),
-                "b / a: above 1 at 0 of 4 points, below at 4, by the spread within the runs",
+                "b was slower than a at 0 of 4 points, and faster at 4",
             ),
             (
                 pd.DataFrame({"call": [1, 2], "open_fds": [2, 4]}),
@@ -172,7 +172,7 @@ class TestOverlay:
             (
                 pd.DataFrame({"step": ["open", "post"], "kind": ["error", "error"], "most_fds": [4, 4]}),
                 pd.DataFrame({"step": ["open", "post"], "kind": ["error", "error"], "most_fds": [4, 0]}),
-                "most fds: the counts of the two runs lie apart at 1 of 2 points",
+                "most fds: different at 1 of 2 points",
             ),
         ],
     )
@@ -227,7 +227,7 @@ class TestPage:
         assert "ssd: 2 of 2 claims hold" in text
         assert "nvme: 1 of 2 claims hold, 1 fail" in text
         assert re.search(r"growth holds -> fails 2 ✓ holds , cell 0 3 ✗ fails , cell 0", text)
-        assert "nvme / ssd: above 1 at 4 of 4 points" in text
+        assert "nvme was slower than ssd at 4 of 4 points" in text
 
     def test_its_links_lead_to_cells_of_both_runs(self, two):
         page = compare_runs(*two)
@@ -258,7 +258,7 @@ class TestPage:
         pd.DataFrame({"fd": [4]}).to_csv(two[1] / "tables" / f"{LEAVES}_files.csv", index=False)
         pd.DataFrame({"call": [1]}).to_csv(two[1] / "tables" / f"{LEAVES}_more.csv", index=False)
         text = text_of(compare_runs(*two))
-        assert f"Not joined, since nothing tells their rows apart: {LEAVES}_files." in text
+        assert f"Not joined, because no columns identify their rows: {LEAVES}_files." in text
         assert f"Only in nvme: {LEAVES}_more." in text
 
     def test_runs_of_one_name_are_told_apart_by_their_folders(self, tmp_path):
