@@ -1,3 +1,7 @@
+from .connectors import available as available
+from .connectors import expected as expected
+from .connectors import peers as peers
+from .connectors import same_counts as same_counts
 from .experiments.alternating import alternating as alternating
 from .experiments.compare import compare as compare
 from .experiments.compare import left_per_key as left_per_key
@@ -6,6 +10,8 @@ from .experiments.deleting import deletion_times as deletion_times
 from .experiments.fault_matrix import every_fault as every_fault
 from .experiments.fault_matrix import fault_summary as fault_summary
 from .experiments.fault_matrix import patch as patch
+from .experiments.law import left_by_calls as left_by_calls
+from .experiments.law import traced_set as traced_set
 from .experiments.panel import panel as panel
 from .experiments.publishing import publish_times as publish_times
 from .experiments.replay import replay as replay
@@ -17,6 +23,7 @@ from .experiments.review import release_facts as release_facts
 from .experiments.waiting import large_transfer as large_transfer
 from .experiments.waiting import small_transfer as small_transfer
 from .experiments.waiting import waits as waits
+from .runs.begin import begin as begin
 from .runs.claims import above as above
 from .runs.claims import at_most as at_most
 from .runs.claims import exactly as exactly

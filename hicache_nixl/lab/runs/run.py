@@ -59,6 +59,7 @@ class Run:
         self.notebook = notebook
         self.folder = Path(run_dir) if run_dir else runs_folder() / INTERACTIVE
         self.strict = strict
+        self.storage_dir = parameters.get("storage_dir") or None
         self.files = RunFolder(self.folder)
         self._claims: dict[str, _Stated] = {}
         self._figures: dict[str, dict[str, Any]] = {}
@@ -92,7 +93,7 @@ class Run:
         """
         if not alt.strip():
             raise ValueError(f"figure {name!r} has no alt text")
-        title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+        title = " ".join((figure.get_suptitle() or figure.axes[0].get_title(loc="left")).split())
         figure.savefig(self.files.figure(self.notebook, name), dpi=150, metadata={"Description": alt})
         if get_ipython() is not None:
             display(figure, metadata={"image/png": {"alt": alt}})

@@ -1,0 +1,79 @@
+"""The connectors of the investigation: ours, the releases beside them, and what is expected of each.
+
+The list, and every number that a notebook expects of a connector, is in ``data/connectors.csv``.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pandas as pd
+
+from ..resources import resource
+from .worker.releases import PREFIX, at_hand
+
+TABLE = "data/connectors.csv"
+REASON = "not run because"
+COUNTED = ["open_fds", "storage_fds", "registrations"]
+
+
+@functools.cache
+def _table() -> pd.DataFrame:
+    return pd.read_csv(resource(TABLE)).astype({"fds_per_register_files": "Int64"}).set_index("connector")
+
+
+def expected() -> pd.DataFrame:
+    """Return what each connector is expected to do: a row for each, by name.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``role`` (``"before"`` the fix, ``"fix"``, ``"owned"``, ``"newest"``), ``fds_per_key`` and
+        ``registrations_per_key`` that a set or get of multi-head pages leaves, the columns of ``release_facts``,
+        ``fds_per_register_files`` (missing where there is no such method) and ``tracebacks_inside``, how often
+        its source imports ``traceback`` inside a function.
+
+    Examples
+    --------
+    >>> expected().role["leaky"], int(expected().fds_per_key["leaky"])
+    ('before', 2)
+    """
+    return _table().copy()
+
+
+def peers(*roles: str) -> pd.DataFrame:
+    """Fetch the released connectors of some roles, or all of them, for the table ``released`` of a notebook.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``connector`` and ``not run because``: the reason for each that is not available here, else empty.
+    """
+    known = _table()
+    names = [
+        name for name, role in known.role.items() if name.startswith(PREFIX) and (not roles or role in roles)
+    ]
+    return pd.DataFrame(at_hand(names).items(), columns=["connector", REASON])
+
+
+def available(released: pd.DataFrame) -> list[str]:
+    """Return the connectors of ``peers`` that can run here.
+
+    Examples
+    --------
+    >>> available(pd.DataFrame({"connector": ["a", "b"], "not run because": ["", "no registry"]}))
+    ['a']
+    """
+    return released.connector[released[REASON] == ""].tolist()
+
+
+def same_counts(table: pd.DataFrame, other: pd.DataFrame) -> int:
+    """Return after how many calls two replays have the same descriptors and registrations.
+
+    Examples
+    --------
+    >>> calls = pd.DataFrame({"open_fds": [6, 8], "storage_fds": [0, 2], "registrations": [4, 8]})
+    >>> same_counts(calls, calls.assign(registrations=[4, 4]))
+    1
+    """
+    return int((table[COUNTED].to_numpy() == other[COUNTED].to_numpy()).all(axis=1).sum())
