@@ -23,12 +23,14 @@ from .experiments.review import release_facts as release_facts
 from .experiments.waiting import large_transfer as large_transfer
 from .experiments.waiting import small_transfer as small_transfer
 from .experiments.waiting import waits as waits
+from .figures.words import first_emfile as first_emfile
 from .runs.begin import begin as begin
 from .runs.claims import above as above
 from .runs.claims import at_most as at_most
 from .runs.claims import exactly as exactly
 from .runs.claims import no_slower as no_slower
 from .runs.provenance import describe as describe
+from .runs.provenance import file_system as file_system
 from .runs.run import Run as Run
 from .statistics import PAIRS as PAIRS
 from .statistics import Estimate as Estimate

@@ -1,9 +1,9 @@
-"""Every figure draws from small tables, has its answer as the title, and labels what it shows."""
+"""Every figure draws what is in its tables, and its title, labels and alt text follow from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from io import BytesIO
+from itertools import combinations
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -13,19 +13,35 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from measured import (
+    BASELINE,
+    BENCHMARK,
+    BENCHMARK_TIMES,
+    CREATED,
+    FACTS,
+    FAULTS,
+    INTO_LIMIT,
+    LAW,
+    LIMIT,
+    PR,
+    PR_FLAT,
+    RATIOS,
+    SLOWER,
+    TIMES,
+)
 
 from hicache_nixl.lab import figures
-from hicache_nixl.lab.experiments.replay import COLUMNS
-from hicache_nixl.lab.statistics import ratio_table
-from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds, recorded_log
+from hicache_nixl.lab.worker.schedule import recorded_log
 from hicache_nixl.watch.figure import watched
 from hicache_nixl.watch.verdict import KINDS, Watch
 
 matplotlib.use("Agg")
 
 TITLE = "The answer of this figure"
-BASELINE = 135
-LIMIT = 4200
+RECORDED = recorded_log()
+BOTH = {"leaky": PR, "try_finally": PR_FLAT}
+PAIR = ("leaky", "try_finally")
 
 
 @pytest.fixture(autouse=True)
@@ -33,60 +49,6 @@ def closed_figures() -> Iterator[None]:
     yield
     plt.close("all")
 
-
-def replayed(schedule: Schedule, per_key: int = 2, limit: int | None = None) -> pd.DataFrame:
-    """A replay as the law predicts it; what does not fit below the limit meets EMFILE."""
-    open_fds, failure = predicted_fds(schedule, per_key, BASELINE, limit)
-    table = pd.DataFrame(
-        {
-            "call": range(1, len(schedule) + 1),
-            "operation": [call.operation for call in schedule],
-            "keys": [call.keys for call in schedule],
-            "open_fds": open_fds,
-        }
-    )
-    fails = table.call >= (failure or len(schedule) + 1)
-    table["errno"] = np.where(fails, 24, 0)
-    table["pages_ok"] = np.where(fails, 0, table["keys"])
-    table["registrations"] = 4 * table.pages_ok.cumsum()
-    return table.reindex(columns=[column for column in COLUMNS if column in table])
-
-
-def timed(repeats: int = 6) -> pd.DataFrame:
-    """A comparison of two page sizes, sets and gets."""
-    rng = np.random.default_rng(3)
-    return pd.DataFrame(
-        [
-            {"page_bytes": size, "pair": pair, "arm": arm, "operation": operation, "bytes": 8 * size}
-            | {"seconds": size * 1e-6 * rng.lognormal(0, 0.2)}
-            for size in (4096, 65536)
-            for pair in range(repeats)
-            for arm in ("leaky", "try_finally")
-            for operation in ("set", "get")
-        ]
-    )
-
-
-PR = replayed(Schedule.pr24671())
-PR_FLAT = PR.assign(open_fds=BASELINE)
-INTO_LIMIT = replayed(Schedule.pr24671() + Schedule.steady(6, 128), limit=LIMIT)
-TIMES = timed()
-RATIOS = ratio_table(TIMES, ["operation", "page_bytes"], "leaky", "try_finally")
-LAW = pd.DataFrame(
-    [
-        {"operation": "set", "keys": keys, "left": per_key * keys, "per_key": per_key, "kind": kind}
-        for per_key, kind in ((2, "multi-head, page_first"), (1, "MLA, page_first"), (1, "MLA, layer_first"))
-        for keys in (1, 4, 16)
-    ]
-)
-FAULTS = pd.DataFrame({"step": ["open", "post"], "kind": ["error", "interrupt"], "most_fds": [0, 16]})
-SLOWER = PR.assign(seconds=1e-3, rss_bytes=2**28 + PR.registrations * 50)
-BENCHMARK = ratio_table(
-    pd.concat([TIMES.assign(direct=direct, queue="libaio") for direct in (False, True)]),
-    ["operation", "direct", "queue", "page_bytes"],
-    "leaky",
-    "try_finally",
-)
 
 RUNS = ("ssd", "nvme")
 SECONDS = np.arange(60)
@@ -101,25 +63,25 @@ def drawn_server(table: pd.DataFrame) -> Figure:
     return watched(recorded_log(), table, Watch.of(table), TITLE)
 
 
-DRAWN: dict[str, Callable[[], Figure]] = {
-    "growth": lambda: figures.growth(PR, recorded_log(), BASELINE, TITLE),
-    "steps": lambda: figures.steps(INTO_LIMIT, BASELINE, LIMIT, "try_finally", TITLE),
-    "law": lambda: figures.law(LAW, TITLE),
-    "end": lambda: figures.end(INTO_LIMIT, BASELINE, LIMIT, TITLE),
-    "hero": lambda: figures.hero(INTO_LIMIT, PR_FLAT, recorded_log(), BASELINE, LIMIT, TITLE),
-    "two_counts": lambda: figures.two_counts(
-        {"leaky": PR, "try_finally": PR_FLAT}, "open_fds", "open descriptors", BASELINE, TITLE
-    ),
-    "faults": lambda: figures.faults({"leaky": FAULTS, "try_finally": FAULTS.assign(most_fds=0)}, TITLE),
+MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt text of their own
+    "growth": lambda: figures.growth(PR, RECORDED),
+    "law": lambda: figures.law(LAW),
+    "end": lambda: figures.end(INTO_LIMIT, LIMIT),
+    "hero": lambda: figures.hero(INTO_LIMIT, PR_FLAT, RECORDED, LIMIT),
+    "two_counts": lambda: figures.two_counts(BOTH, "open_fds", "open descriptors"),
+    "faults": lambda: figures.faults({"leaky": FAULTS, "try_finally": FAULTS.assign(most_fds=0)}),
     "second_leak": lambda: figures.second_leak(
-        {"try_finally": SLOWER, "scoped": SLOWER.assign(registrations=1)}, TITLE
+        {"try_finally": SLOWER, "scoped": SLOWER.assign(registrations=1)}
     ),
-    "benchmarks": lambda: figures.benchmarks(BENCHMARK, ("leaky", "try_finally"), TITLE),
-    "pairs_and_ratios": lambda: figures.pairs_and_ratios(
-        TIMES, RATIOS, "page_bytes", ["4 KiB", "64 KiB"], "set", TITLE
-    ),
-    "over_calls": lambda: figures.over_calls(TIMES, TITLE),
-    "latency": lambda: figures.latency(TIMES, TITLE),
+    "behaviours": lambda: figures.behaviours(FACTS),
+    "creation": lambda: figures.creation(CREATED, "ext4"),
+    "benchmarks": lambda: figures.benchmarks(BENCHMARK_TIMES, BENCHMARK, PAIR),
+    "pairs_and_ratios": lambda: figures.pairs_and_ratios(TIMES, RATIOS, "page_bytes", "set"),
+    "over_calls": lambda: figures.over_calls(TIMES),
+    "latency": lambda: figures.latency(TIMES),
+}
+TITLED: dict[str, Callable[[], Figure]] = {  # with a title that their caller works out
+    "steps": lambda: figures.steps(INTO_LIMIT, BASELINE, LIMIT, "try_finally", TITLE),
     "counts_of_two": lambda: figures.counts_of_two(PR, PR_FLAT, "call", "open_fds", RUNS, TITLE),
     "intervals_of_two": lambda: figures.intervals_of_two(
         RATIOS, RATIOS.assign(unit="us"), list("abcd"), "time_ratio", RUNS, TITLE
@@ -127,6 +89,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "ratios_of_two": lambda: figures.ratios_of_two(RATIOS, list("abcd"), RUNS, TITLE),
     "watched": lambda: drawn_server(SERVER),
 }
+DRAWN = {**{name: lambda draw=draw: draw().figure for name, draw in MEASURED.items()}, **TITLED}
 
 
 def texts(figure: Figure) -> list[str]:
@@ -137,18 +100,46 @@ def lines_with(figure: Figure, marker: str) -> list[Line2D]:
     return [line for line in figure.findobj(Line2D) if line.get_marker() == marker and len(line.get_xdata())]
 
 
+def rendered(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Draw a figure and return its visible texts with the places that they take."""
+    figure.canvas.draw()
+    found = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    ticks = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in (*axis.majorTicks, *axis.minorTicks)
+        for label in (tick.label1, tick.label2)
+    }
+    shown = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis._update_ticks()
+        for label in (tick.label1, tick.label2)
+        if label.get_visible()
+    }
+    kept = [text for text in found if text not in ticks or text in shown]
+    return [(text.get_text(), text.get_window_extent()) for text in kept]
+
+
 class TestEveryFigure:
     def test_every_figure_of_the_lab_is_drawn_here(self):
-        assert {*figures.__all__, "watched"} == set(DRAWN)
+        assert {*figures.__all__, "watched"} - {"Drawn"} == set(DRAWN)
 
     @pytest.mark.parametrize("name", DRAWN)
-    def test_it_has_its_title_and_becomes_a_picture(self, name):
+    def test_every_text_lies_within_the_picture_and_covers_no_other(self, name):
         figure = DRAWN[name]()
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png")
-        assert buffer.getvalue().startswith(b"\x89PNG")
-        assert len(buffer.getvalue()) > 5000
-        assert texts(figure).count(TITLE) == 1
+        shown, whole = rendered(figure), figure.bbox.padded(1)
+        outside = [
+            text for text, box in shown if not all(map(whole.contains, *zip(box.min, box.max, strict=True)))
+        ]
+        covered = [
+            (one, other)
+            for (one, box), (other, place) in combinations(shown, 2)
+            if (common := Bbox.intersection(box, place)) and min(common.size) > 2
+        ]
+        assert (outside, covered) == ([], [])
 
     @pytest.mark.parametrize("name", DRAWN)
     def test_every_axis_that_counts_something_says_what(self, name):
@@ -161,6 +152,13 @@ class TestEveryFigure:
         before = dict(matplotlib.rcParams)
         DRAWN[name]()
         assert dict(matplotlib.rcParams) == before
+
+    @pytest.mark.parametrize("name", MEASURED)
+    def test_the_alt_text_says_what_the_title_says(self, name):
+        drawn = MEASURED[name]()
+        assert len(drawn.title) > 20
+        numbers = [word for word in drawn.title.rstrip(".").replace(",", " ").split() if word.isdigit()]
+        assert [number for number in numbers if number not in drawn.alt] == []
 
 
 class TestGrowth:
@@ -177,15 +175,10 @@ class TestGrowth:
         assert steps.get_ydata()[-1] == 4167
         assert steps.get_drawstyle() == "steps-post"
 
-    def test_the_padding_is_said(self):
-        assert any(text.startswith(f"{BASELINE} before the first call") for text in texts(DRAWN["growth"]()))
-
-
-class TestLaw:
-    def test_both_slopes_are_labelled_with_their_kinds_of_pages(self):
-        shown = "\n".join(texts(DRAWN["law"]()))
-        assert "+2 per key:\nmulti-head, page_first" in shown
-        assert "+1 per key:\nMLA, page_first\nMLA, layer_first" in shown
+    def test_a_released_connector_is_drawn_as_dots_that_are_named(self):
+        figure = figures.growth(PR, RECORDED, {"sglang==0.5.11": PR}).figure
+        assert lines_with(figure, ".")[0].get_ydata().tolist() == PR.open_fds.tolist()
+        assert any("SGLang 0.5.11, as released" in text for text in texts(figure))
 
 
 class TestLimit:
@@ -206,19 +199,16 @@ class TestLimit:
 
     @pytest.mark.parametrize(
         "draw",
-        [
-            lambda: figures.end(PR, BASELINE, 20000, TITLE),
-            lambda: figures.hero(PR, PR_FLAT, recorded_log(), BASELINE, 20000, TITLE),
-        ],
+        [lambda: figures.end(PR, 20000), lambda: figures.hero(PR, PR_FLAT, RECORDED, 20000)],
         ids=["end", "hero"],
     )
     def test_there_is_no_cross_where_the_limit_was_not_met(self, draw):
-        figure = draw()
+        figure = draw().figure
         assert lines_with(figure, "x") == []
-        assert not any("EMFILE" in text for text in texts(figure))
+        assert not any(text.startswith("EMFILE") for text in texts(figure))
         assert "RLIMIT_NOFILE = 20000" in texts(figure)
 
-    def test_the_share_of_right_pages_falls_to_nothing(self):
+    def test_the_share_of_correct_pages_falls_to_nothing(self):
         shares = [line.get_ydata() for line in DRAWN["end"]().axes[1].lines]
         assert {float(share) for line in shares for share in line} == {0.0, 1.0}
 
@@ -226,21 +216,19 @@ class TestLimit:
 class TestHero:
     def test_before_and_after_share_one_linear_axis_from_0(self):
         left, right = DRAWN["hero"]().axes
-        assert (left.get_title(loc="left"), right.get_title(loc="left")) == (
+        assert [axes.get_title(loc="left") for axes in (left, right)] == [
             "before (leaky)",
             "after (try_finally)",
-        )
+        ]
         assert left.get_ylim() == right.get_ylim()
         assert left.get_ylim()[0] == 0
         assert left.get_yscale() == "linear"
 
-    def test_it_has_the_slope_the_rings_and_the_padding(self):
-        figure = DRAWN["hero"]()
-        shown = texts(figure)
-        assert "+2 fds per key" in shown
-        assert {"PR: 167", "PR: 1351", "PR: 4167"} <= set(shown)
-        assert any(text.startswith(f"{BASELINE} before the first call") for text in shown)
-        assert len(lines_with(figure, "o")) == 1
+    def test_each_panel_draws_its_table(self):
+        left, right = DRAWN["hero"]().axes
+        for axes, table in ((left, INTO_LIMIT), (right, PR_FLAT)):
+            steps = max(axes.lines, key=lambda line: len(line.get_xdata()))
+            assert list(steps.get_ydata())[1:-1] == table.open_fds.tolist()
 
 
 class TestComparisons:
@@ -248,22 +236,30 @@ class TestComparisons:
         assert {"before (leaky)", "after (try_finally)"} <= set(texts(DRAWN["two_counts"]()))
 
     def test_two_counts_draws_the_column_that_it_is_given(self):
-        tables = {"leaky": PR, "try_finally": PR_FLAT}
-        figure = figures.two_counts(tables, "registrations", "live registrations", 0, TITLE)
+        figure, _ = figures.two_counts(BOTH, "registrations", "live registrations")
         assert figure.axes[0].get_ylabel() == "live registrations"
         assert figure.axes[0].lines[0].get_ydata()[-1] == PR.registrations.iloc[-1]
 
-    def test_faults_names_every_step_and_kind(self):
-        assert {"open: error", "post: interrupt"} <= set(texts(DRAWN["faults"]()))
+    def test_faults_names_every_step_and_kind_and_draws_the_most_that_is_left(self):
+        figure = DRAWN["faults"]()
+        assert {"open: error", "post: interrupt"} <= set(texts(figure))
+        drawn = [list(line.get_xdata()) for line in figure.axes[0].lines]
+        assert drawn == [[0, 16], [0, 0]]
 
     def test_second_leak_has_a_panel_for_each_thing_that_grows(self):
-        titles = [axes.get_title(loc="left") for axes in DRAWN["second_leak"]().axes]
-        assert titles == ["live registrations", "ms per get", "MiB since the first call"]
+        axes = DRAWN["second_leak"]().axes
+        assert [panel.get_title(loc="left") for panel in axes] == [
+            "live registrations",
+            "ms per get",
+            "MiB since the first call",
+        ]
+        assert list(axes[0].lines[0].get_ydata()) == SLOWER.registrations.tolist()
 
-    def test_a_released_connector_is_drawn_as_dots_that_are_named(self):
-        figure = figures.growth(PR, recorded_log(), BASELINE, TITLE, {"sglang==0.5.11": PR})
-        assert lines_with(figure, ".")[0].get_ydata().tolist() == PR.open_fds.tolist()
-        assert any("SGLang 0.5.11, as released" in text for text in texts(figure))
+    def test_behaviours_has_a_cell_for_each_fact_coloured_by_what_it_is(self):
+        axes = DRAWN["behaviours"]().axes[0]
+        cells = {text.get_text() for text in axes.texts}
+        assert {"16", "32", "7", "yes", "no"} <= cells
+        assert len({patch.get_facecolor() for patch in axes.patches}) == 2
 
     def test_benchmarks_name_every_point_and_both_arms(self):
         figure = DRAWN["benchmarks"]()
@@ -271,7 +267,7 @@ class TestComparisons:
         assert points == [
             f"{cache}, libaio, {size} KiB" for cache in ("page cache", "O_DIRECT") for size in (4, 64)
         ]
-        assert "time of try_finally / time of leaky" in figure.axes[1].get_xlabel()
+        assert "time of after (try_finally) / time of before (leaky)" in figure.axes[1].get_xlabel()
 
     def test_every_pair_is_a_line_from_before_to_after(self):
         left = DRAWN["pairs_and_ratios"]().axes[0]
@@ -279,7 +275,7 @@ class TestComparisons:
         assert len(pairs) == 2 * TIMES.pair.nunique()
         assert all(line.get_xdata()[1] > line.get_xdata()[0] for line in pairs)
 
-    def test_ratios_have_their_cells_and_intervals_beside_the_line_of_no_difference(self):
+    def test_ratios_have_their_points_and_intervals_beside_the_line_of_no_difference(self):
         right = DRAWN["pairs_and_ratios"]().axes[1]
         assert [label.get_text() for label in right.get_yticklabels()] == ["4 KiB", "64 KiB"]
         assert "95 % interval" in right.get_xlabel()

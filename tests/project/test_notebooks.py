@@ -15,6 +15,7 @@ from jupyter_client import KernelManager
 
 from hicache_nixl import lab
 from hicache_nixl.lab import figures, plan
+from hicache_nixl.lab.worker.setup import Setup
 
 NOTEBOOKS = plan.notebooks()
 PARAMETERS = {name: papermill.inspect_notebook(str(path)) for name, path in NOTEBOOKS.items()}
@@ -34,7 +35,16 @@ ASKED_FOR = {
 }
 KERNEL = "hicache-nixl"
 TYPES = {"str", "int", "float", "bool", "list"}
-LONGEST_CELL = 20  # lines that are not blank
+LONGEST_CELL = 12  # lines that are not blank
+MOST_CELLS = 13  # of code: parameters, begin, about ten, finish
+MOST_WORDS = 650
+BEGUN = {
+    "storage_dir",
+    "run_dir",
+    "strict",
+    "keys_per_call",
+    *Setup.__dataclass_fields__,
+}  # used by lab.begin
 
 
 @pytest.fixture(params=NOTEBOOKS)
@@ -58,8 +68,12 @@ def test_the_kernel_that_they_name_is_registered_and_runs_in_this_environment():
     assert manager.format_kernel_cmd()[0] == sys.executable
 
 
-def test_there_are_four_numbered_from_01():
-    assert [name[:3] for name in NOTEBOOKS] == ["01_", "02_", "03_", "04_"]
+def test_they_are_numbered_in_the_order_in_which_each_names_the_next():
+    names = list(NOTEBOOKS)
+    assert [name[:3] for name in names] == [f"{number:02}_" for number in range(1, len(names) + 1)]
+    prose = [prose_of(nbformat.read(path, as_version=4)) for path in NOTEBOOKS.values()]
+    following = [re.findall(r"\*\*Next:\*\* `(\w+)`", text) for text in prose]
+    assert following == [*([name] for name in names[1:]), []]
 
 
 class TestParameters:
@@ -96,7 +110,8 @@ class TestParameters:
             for node in ast.walk(ast.parse(cell.source))
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
         }
-        assert set(PARAMETERS[name]) - used == set()
+        assert set(PARAMETERS[name]) - used - BEGUN == set()
+        assert "setup" in used or not set(PARAMETERS[name]) & set(Setup.__dataclass_fields__)
 
 
 class TestProfiles:
@@ -136,6 +151,13 @@ class TestCells:
         lengths = {cell.source: sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code}
         assert [source for source, length in lengths.items() if length > LONGEST_CELL] == []
 
+    def test_there_are_few_cells(self, code):
+        assert len(code) <= MOST_CELLS
+
+    def test_no_version_of_sglang_is_written_in_a_cell(self, code):
+        """They come from ``data/connectors.csv``."""
+        assert [found for cell in code for found in re.findall(r"\b0\.5\.\d+", cell.source)] == []
+
     def test_library_functions_live_in_the_library(self, code):
         defined = [
             node.name
@@ -154,17 +176,18 @@ class TestCells:
 
     def test_its_run_is_named_after_its_file(self, name, code):
         source = "\n".join(cell.source for cell in code)
-        assert re.findall(r'lab\.Run\(\s*"(\w+)"', source) == [name]
+        assert re.findall(r'= lab\.begin\("(\w+)", globals\(\)\)', source) == [name]
 
     def test_it_ends_with_its_claims(self, code):
         assert code[-1].source == "run.finish()"
 
-    def test_every_claim_of_a_cell_has_an_id_of_its_own(self, code):
+    def test_every_claim_has_an_id_of_its_own(self, code):
         source = "\n".join(cell.source for cell in code)
-        ids = re.findall(r'lab\.(?:exactly|at_most)\(\s*"(\w+)"', source)
+        ids = re.findall(r'lab\.(?:exactly|at_most|above|no_slower)\(\s*"(\w+)"', source)
         assert len(ids) == len(set(ids))
 
-    def test_figures_have_alt_texts(self, code):
+    def test_titles_and_alt_texts_come_from_the_figure_that_is_drawn(self, code):
+        """A figure's function works them out; a string of the cell may only be a name or a story."""
         calls = [
             node
             for cell in code
@@ -172,10 +195,41 @@ class TestCells:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "run.figure"
         ]
         assert calls
-        assert all(len(call.args) in (3, 4) for call in calls)
+        given = [call for call in calls if not isinstance(call.args[1], ast.Starred)]
+        assert [ast.unparse(call.args[0]) for call in given] in ([], ["'watched'"])
+
+    def test_a_story_is_made_of_values_of_the_run(self, code):
+        for cell in code:
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.keyword) and node.arg == "story":
+                    assert isinstance(node.value, ast.Name | ast.Attribute)
+                elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "story":
+                    assert any(isinstance(part, ast.FormattedValue) for part in ast.walk(node.value))
+
+
+def test_five_to_eight_figures_tell_the_story():
+    told = [path.read_text().count("story=") for path in NOTEBOOKS.values()]
+    assert 5 <= sum(told) <= 8
+    assert all(told)
+
+
+def prose_of(notebook: nbformat.NotebookNode) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 class TestProse:
+    def test_it_is_short(self, notebook):
+        assert len(prose_of(notebook).split()) <= MOST_WORDS
+
+    def test_every_heading_is_a_question(self, notebook):
+        headings = re.findall(r"^#+ (.*)", prose_of(notebook), re.MULTILINE)
+        assert [heading for heading in headings if not heading.endswith("?")] == []
+
+    def test_it_links_to_what_it_is_about(self, notebook):
+        assert re.search(
+            r"\]\(https://(github\.com/sgl-project/sglang/pull|pypi\.org/project/sglang)/", prose_of(notebook)
+        )
+
     def test_one_title_comes_first(self, notebook):
         titles = [
             line
@@ -191,11 +245,11 @@ class TestProse:
         assert re.search(r"^1\. .*\n2\. ", notebook.cells[0].source, re.MULTILINE)
 
     def test_other_notebooks_that_it_names_exist(self, notebook):
-        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        prose = prose_of(notebook)
         assert set(re.findall(r"`(\d\d_\w+)`", prose)) <= set(NOTEBOOKS)
 
     def test_input_files_that_it_names_exist(self, notebook):
         root = next(iter(NOTEBOOKS.values())).parents[1]
-        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        prose = prose_of(notebook)
         named = re.findall(r"`(data/[\w./]+)`", prose)
         assert [file for file in named if not Path(root / file).exists()] == []

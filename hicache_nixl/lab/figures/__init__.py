@@ -1,12 +1,21 @@
-"""The figures: one question each, its answer as the title, lines labelled directly."""
+"""The figures: one question each, its answer as the title, lines labelled directly.
 
-from .counts import end, faults, growth, hero, law, second_leak, steps, two_counts
+Titles, labels and alt texts are worked out from the table that is drawn: a function returns the figure and its
+alt text, as ``Run.figure`` expects them.
+"""
+
+from .counts import end, growth, hero, law, steps, two_counts
+from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
 from .times import benchmarks, latency, over_calls, pairs_and_ratios
+from .words import Drawn
 
 __all__ = [
+    "Drawn",
+    "behaviours",
     "benchmarks",
     "counts_of_two",
+    "creation",
     "end",
     "faults",
     "growth",

@@ -1,4 +1,4 @@
-"""Figures of counts over calls: descriptors, registrations, memory."""
+"""Figures of descriptors over calls: the leak, its slope, its end, and the fix beside it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from types import MappingProxyType
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 
-from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, limit_line, name, rings, step
+from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, heading, limit_line, name, rings, step
+from .words import (
+    Drawn,
+    baseline,
+    course,
+    first_emfile,
+    numbers,
+    padding,
+    per_key,
+    points_met,
+    shift_of,
+)
+
+NO_PEERS: Mapping[str, pd.DataFrame] = MappingProxyType({})
 
 
 @mpl.rc_context(LOOK)
 def growth(
-    table: pd.DataFrame,
-    recorded: pd.DataFrame,
-    baseline: int,
-    title: str,
-    peers: Mapping[str, pd.DataFrame] = MappingProxyType({}),
-) -> Figure:
+    table: pd.DataFrame, recorded: pd.DataFrame, peers: Mapping[str, pd.DataFrame] = NO_PEERS
+) -> Drawn:
     """Draw open descriptors over the calls of one replay, with the PR's points as rings.
 
     Parameters
@@ -31,217 +39,189 @@ def growth(
     table : pandas.DataFrame
         A replay.
     recorded : pandas.DataFrame
-        ``call`` and ``open_fds`` of the points of the PR's log.
-    baseline : int
-        Descriptors before the first call, padding included.
+        ``call``, ``keys`` and ``open_fds`` of the lines of the PR's log.
     peers : mapping
         Replays of released connectors, drawn as dots.
     """
     figure, axes = plt.subplots(figsize=(7, 3.6))
-    _steps(axes, table, baseline, "leaky")
-    _rings(axes, recorded)
+    _steps(axes, table, "leaky")
+    _rings(axes, table, recorded)
     _dots(axes, peers, "open_fds")
-    _label_padding(axes, baseline, len(table))
-    axes.set(
-        title=title, xlabel="call", ylabel="open descriptors", xlim=(0, len(table) + 1.5), ylim=(0, None)
+    _say_padding(axes, table, recorded)
+    met = f"{points_met(table, recorded)} of the {len(recorded)} counts that the PR recorded"
+    heading(figure, f"The replay meets {met}")
+    axes.set(xlabel="call", ylabel="open descriptors", xlim=(0, len(table) + 1.5), ylim=(0, None))
+    alt = (
+        f"Over {len(table)} calls the count of open descriptors {_course(table)}. Rings mark the PR's counts"
     )
-    return figure
+    return Drawn(figure, f"{alt} ({_listed(recorded)}); the replay meets {met}.")
 
 
 @mpl.rc_context(LOOK)
 def steps(table: pd.DataFrame, baseline: int, limit: int, connector: str, title: str) -> Figure:
     """Draw open descriptors over the calls of one replay, below its limit.
 
-    The axis always reaches to the limit, so that pictures of several replays can be compared.
+    The axis always reaches the limit, so that the figures of several replays can be compared.
     """
     figure, axes = plt.subplots(figsize=(7, 3.2))
-    _steps(axes, table, baseline, connector)
+    step(axes, [baseline, *table.open_fds], color=STYLES[connector][0], linewidth=1.6)
     limit_line(axes, limit)
     _cross(axes, table)
-    axes.set(
-        title=title,
-        xlabel="call",
-        ylabel="open descriptors",
-        xlim=(0, len(table) + 1),
-        ylim=(0, limit * 1.12),
-    )
+    axes.set(title=title, xlabel="call", ylabel="open descriptors")
+    axes.set(xlim=(0, len(table) + 1), ylim=(0, limit * 1.12))
     return figure
 
 
 @mpl.rc_context(LOOK)
-def law(table: pd.DataFrame, title: str) -> Figure:
+def law(table: pd.DataFrame) -> Drawn:
     """Draw the descriptors that one call leaves over its number of keys.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        ``keys``, ``left`` (descriptors that the call left), ``per_key`` and ``kind`` of page.
+        ``kind`` of page, ``keys``, and ``left``, the descriptors that the call left.
     """
     figure, axes = plt.subplots(figsize=(6, 3.8))
-    looks = {2: (BEFORE, "o", "-"), 1: (AFTER, "s", "--")}
-    for per_key, group in table.groupby("per_key", sort=False):
-        colour, marker, line = looks[per_key]
+    rates = (table.left / table["keys"]).groupby(table.kind, sort=False).agg(numbers)
+    looks = ((BEFORE, "o", "-"), (AFTER, "s", "--"), (INK, "^", ":"))
+    corners = ((0.03, 0.97, "left", "top"), (0.98, 0.04, "right", "bottom"), (0.03, 0.6, "left", "top"))
+    order = sorted(rates.unique(), reverse=True)
+    for rate, (colour, marker, line), (x, y, across, up) in zip(order, looks, corners, strict=False):
+        kinds = rates.index[rates == rate]
+        group = table[table.kind.isin(kinds)]
         most = group.groupby("keys").left.max()
         axes.plot(most.index, most, line, color=colour, linewidth=1.2)
         axes.plot(group["keys"], group.left, marker, color=colour, markersize=4, markerfacecolor="none")
-        kinds = "\n".join(group.kind.unique())
-        corner = (0.03, 0.97, "left", "top") if per_key == 2 else (0.98, 0.04, "right", "bottom")
-        axes.text(
-            *corner[:2],
-            f"+{per_key} per key:\n{kinds}",
-            transform=axes.transAxes,
-            ha=corner[2],
-            va=corner[3],
-            color=colour,
-        )
+        told = f"+{rate} per key:\n" + "\n".join(kinds)
+        axes.text(x, y, told, transform=axes.transAxes, ha=across, va=up, color=colour)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set(title=title, xlabel="keys in the call", ylabel="descriptors left open by the call")
-    return figure
+    sizes = f"{table['keys'].min()} to {table['keys'].max()} keys"
+    each = "depending on the kind of page" if len(order) > 1 else "for every kind of page"
+    title = f"A call of {sizes} leaves {numbers(table.left / table['keys'])} descriptors per key, {each}"
+    heading(figure, title)
+    axes.set(xlabel="keys in the call", ylabel="descriptors left open by the call")
+    told = "; ".join(f"{kind}: {rate}" for kind, rate in rates.items())
+    return Drawn(figure, f"{title}. Both axes are logarithmic. {told} per key.")
 
 
 @mpl.rc_context(LOOK)
-def end(table: pd.DataFrame, baseline: int, limit: int, title: str) -> Figure:
-    """Draw one replay into its limit: descriptors above, pages that arrive below."""
+def end(table: pd.DataFrame, limit: int) -> Drawn:
+    """Draw one replay into its limit: descriptors above, the share of correct pages below."""
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(7, 4.4), sharex=True, gridspec_kw={"height_ratios": [2, 1]}
     )
-    _steps(above, table, baseline, "leaky")
+    _steps(above, table, "leaky")
     limit_line(above, limit)
     _cross(above, table)
-    above.set(title=title, ylabel="open descriptors", ylim=(0, limit * 1.15))
+    title = _end_title(table)
+    heading(figure, title)
+    above.set(ylabel="open descriptors", ylim=(0, limit * 1.15))
     share = table.pages_ok / table["keys"]
+    look = {"markersize": 4, "markerfacecolor": "none"}
     for operation, marker, colour in (("set", "o", BEFORE), ("get", "s", AFTER)):
         some = table.operation == operation
-        below.plot(
-            table.call[some],
-            share[some],
-            marker,
-            color=colour,
-            markersize=4,
-            markerfacecolor="none",
-            label=operation,
-        )
-    below.set(xlabel="call", ylabel="pages right", ylim=(-0.1, 1.1), xlim=(0, len(table) + 1.5))
+        below.plot(table.call[some], share[some], marker, color=colour, label=operation, **look)
+    below.set(xlabel="call", ylabel="correct pages", ylim=(-0.1, 1.1), xlim=(0, len(table) + 1.5))
     below.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
     below.legend(loc="center right", ncols=2)
-    return figure
+    alt = f"Over {len(table)} calls the count of open descriptors {_course(table)}, below a limit of {limit}."
+    return Drawn(figure, f"{alt} {title}.")
 
 
 @mpl.rc_context(LOOK)
-def hero(
-    before: pd.DataFrame, after: pd.DataFrame, recorded: pd.DataFrame, baseline: int, limit: int, title: str
-) -> Figure:
+def hero(before: pd.DataFrame, after: pd.DataFrame, recorded: pd.DataFrame, limit: int) -> Drawn:
     """Draw the replay before and after the fix side by side, on one linear scale."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), sharey=True)
     for axes, table, arm in zip(panels, (before, after), ("leaky", "try_finally"), strict=True):
-        _steps(axes, table, baseline, arm)
+        _steps(axes, table, arm)
         limit_line(axes, limit)
         axes.set(title=NAMES[arm], xlabel="call", xlim=(0, len(table) + 1.5), ylim=(0, limit * 1.12))
-    _rings(panels[0], recorded)
+    _rings(panels[0], before, recorded)
     _cross(panels[0], before)
     panels[0].set_ylabel("open descriptors")
-    on_the_slope = before[before.call == int(recorded.call.max()) - 4].iloc[0]
-    panels[0].annotate(
-        "+2 fds per key",
-        (on_the_slope.call + 0.5, on_the_slope.open_fds),
-        xytext=(14, -18),
-        textcoords="offset points",
-        color=BEFORE,
-        arrowprops={"arrowstyle": "-", "color": BEFORE, "linewidth": 0.8},
+    _say_slope(panels[0], before, int(recorded.call.iloc[1]) + 3)
+    _say_padding(panels[1], after, recorded)
+    failed = first_emfile(before)
+    end_of_it = (
+        f"call {failed} of {len(before)} fails with EMFILE" if failed else f"the count {_course(before)}"
     )
-    _label_padding(panels[1], baseline, len(after))
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
+    title = f"Before the fix, {end_of_it}; after it, the count {_course(after)}"
+    heading(figure, title)
+    alt = (
+        f"{title}. Left, {len(before)} calls before the fix, with a limit of {limit}: the count {_course(before)}, "
+        f"+{per_key(before)} per key, and meets {points_met(before, recorded)} of the {len(recorded)} counts that the PR "
+        f"recorded ({_listed(recorded)}). Right, after the fix: the count {_course(after)}."
+    )
+    return Drawn(figure, alt)
 
 
 @mpl.rc_context(LOOK)
 def two_counts(
     tables: Mapping[str, pd.DataFrame],
     column: str,
-    ylabel: str,
-    baseline: int,
-    title: str,
-    peers: Mapping[str, pd.DataFrame] = MappingProxyType({}),
-) -> Figure:
-    """Draw one column of two replays over their calls in one panel, and released connectors as dots."""
+    what: str,
+    peers: Mapping[str, pd.DataFrame] = NO_PEERS,
+) -> Drawn:
+    """Draw one column of two replays over their calls, and released connectors as dots.
+
+    Parameters
+    ----------
+    what : str
+        What the column counts, for the axis and the title.
+    """
     figure, axes = plt.subplots(figsize=(7, 3.4))
+    courses = {}
     for (arm, table), above in zip(tables.items(), (True, False), strict=True):
         colour, line = STYLES[arm]
-        values = [baseline, *table[column]]
+        start = baseline(table) if column == "open_fds" else 0
+        values = [start, *table[column]]
+        courses[arm] = course(values)
         step(axes, values, color=colour, linestyle=line)
         middle = len(values) * 3 // 5
+        flat = values[-1] <= start
         axes.annotate(
             NAMES[arm],
             (middle, values[middle]),
-            xytext=(-10, 8) if above else (10, -10) if values[-1] > baseline else (10, 5),
+            xytext=(-10, 8) if above else (10, 5) if flat else (10, -10),
             textcoords="offset points",
             color=colour,
             ha="right" if above else "left",
         )
     _dots(axes, peers, column)
-    axes.set(title=title, xlabel="call", ylabel=ylabel, ylim=(0, None))
+    first, second = courses.values()
+    same = f"{first}, before and after the fix"
+    title = (
+        f"The count of {what} {same if first == second else f'{second} after the fix; before it, it {first}'}"
+    )
+    heading(figure, title)
+    axes.set(xlabel="call", ylabel=what, ylim=(0, None))
     axes.margins(x=0.02, y=0.15)
-    return figure
+    calls = len(next(iter(tables.values())))
+    released = f" Dots: {', '.join(map(name, peers))}, as released." if peers else ""
+    return Drawn(figure, f"{what.capitalize()} over {calls} calls. {title}.{released}")
 
 
-@mpl.rc_context(LOOK)
-def faults(summaries: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """Draw the most descriptors that a fault in each step leaves, by lifetime.
-
-    Parameters
-    ----------
-    summaries : mapping
-        From ``fault_summary``, by lifetime.
-    """
-    figure, axes = plt.subplots(figsize=(7, 5))
-    for position, (arm, summary) in enumerate(summaries.items()):
-        colour, _ = STYLES[arm]
-        rows = np.arange(len(summary))[::-1] + 0.12 - 0.24 * position
-        axes.hlines(rows, 0, summary.most_fds, color=colour, linewidth=1)
-        axes.plot(summary.most_fds, rows, "os^"[position], color=colour, label=name(arm), markersize=5)
-    labels = [f"{row.step}: {row.kind}" for row in summary.itertuples()]
-    axes.set_yticks(np.arange(len(summary))[::-1], labels)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(title=title, xlabel="descriptors left open by the call, at most")
-    axes.margins(x=0.04)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=3)
-    return figure
+def _course(table: pd.DataFrame) -> str:
+    return course([baseline(table), *table.open_fds])
 
 
-@mpl.rc_context(LOOK)
-def second_leak(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """Draw registrations, the time of a get and resident memory over the calls, one panel each.
-
-    Parameters
-    ----------
-    tables : mapping
-        Replays by connector.  Times are drawn as a running median of nine gets.
-    """
-    figure, panels = plt.subplots(1, 3, figsize=(10, 3.9))
-    for connector, table in tables.items():
-        colour, line = STYLES[connector]
-        gets = table[table.operation == "get"]
-        times = gets.seconds.rolling(9, center=True, min_periods=1).median() * 1e3
-        memory = (table.rss_bytes - table.rss_bytes.iloc[0]) / 2**20
-        look = {"color": colour, "linestyle": line, "linewidth": 1.6}
-        panels[0].plot(table.call, table.registrations, label=name(connector), **look)
-        panels[1].plot(gets.call, times, **look)
-        panels[2].plot(table.call, memory, **look)
-    for axes, what in zip(
-        panels, ("live registrations", "ms per get", "MiB since the first call"), strict=True
-    ):
-        axes.set(title=what, xlabel="call")
-        axes.set_ylim(min(0, axes.get_ylim()[0]), None)
-    figure.legend(loc="outside lower center", ncols=len(tables))
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
+def _listed(recorded: pd.DataFrame) -> str:
+    return ", ".join(f"{point.open_fds} after call {point.call}" for point in recorded.itertuples())
 
 
-def _steps(axes: Axes, table: pd.DataFrame, baseline: int, arm: str) -> None:
-    step(axes, [baseline, *table.open_fds], color=STYLES[arm][0], linewidth=1.6)
+def _end_title(table: pd.DataFrame) -> str:
+    failed = first_emfile(table)
+    if failed is None:
+        return f"No call of {len(table)} fails with EMFILE"
+    after = table[table.call >= failed]
+    return f"Call {failed} fails with EMFILE; from it on {after.pages_ok.sum()} of {after['keys'].sum()} pages are correct"
+
+
+def _steps(axes: Axes, table: pd.DataFrame, arm: str) -> None:
+    step(axes, [baseline(table), *table.open_fds], color=STYLES[arm][0], linewidth=1.6)
 
 
 def _dots(axes: Axes, peers: Mapping[str, pd.DataFrame], column: str) -> None:
@@ -254,35 +234,50 @@ def _dots(axes: Axes, peers: Mapping[str, pd.DataFrame], column: str) -> None:
         axes.text(0.02, 0.97, told, transform=axes.transAxes, va="top", color=INK, fontsize="small")
 
 
-def _rings(axes: Axes, recorded: pd.DataFrame) -> None:
+def _rings(axes: Axes, table: pd.DataFrame, recorded: pd.DataFrame) -> None:
+    """Draw the recorded points, moved with the padding where it differs from the PR's server."""
+    shift = shift_of(table)
+    labels = [f"PR: {count}" + (f" {shift:+d}" if shift else "") for count in recorded.open_fds]
     # near the axis there is no room at the left
-    shifts = [(2, 9, "left") if call < 5 else (-9, 5, "right") for call in recorded.call]
-    rings(axes, recorded.call, recorded.open_fds, shifts)
+    places = [(2, 9, "left") if call < 5 else (-9, 5, "right") for call in recorded.call]
+    rings(axes, recorded.call, recorded.open_fds + shift, places, labels)
 
 
 def _cross(axes: Axes, table: pd.DataFrame) -> None:
-    failed = table[table.errno == 24]
-    if len(failed):
-        first = failed.iloc[0]
-        axes.plot(first.call, first.open_fds, "x", color=INK, markersize=9, markeredgewidth=2, zorder=4)
-        axes.annotate(
-            f"EMFILE, call {first.call}",
-            (first.call, first.open_fds),
-            xytext=(12, -64),
-            textcoords="offset points",
-            color=INK,
-            ha="right",
-            arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.6, "shrinkB": 6},
-        )
-
-
-def _label_padding(axes: Axes, baseline: int, calls: int) -> None:
+    call = first_emfile(table)
+    if call is None:
+        return
+    count = table.open_fds[table.call == call].iloc[0]
+    axes.plot(call, count, "x", color=INK, markersize=9, markeredgewidth=2, zorder=4)
     axes.annotate(
-        f"{baseline} before the first call (padded, as in the PR's server)",
-        (calls, baseline),
+        f"EMFILE, call {call}",
+        (call, count),
+        xytext=(12, -64),
+        textcoords="offset points",
+        color=INK,
+        ha="right",
+        arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.6, "shrinkB": 6},
+    )
+
+
+def _say_slope(axes: Axes, table: pd.DataFrame, call: int) -> None:
+    axes.annotate(
+        f"+{per_key(table)} descriptors per key",
+        (call + 0.5, table.open_fds[table.call == call].iloc[0]),
+        xytext=(10, -26),
+        textcoords="offset points",
+        color=BEFORE,
+        arrowprops={"arrowstyle": "-", "color": BEFORE, "linewidth": 0.8},
+    )
+
+
+def _say_padding(axes: Axes, table: pd.DataFrame, recorded: pd.DataFrame) -> None:
+    axes.annotate(
+        padding(table, recorded),
+        (len(table), baseline(table)),
         xytext=(0, 4),
         textcoords="offset points",
         ha="right",
-        color="0.45",
+        color="0.35",
         fontsize="small",
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _OKABE_ITO: Any = mpl.color_sequences["okabe_ito"]
@@ -22,6 +24,7 @@ STYLES = {  # a release has the colour of the lifetime that stands for it, and a
     "sglang==0.5.23": (SCOPED, "-."),
 }
 NAMES = {"leaky": "before (leaky)", "try_finally": "after (try_finally)"}
+LETTERS = 13.5  # of a bold title on an inch
 LOOK: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -48,6 +51,12 @@ def name(connector: str) -> str:
     return NAMES.get(connector, connector.replace("sglang==", "SGLang "))
 
 
+def heading(figure: Figure, title: str) -> None:
+    """Write the title of a figure above its panels, on as many lines as its width needs."""
+    width = int(figure.get_figwidth() * LETTERS)
+    figure.suptitle("\n".join(textwrap.wrap(title, width)), x=0.01, ha="left")
+
+
 def step(axes: Axes, values: Sequence[float], **look: Any) -> None:
     """Draw a count that holds from each call to the next, the last one for a while too."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -70,12 +79,15 @@ def limit_line(axes: Axes, limit: int, at: str = "left") -> None:
 
 
 def rings(
-    axes: Axes, xs: Sequence[float], counts: Sequence[int], shifts: Sequence[tuple[int, int, str]]
+    axes: Axes,
+    xs: Sequence[float],
+    counts: Sequence[int],
+    shifts: Sequence[tuple[int, int, str]],
+    labels: Sequence[str] | None = None,
 ) -> None:
-    """Draw what the PR recorded as rings with their counts; a shift is where a count stands, and how aligned."""
+    """Draw what the PR recorded as rings with labels; a shift is the offset of a label and its alignment."""
     look: dict[str, Any] = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": INK, "zorder": 3}
     axes.plot(xs, counts, "o", **look)
-    for x, count, (right, up, align) in zip(xs, counts, shifts, strict=True):
-        axes.annotate(
-            f"PR: {count}", (x, count), xytext=(right, up), textcoords="offset points", ha=align, color=INK
-        )
+    labels = labels or [f"PR: {count}" for count in counts]
+    for x, count, (right, up, align), label in zip(xs, counts, shifts, labels, strict=True):
+        axes.annotate(label, (x, count), xytext=(right, up), textcoords="offset points", ha=align, color=INK)

@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from .look import INK, LOOK, STYLES, arms, name
+from ..statistics import Estimate, median_of, pooled_ratio
+from .look import INK, LOOK, STYLES, arms, heading, name
+from .words import Drawn, pace, size_of
 
 
 @mpl.rc_context(LOOK)
-def pairs_and_ratios(
-    times: pd.DataFrame, ratios: pd.DataFrame, factor: str, labels: Sequence[str], operation: str, title: str
-) -> Figure:
+def pairs_and_ratios(times: pd.DataFrame, ratios: pd.DataFrame, factor: str, operation: str) -> Drawn:
     """Draw every pair as a line, before to after, and beside it the ratio with its interval.
 
     Parameters
@@ -29,9 +29,7 @@ def pairs_and_ratios(
     ratios : pandas.DataFrame
         From ``ratio_table`` over ``operation`` and ``factor``.
     factor : str
-        The column that the cells differ in.
-    labels : sequence of str
-        A label per value of the factor, in order of appearance.
+        The column in which the points differ.
     operation : str
         ``"set"`` or ``"get"``.
     """
@@ -39,46 +37,35 @@ def pairs_and_ratios(
     chosen = times[times.operation == operation]
     for position, (_, group) in enumerate(chosen.groupby(factor, sort=False)):
         wide = (group.bytes / group.seconds / 2**20).groupby([group.pair, group.arm]).first().unstack()
-        for pair in wide.itertuples():
-            left.plot(
-                [position - 0.22, position + 0.22],
-                [pair.leaky, pair.try_finally],
-                color="0.75",
-                linewidth=0.8,
-                zorder=1,
-            )
-        for arm, x, marker in (("leaky", position - 0.22, "o"), ("try_finally", position + 0.22, "s")):
-            left.plot(
-                [x] * len(wide),
-                wide[arm],
-                marker,
-                color=STYLES[arm][0],
-                markersize=3.5,
-                markerfacecolor="none",
-            )
-            left.plot([x - 0.1, x + 0.1], [wide[arm].median()] * 2, color=STYLES[arm][0], linewidth=2)
+        _pairs(left, wide, position)
     for arm, word in (("leaky", "before"), ("try_finally", "after")):
         left.plot([], [], color=STYLES[arm][0], linewidth=2, label=f"{word}, median")
     left.legend(loc="best", fontsize="small")
     left.set_yscale("log")
+    labels = [size_of(value) if factor == "page_bytes" else str(value) for value in chosen[factor].unique()]
     left.set_xticks(range(len(labels)), labels)
     left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.yaxis.set_minor_formatter(NullFormatter())
     left.set(ylabel="MiB/s", xlabel=factor.replace("_", " "))
-    _ratio_panel(right, ratios[ratios.operation == operation], labels)
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
+    points = ratios[ratios.operation == operation]
+    _ratio_panel(right, points, labels)
+    title = f"{operation}: {pace(pooled_ratio(chosen, [factor], 'leaky', 'try_finally'))}"
+    heading(figure, title)
+    told = [f"{label}: {_interval(row)}" for label, row in zip(labels, points.itertuples(), strict=True)]
+    return Drawn(
+        figure, f"Left, MiB/s of every pair; right, time after / before. {title}. {'; '.join(told)}."
+    )
 
 
 @mpl.rc_context(LOOK)
-def over_calls(times: pd.DataFrame, title: str) -> Figure:
+def over_calls(times: pd.DataFrame) -> Drawn:
     """Draw the throughput of sets and gets over a steady load, before and after.
 
     Parameters
     ----------
     times : pandas.DataFrame
-        From ``compare``, one cell.
+        From ``compare``, one setup.
     """
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2))
     for axes, operation in zip(panels, ("set", "get"), strict=True):
@@ -90,12 +77,13 @@ def over_calls(times: pd.DataFrame, title: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=operation, xlabel="pair of calls", ylabel="MiB/s", ylim=(0, None))
     _legend_below(figure, panels[0])
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
+    title = "In a steady load, " + _paces(times)
+    heading(figure, title)
+    return Drawn(figure, f"Throughput over {times.pair.nunique()} pairs of calls. {title}.")
 
 
 @mpl.rc_context(LOOK)
-def latency(times: pd.DataFrame, title: str) -> Figure:
+def latency(times: pd.DataFrame) -> Drawn:
     """Draw the distribution of call times, before and after, with p50 and p99."""
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
     for axes, operation in zip(panels, ("set", "get"), strict=True):
@@ -106,34 +94,41 @@ def latency(times: pd.DataFrame, title: str) -> Figure:
             for quantile in (0.5, 0.99):
                 axes.plot(np.quantile(milliseconds, quantile), quantile, "o", color=colour, markersize=4)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-        axes.tick_params(axis="x", which="minor", labelsize="x-small")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(title=operation, xlabel="milliseconds per call")
         for quantile in (0.5, 0.99):
             axes.axhline(quantile, color="0.85", linewidth=0.8, zorder=0)
     panels[0].set_yticks([0, 0.5, 0.99], ["0", "p50", "p99"])
     _legend_below(figure, panels[0])
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
+    medians = {
+        operation: ", ".join(f"{name(arm)} {_milliseconds(times, operation, arm)}" for arm in arms(times))
+        for operation in ("set", "get")
+    }
+    title = f"Median milliseconds of a get: {medians['get']}"
+    heading(figure, title)
+    return Drawn(figure, f"Cumulative distributions of call times. {title}. Of a set: {medians['set']}.")
 
 
 @mpl.rc_context(LOOK)
-def benchmarks(ratios: pd.DataFrame, arms: tuple[str, str], title: str) -> Figure:
+def benchmarks(times: pd.DataFrame, ratios: pd.DataFrame, pair: tuple[str, str]) -> Drawn:
     """Draw the ratio of times with its interval for every point of a benchmark.
 
     Parameters
     ----------
+    times : pandas.DataFrame
+        From ``compare``.
     ratios : pandas.DataFrame
         From ``ratio_table`` over ``operation``, ``direct``, ``queue`` and ``page_bytes``.
-    arms : tuple
+    pair : tuple
         The arm in the denominator, the arm in the numerator.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, sharex=True)
     for axes, operation in zip(panels, ("set", "get"), strict=True):
         chosen = ratios[ratios.operation == operation]
         labels = [
-            f"{'O_DIRECT' if row.direct else 'page cache'}, {row.queue}, {row.page_bytes // 1024} KiB"
+            f"{'O_DIRECT' if row.direct else 'page cache'}, {row.queue}, {size_of(row.page_bytes)}"
             for row in chosen.itertuples()
         ]
         _ratio_panel(axes, chosen, labels)
@@ -142,11 +137,50 @@ def benchmarks(ratios: pd.DataFrame, arms: tuple[str, str], title: str) -> Figur
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(y=0.05)
-        axes.set(
-            title=operation, xlabel=f"time of {arms[1]} / time of {arms[0]}\n(median of pairs, 95 % interval)"
+        label = f"time of {name(pair[1])} / time of {name(pair[0])}\n(median of pairs, 95 % interval)"
+        axes.set(title=operation, xlabel=label)
+    pooled = {
+        f"{operation}, {'O_DIRECT' if direct else 'page cache'}": pooled_ratio(
+            group, ["queue", "page_bytes"], *pair
         )
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
+        for (direct, operation), group in times.groupby(["direct", "operation"], sort=False)
+    }
+    told = "; ".join(f"{where} {ratio}" for where, ratio in pooled.items())
+    title = f"Time of {name(pair[1])} over that of {name(pair[0])}, all points: {told}"
+    heading(figure, title)
+    points = "; ".join(
+        f"{row.operation}, {'O_DIRECT' if row.direct else 'page cache'}, {row.queue}, {size_of(row.page_bytes)}: "
+        f"{_interval(row)}"
+        for row in ratios.itertuples()
+    )
+    return Drawn(figure, f"{title}. Each point: {points}.")
+
+
+def _pairs(axes: Axes, wide: pd.DataFrame, position: float) -> None:
+    places = {"leaky": (position - 0.22, "o"), "try_finally": (position + 0.22, "s")}
+    for pair in wide.itertuples():
+        xs = [x for x, _ in places.values()]
+        axes.plot(xs, [pair.leaky, pair.try_finally], color="0.75", linewidth=0.8, zorder=1)
+    for arm, (x, marker) in places.items():
+        look = {"color": STYLES[arm][0]}
+        axes.plot([x] * len(wide), wide[arm], marker, markersize=3.5, markerfacecolor="none", **look)
+        axes.plot([x - 0.1, x + 0.1], [wide[arm].median()] * 2, linewidth=2, **look)
+
+
+def _paces(times: pd.DataFrame) -> str:
+    chosen = {operation: times[times.operation == operation] for operation in ("set", "get")}
+    return "; ".join(
+        f"{operation}: {pace(pooled_ratio(group, [], 'leaky', 'try_finally'))}"
+        for operation, group in chosen.items()
+    )
+
+
+def _milliseconds(times: pd.DataFrame, operation: str, arm: str) -> Estimate:
+    return median_of(times.seconds[(times.operation == operation) & (times.arm == arm)] * 1e3)
+
+
+def _interval(row: Any) -> Estimate:
+    return Estimate(row.time_ratio, row.low, row.high, row.pairs)
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

@@ -65,6 +65,11 @@ def describe(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows.items(), columns=["what", "value"])
 
 
+def file_system(storage_dir: str | os.PathLike[str] | None = None) -> str:
+    """Return the type of the file system that a folder, or the folder for temporary files, is on."""
+    return _storage(Path(storage_dir or tempfile.gettempdir()))["file_system"]
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -24,7 +24,7 @@ from hicache_nixl.lab.runs.run import Run
 
 matplotlib.use("Agg")
 
-LEAVES = "04_what_the_fix_leaves"
+LEAVES = "05_the_review_answered"
 
 
 def make_run(
@@ -237,7 +237,7 @@ class TestAgenda:
         assert "table remark_1: 1 row" in said(remark)
 
     def test_the_evidence_may_be_in_any_notebook(self, tmp_path):
-        remark = parsed(build(make_run(tmp_path / "other", notebook="05_review"))).select("section.remark")[0]
+        remark = parsed(build(make_run(tmp_path / "other", notebook="02_the_fix"))).select("section.remark")[0]
         assert "table remark_1: 1 row" in said(remark)
 
     def test_without_claims_it_says_so(self, folder):

@@ -1,0 +1,203 @@
+"""Figures of what stays behind: after a fault, over many calls, beside a bad page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from ..statistics import FEWEST, paired_ratio
+from .look import AFTER, BEFORE, INK, LOOK, STYLES, heading, name
+from .words import Drawn, course, numbers
+
+BEHAVIOURS = {  # columns of ``release_facts``: heading, and the value that a reader hopes for
+    "fds_per_call": ("descriptors left\nper call", 0),
+    "registrations_per_call": ("registrations left\nper call", 0),
+    "exists_of_8": ("pages found\nof 8 stored", 8),
+    "pages_besides_a_bad_one": ("good pages of 7\nbeside a bad one", 7),
+    "half_written_seen": ("half-written page\ncounted as stored", False),
+}
+
+
+@mpl.rc_context(LOOK)
+def faults(summaries: Mapping[str, pd.DataFrame]) -> Drawn:
+    """Draw the most descriptors that a fault in each step leaves open, for each lifetime.
+
+    Parameters
+    ----------
+    summaries : mapping
+        From ``fault_summary``, by lifetime.
+    """
+    figure, axes = plt.subplots(figsize=(7, 5))
+    for position, (arm, summary) in enumerate(summaries.items()):
+        colour, _ = STYLES[arm]
+        rows = np.arange(len(summary))[::-1] + 0.12 - 0.24 * position
+        axes.hlines(rows, 0, summary.most_fds, color=colour, linewidth=1)
+        axes.plot(summary.most_fds, rows, "os^"[position], color=colour, label=name(arm), markersize=5)
+    labels = [f"{row.step}: {row.kind}" for row in summary.itertuples()]
+    axes.set_yticks(np.arange(len(summary))[::-1], labels)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left = {arm: f"{table.left_files_open.sum()} of {table.faults.sum()}" for arm, table in summaries.items()}
+    title = "Faults that leave descriptors open: " + ", ".join(f"{name(arm)} {n}" for arm, n in left.items())
+    heading(figure, title)
+    axes.set_xlabel("descriptors left open by a call with this fault, at most")
+    axes.margins(x=0.04)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=3)
+    open_at = {arm: _steps_that_leave(table) for arm, table in summaries.items()}
+    told = "; ".join(f"{name(arm)}: {where}" for arm, where in open_at.items())
+    return Drawn(figure, f"{title}. Steps after which descriptors stay open: {told}.")
+
+
+@mpl.rc_context(LOOK)
+def second_leak(tables: Mapping[str, pd.DataFrame], owner: str = "scoped") -> Drawn:
+    """Draw registrations, the time of a get and resident memory over the calls, one panel each.
+
+    Parameters
+    ----------
+    tables : mapping
+        The calls of each connector, made in pairs.  Times are drawn as a running median of nine gets.
+    owner : str
+        The connector that the times of the others are compared with in the title.
+    """
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3.9))
+    for connector, table in tables.items():
+        colour, line = STYLES[connector]
+        gets = table[table.operation == "get"]
+        times = gets.seconds.rolling(9, center=True, min_periods=1).median() * 1e3
+        memory = (table.rss_bytes - table.rss_bytes.iloc[0]) / 2**20
+        look = {"color": colour, "linestyle": line, "linewidth": 1.6}
+        panels[0].plot(table.call, table.registrations, label=name(connector), **look)
+        panels[1].plot(gets.call, times, **look)
+        panels[2].plot(table.call, memory, **look)
+    headings = ("live registrations", "ms per get", "MiB since the first call")
+    for axes, what in zip(panels, headings, strict=True):
+        axes.set(title=what, xlabel="call")
+        axes.set_ylim(min(0, axes.get_ylim()[0]), None)
+    figure.legend(loc="outside lower center", ncols=len(tables))
+    left = {connector: numbers(table.registrations.diff().dropna()) for connector, table in tables.items()}
+    title = "Registrations left per call: " + ", ".join(f"{name(arm)} {n}" for arm, n in left.items())
+    heading(figure, title)
+    counts = "; ".join(f"{name(arm)} {course(table.registrations.tolist())}" for arm, table in tables.items())
+    slower = "".join(
+        f" {told}" for arm in tables if arm != owner and (told := _gets_against(tables, arm, owner))
+    )
+    calls = len(next(iter(tables.values())))
+    return Drawn(figure, f"{title}. Live registrations over {calls} calls: {counts}.{slower}")
+
+
+@mpl.rc_context(LOOK)
+def behaviours(facts: pd.DataFrame) -> Drawn:
+    """Draw what each connector leaves and answers as a table of coloured cells.
+
+    Parameters
+    ----------
+    facts : pandas.DataFrame
+        From ``release_facts``, with ``connector`` as a column.
+    """
+    wanted = [value for _, value in BEHAVIOURS.values()]
+    values = facts[list(BEHAVIOURS)]
+    good = np.array(
+        [[cell == hope for cell, hope in zip(row, wanted, strict=True)] for row in values.to_numpy()]
+    )
+    figure, axes = plt.subplots(figsize=(8.4, 1.3 + 0.36 * len(facts)))
+    colours = {True: AFTER, False: BEFORE}
+    for (row, column), fine in np.ndenumerate(good):
+        axes.add_patch(
+            plt.Rectangle(
+                (column - 0.47, row - 0.44), 0.94, 0.88, color=colours[fine], alpha=0.18, linewidth=0
+            )
+        )
+        axes.text(
+            column,
+            row,
+            _shown(values.iat[row, column]),
+            ha="center",
+            va="center",
+            color=colours[fine],
+            weight="bold",
+        )
+    axes.set_xticks(range(len(BEHAVIOURS)), [what for what, _ in BEHAVIOURS.values()])
+    axes.set_yticks(range(len(facts)), [name(connector) for connector in facts.connector])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlim=(-0.5, len(BEHAVIOURS) - 0.5), ylim=(len(facts) - 0.5, -0.5))
+    axes.set_xlabel(f"blue: as it should be ({_hopes()}); orange: not", fontsize="small", color=INK)
+    fine = [name(connector) for connector, row in zip(facts.connector, good, strict=True) if row.all()]
+    which = f"only {' and '.join(fine)}" if fine else "none"
+    verb = "leave" if len(fine) > 1 else "leaves"
+    title = f"Of {len(facts)} connectors, {which} {verb} nothing behind and {'keep' if len(fine) > 1 else 'keeps'} the good pages beside a bad one"
+    heading(figure, title)
+    headings = [what.replace("\n", " ") for what, _ in BEHAVIOURS.values()]
+    rows = zip(facts.connector, values.itertuples(index=False), strict=True)
+    lines = "; ".join(
+        f"{name(connector)}: "
+        + ", ".join(f"{what} {_shown(cell)}" for what, cell in zip(headings, row, strict=True))
+        for connector, row in rows
+    )
+    return Drawn(figure, f"{title}. {lines}.")
+
+
+@mpl.rc_context(LOOK)
+def creation(times: pd.DataFrame, file_system: str) -> Drawn:
+    """Draw the time of creating a file in a new folder, and after as many files were deleted there.
+
+    Parameters
+    ----------
+    times : pandas.DataFrame
+        From ``deletion_times``.
+    file_system : str
+        What the files are on.
+    """
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    micros = (
+        (times.seconds / times.files * 1e6).groupby([times.repeat, times.when], sort=False).first().unstack()
+    )
+    new, after = micros["new folder"], micros["after deleting"]
+    for pair in zip(new, after, strict=True):
+        axes.plot(pair, (0, 1), color="0.75", linewidth=0.8, zorder=1)
+    for values, row, colour, marker in ((new, 0, AFTER, "s"), (after, 1, BEFORE, "o")):
+        axes.plot(values, [row] * len(values), marker, color=colour, markersize=5, markerfacecolor="none")
+        axes.plot([values.median()] * 2, [row - 0.2, row + 0.2], color=colour, linewidth=2)
+    axes.set_yticks((0, 1), ("new folder", f"after deleting\n{times.files.iloc[0]} files"))
+    ratio = paired_ratio(after, new)
+    title = (
+        f"On {file_system}, a new file takes {ratio} times as long after {times.files.iloc[0]} were deleted"
+    )
+    heading(figure, title)
+    axes.set(
+        xlabel="microseconds per file; bars are medians",
+        xlim=(0, 1.05 * micros.to_numpy().max()),
+        ylim=(-0.5, 1.5),
+    )
+    medians = f"{new.median():.0f} us per file in a new folder, {after.median():.0f} us after deleting"
+    return Drawn(figure, f"{title}: {medians}, in the median of {len(micros)} repetitions.")
+
+
+def _steps_that_leave(summary: pd.DataFrame) -> str:
+    some = summary[summary.left_files_open > 0]
+    return ", ".join(f"{row.step} ({row.kind})" for row in some.itertuples()) or "none"
+
+
+def _gets_against(tables: Mapping[str, pd.DataFrame], arm: str, owner: str) -> str:
+    """Say how the times of gets compare with the owner's in the first and the last quarter of the pairs."""
+    gets = [table.seconds[table.operation == "get"].to_numpy() for table in (tables[arm], tables[owner])]
+    quarter = len(gets[0]) // 4
+    if quarter < FEWEST:
+        return ""
+    first, last = (
+        paired_ratio(gets[0][part], gets[1][part]) for part in (slice(quarter), slice(-quarter, None))
+    )
+    return f"A get with {arm} takes {first} times as long as with {owner} at first, {last} at the end."
+
+
+def _hopes() -> str:
+    return ", ".join(_shown(hope) for _, hope in BEHAVIOURS.values())
+
+
+def _shown(cell: float) -> str:
+    return ("no", "yes")[int(cell)] if isinstance(cell, bool | np.bool_) else f"{cell:g}"

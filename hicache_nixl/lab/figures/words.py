@@ -1,0 +1,139 @@
+"""What a title, a label or an alt text says, worked out from the table that is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..runs.claims import FAILS, HOLDS, NO_SLOWER, no_slower
+from ..statistics import Estimate
+from ..worker.schedule import RECORDED_BASELINE
+
+EMFILE = 24
+
+
+class Drawn(NamedTuple):
+    """A figure and its alt text, as ``Run.figure`` expects them."""
+
+    figure: Figure
+    alt: str
+
+    @property
+    def title(self) -> str:
+        """What the figure says, as a sentence."""
+        return f"{' '.join(self.figure.get_suptitle().split())}."
+
+
+def baseline(table: pd.DataFrame) -> int:
+    """Return the descriptors that were open before the first call: all but the storage files.
+
+    Examples
+    --------
+    >>> baseline(pd.DataFrame({"open_fds": [167, 199], "storage_fds": [32, 64]}))
+    135
+    """
+    return int(table.open_fds.iloc[0] - table.storage_fds.iloc[0])
+
+
+def course(values: Sequence[float]) -> str:
+    """Say what a count does from its first value to its last.
+
+    Examples
+    --------
+    >>> course([135, 135]), course([135, 167, 199]), course([135, 199, 167])
+    ('stays at 135', 'rises from 135 to 199', 'moves between 135 and 199, and ends at 167')
+    """
+    steps = pd.Series(values).diff().dropna()
+    first, last = values[0], values[-1]
+    if (steps == 0).all():
+        return f"stays at {first:g}"
+    if (steps >= 0).all():
+        return f"rises from {first:g} to {last:g}"
+    if (steps <= 0).all():
+        return f"falls from {first:g} to {last:g}"
+    return f"moves between {min(values):g} and {max(values):g}, and ends at {last:g}"
+
+
+def numbers(values: Iterable[float]) -> str:
+    """List the distinct values in ascending order.
+
+    Examples
+    --------
+    >>> numbers([2, 1, 2]), numbers([2.0]), numbers([0, 1, 3])
+    ('1 or 2', '2', '0, 1 or 3')
+    """
+    *others, last = [f"{value:g}" for value in sorted(set(values))] or ["none"]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def per_key(table: pd.DataFrame) -> str:
+    """Return how many descriptors the calls that succeeded left for each of their keys.
+
+    Examples
+    --------
+    >>> calls = {"open_fds": [167, 199], "storage_fds": [32, 64], "keys": 16, "errno": 0}
+    >>> per_key(pd.DataFrame(calls))
+    '2'
+    """
+    counts = pd.Series([baseline(table), *table.open_fds]).diff().iloc[1:].to_numpy()
+    worked = (table.errno == 0).to_numpy()
+    return numbers(counts[worked] / table["keys"].to_numpy()[worked])
+
+
+def first_emfile(table: pd.DataFrame) -> int | None:
+    """Return the first call that failed with EMFILE."""
+    failed = table.call[table.errno == EMFILE]
+    return int(failed.iloc[0]) if len(failed) else None
+
+
+def shift_of(table: pd.DataFrame) -> int:
+    """Return how many descriptors more than the PR's server the worker had before the first call."""
+    return baseline(table) - RECORDED_BASELINE
+
+
+def points_met(table: pd.DataFrame, recorded: pd.DataFrame) -> int:
+    """Return at how many of the recorded points the replay has the recorded count."""
+    counts = table.set_index("call").open_fds.reindex(recorded.call)
+    return int((counts.to_numpy() == (recorded.open_fds + shift_of(table)).to_numpy()).sum())
+
+
+def padding(table: pd.DataFrame, recorded: pd.DataFrame | None = None) -> str:
+    """Say where the descriptors before the first call come from.
+
+    The PR's log does not name its baseline; it follows from the first line, at two descriptors per key.
+    """
+    before = baseline(table)
+    if recorded is None or before != RECORDED_BASELINE:
+        return f"{before} before the first call (padding)"
+    first = recorded.iloc[0]
+    told = f"{before} before the first call (padding;\ninferred from the PR's log:"
+    return f"{told} {first.open_fds} - 2 x {first['keys']})"
+
+
+def pace(ratio: Estimate) -> str:
+    """Say whether the second arm is slower, by the rule of the claim ``no_slower``.
+
+    Examples
+    --------
+    >>> pace(Estimate(1.0, 0.97, 1.02, 30))
+    '1.00 [0.97, 1.02] times as long after the fix: no slower (margin 1.05)'
+    """
+    verdict = no_slower("", "", ratio).verdict
+    words = {HOLDS: "no slower", FAILS: "slower"}.get(verdict, "inconclusive")
+    return f"{ratio} times as long after the fix: {words} (margin {NO_SLOWER:g})"
+
+
+def size_of(count: int) -> str:
+    """Return a number of bytes in the unit that suits it.
+
+    Examples
+    --------
+    >>> size_of(4096), size_of(2**21), size_of(100)
+    ('4 KiB', '2 MiB', '100 bytes')
+    """
+    if count % 2**20 == 0:
+        return f"{count // 2**20} MiB"
+    return f"{count // 1024} KiB" if count % 1024 == 0 else f"{count} bytes"

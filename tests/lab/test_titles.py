@@ -1,0 +1,244 @@
+"""What a figure says follows from what was measured: a mutated table changes the words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+from measured import (
+    BENCHMARK,
+    BENCHMARK_TIMES,
+    CREATED,
+    FACTS,
+    FAULTS,
+    INTO_LIMIT,
+    LAW,
+    LIMIT,
+    PR,
+    PR_FLAT,
+    SLOWER,
+    timed,
+)
+
+from hicache_nixl.lab import figures
+from hicache_nixl.lab.runs.claims import no_slower
+from hicache_nixl.lab.statistics import pooled_ratio, ratio_table
+from hicache_nixl.lab.worker.schedule import recorded_log
+
+matplotlib.use("Agg")
+
+RECORDED = recorded_log()
+BOTH = {"leaky": PR, "try_finally": PR_FLAT}
+PAIR = ("leaky", "try_finally")
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def words(drawn: figures.Drawn) -> str:
+    """All that a reader of a figure reads, and its alt text."""
+    return "\n".join([*(text.get_text() for text in drawn.figure.findobj(Text)), drawn.alt])
+
+
+def more(table: pd.DataFrame, calls: slice, by: int) -> pd.DataFrame:
+    """A replay in which some calls left more descriptors, and the later ones kept them."""
+    added = pd.Series(0, table.index)
+    added.iloc[calls] = by
+    return table.assign(
+        open_fds=table.open_fds + added.cumsum(), storage_fds=table.storage_fds + added.cumsum()
+    )
+
+
+class TestGrowth:
+    def test_every_recorded_point_is_met(self):
+        assert (
+            figures.growth(PR, RECORDED).title == "The replay meets 3 of the 3 counts that the PR recorded."
+        )
+
+    def test_a_descriptor_too_many_misses_the_points_after_it(self):
+        drawn = figures.growth(more(PR, slice(12, 13), 1), RECORDED)
+        assert drawn.title == "The replay meets 2 of the 3 counts that the PR recorded."
+        assert "rises from 135 to 4168" in drawn.alt
+
+    def test_the_baseline_is_said_to_be_inferred_from_the_log(self):
+        told = "135 before the first call (padding;\ninferred from the PR's log: 167 - 2 x 16)"
+        assert told in words(figures.growth(PR, RECORDED))
+
+    def test_another_baseline_is_no_inference_and_moves_the_rings(self):
+        table = PR.assign(open_fds=PR.open_fds + 5)
+        drawn = figures.growth(table, RECORDED)
+        assert "140 before the first call (padding)" in words(drawn)
+        assert "PR: 167 +5" in words(drawn)
+        assert "3 of the 3" in drawn.title
+
+
+class TestLaw:
+    def test_both_rates_are_labelled_with_their_kinds_of_pages(self):
+        told = words(figures.law(LAW))
+        assert "+2 per key:\nmulti-head, page_first" in told
+        assert "+1 per key:\nMLA, page_first\nMLA, layer_first" in told
+        assert "leaves 1 or 2 descriptors per key" in told
+
+    def test_a_rate_is_that_of_the_calls_and_not_the_one_expected(self):
+        told = words(figures.law(LAW.assign(left=3 * LAW["keys"])))
+        assert "+3 per key:" in told
+        assert "leaves 3 descriptors per key" in told
+        assert "+2" not in told
+
+    def test_a_kind_with_several_rates_says_so(self):
+        told = words(figures.law(LAW.assign(left=LAW.left + (LAW["keys"] == 1))))
+        assert "multi-head, page_first: 2 or 3" in told
+
+
+class TestEnd:
+    def test_it_counts_the_pages_after_the_failure(self):
+        assert (
+            "fails with EMFILE; from it on 0 of 768 pages are correct" in figures.end(INTO_LIMIT, LIMIT).title
+        )
+
+    def test_pages_that_are_correct_all_the_same_are_counted(self):
+        table = INTO_LIMIT.assign(pages_ok=INTO_LIMIT["keys"])
+        assert "from it on 768 of 768 pages are correct" in figures.end(table, LIMIT).title
+
+    def test_without_a_failure_there_is_none_in_the_title(self):
+        assert figures.end(PR, LIMIT).title == "No call of 21 fails with EMFILE."
+
+
+class TestHero:
+    def test_the_fix_that_keeps_nothing(self):
+        drawn = figures.hero(INTO_LIMIT, PR_FLAT, RECORDED, LIMIT)
+        assert (
+            drawn.title
+            == "Before the fix, call 22 of 27 fails with EMFILE; after it, the count stays at 135."
+        )
+        assert "+2 descriptors per key" in words(drawn)
+        assert "3 of the 3 counts" in drawn.alt
+
+    def test_a_fix_that_leaks_one_descriptor_per_call_does_not_stay(self):
+        drawn = figures.hero(INTO_LIMIT, more(PR_FLAT, slice(None), 1), RECORDED, LIMIT)
+        assert "after it, the count rises from 135 to 156" in drawn.title
+        assert "stays" not in words(drawn)
+
+    def test_a_leak_of_one_per_key_is_labelled_as_such(self):
+        half = PR.assign(open_fds=135 + PR.storage_fds // 2, storage_fds=PR.storage_fds // 2)
+        told = words(figures.hero(half, PR_FLAT, RECORDED, LIMIT))
+        assert "+1 descriptors per key" in told
+        assert "+2" not in told
+        assert "0 of the 3 counts" in told
+
+
+class TestTwoCounts:
+    def test_flat_and_rising(self):
+        drawn = figures.two_counts(BOTH, "open_fds", "open descriptors")
+        told = (
+            "The count of open descriptors stays at 135 after the fix; before it, it rises from 135 to 4167."
+        )
+        assert drawn.title == told
+
+    def test_a_fix_that_leaks_rises(self):
+        leaking = {**BOTH, "try_finally": more(PR_FLAT, slice(None), 1)}
+        assert "rises from 135 to 156 after the fix" in figures.two_counts(leaking, "open_fds", "x").title
+
+    def test_registrations_of_the_fix_are_those_that_it_keeps(self):
+        same = figures.two_counts(BOTH, "registrations", "live registrations").title
+        assert same == "The count of live registrations rises from 0 to 8064, before and after the fix."
+        kept = {**BOTH, "try_finally": PR_FLAT.assign(registrations=PR.registrations // 2)}
+        drawn = figures.two_counts(kept, "registrations", "live registrations")
+        assert f"rises from 0 to {PR.registrations.iloc[-1] // 2} after the fix" in drawn.title
+
+
+class TestWhatStays:
+    def test_faults_are_counted(self):
+        fixed = FAULTS.assign(left_files_open=[1, 0], most_fds=[3, 0])
+        drawn = figures.faults({"leaky": FAULTS, "try_finally": fixed})
+        told = "Faults that leave descriptors open: before (leaky) 2 of 10, after (try_finally) 1 of 10."
+        assert drawn.title == told
+        assert "before (leaky): post (interrupt); after (try_finally): open (error)" in drawn.alt
+
+    @pytest.mark.parametrize("kept", [64, 128])
+    def test_registrations_per_call_are_those_of_the_table(self, kept):
+        calls = np.arange(1, 61)
+        table = pd.DataFrame(
+            {
+                "call": calls,
+                "operation": np.where(calls % 2, "set", "get"),
+                "seconds": 1e-3,
+                "rss_bytes": 2**28,
+            }
+            | {"registrations": kept * calls}
+        )
+        drawn = figures.second_leak({"try_finally": table, "scoped": table.assign(registrations=1)})
+        assert drawn.title == f"Registrations left per call: after (try_finally) {kept}, scoped 0."
+        assert f"rises from {kept} to {kept * 60}; scoped stays at 1" in drawn.alt
+
+    def test_times_are_compared_at_first_and_at_the_end(self):
+        calls = np.arange(1, 101)
+        table = pd.DataFrame(
+            {
+                "call": calls,
+                "operation": np.where(calls % 2, "set", "get"),
+                "rss_bytes": 2**28,
+                "registrations": 0,
+            }
+            | {"seconds": 1e-3}
+        )
+        slow = table.assign(seconds=np.where(calls > 50, 3e-3, 1e-3))
+        alt = figures.second_leak({"try_finally": slow, "scoped": table}).alt
+        assert (
+            "takes 1.00 [1.00, 1.00] times as long as with scoped at first, 3.00 [3.00, 3.00] at the end"
+            in alt
+        )
+
+    def test_a_short_run_says_nothing_about_times(self):
+        alt = figures.second_leak({"try_finally": SLOWER, "scoped": SLOWER}).alt
+        assert "times as long" not in alt
+
+    def test_behaviours_names_those_without_a_fault(self):
+        told = "Of 3 connectors, only scoped leaves nothing behind and keeps the good pages beside a bad one."
+        assert figures.behaviours(FACTS).title == told
+        spoilt = FACTS.assign(half_written_seen=True)
+        assert figures.behaviours(spoilt).title.startswith("Of 3 connectors, none leaves nothing behind")
+        assert "pages found of 8 stored 16" in figures.behaviours(FACTS).alt
+
+    def test_creation_says_how_much_longer_a_file_takes(self):
+        drawn = figures.creation(CREATED, "ext4")
+        assert (
+            drawn.title == "On ext4, a new file takes 5.00 [5.00, 5.00] times as long after 800 were deleted."
+        )
+        assert "40 us per file in a new folder, 200 us after deleting" in drawn.alt
+        same = figures.creation(CREATED.assign(seconds=1e-3), "tmpfs").title
+        assert same.startswith("On tmpfs, a new file takes 1.00 [1.00, 1.00] times as long")
+
+
+class TestTimes:
+    @pytest.mark.parametrize(("slower", "told"), [(0.5, "no slower"), (1.0, "inconclusive"), (2.0, "slower")])
+    def test_a_title_and_a_claim_have_one_rule(self, slower, told):
+        times = timed(repeats=12, slower=slower)
+        ratios = ratio_table(times, ["operation", "page_bytes"], *PAIR)
+        drawn = figures.pairs_and_ratios(times, ratios, "page_bytes", "set")
+        ratio = pooled_ratio(times[times.operation == "set"], ["page_bytes"], *PAIR)
+        assert f"set: {ratio} times as long after the fix: {told} (margin 1.05)" in drawn.title
+        verdict = {"no slower": "holds", "slower": "fails"}.get(told, "inconclusive")
+        assert no_slower("cost", "...", ratio).verdict == verdict
+
+    def test_a_steady_load_says_both_operations(self):
+        title = figures.over_calls(timed(repeats=12, slower=2)).title
+        assert title.count("slower (margin 1.05)") == 2
+
+    def test_latency_gives_medians_with_intervals(self):
+        times = timed().assign(seconds=2e-3)
+        told = "Median milliseconds of a get: before (leaky) 2.00 [2.00, 2.00], after (try_finally) 2.00 [2.00, 2.00]."
+        assert figures.latency(times).title == told
+
+    def test_benchmarks_pool_all_points_of_an_operation_and_a_cache(self):
+        title = figures.benchmarks(BENCHMARK_TIMES.assign(seconds=1e-3), BENCHMARK, PAIR).title
+        assert title.count("1.00 [1.00, 1.00]") == 4
+        assert "get, O_DIRECT 1.00" in title

@@ -1,0 +1,92 @@
+"""Small tables as the lab measures them, for what draws them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from hicache_nixl.lab.experiments.replay import COLUMNS
+from hicache_nixl.lab.statistics import ratio_table
+from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds
+
+BASELINE = 135
+LIMIT = 4200
+
+
+def replayed(schedule: Schedule, per_key: int = 2, limit: int | None = None) -> pd.DataFrame:
+    """A replay as predicted; what does not fit below the limit fails with EMFILE."""
+    open_fds, failure = predicted_fds(schedule, per_key, BASELINE, limit)
+    table = pd.DataFrame(
+        {
+            "call": range(1, len(schedule) + 1),
+            "operation": [call.operation for call in schedule],
+            "keys": [call.keys for call in schedule],
+            "open_fds": open_fds,
+        }
+    )
+    table["storage_fds"] = table.open_fds - BASELINE
+    fails = table.call >= (failure or len(schedule) + 1)
+    table["errno"] = np.where(fails, 24, 0)
+    table["pages_ok"] = np.where(fails, 0, table["keys"])
+    table["registrations"] = 4 * table.pages_ok.cumsum()
+    return table.reindex(columns=[column for column in COLUMNS if column in table])
+
+
+def timed(repeats: int = 6, slower: float = 1.0) -> pd.DataFrame:
+    """A comparison of two page sizes, sets and gets; the second arm may be slower."""
+    rng = np.random.default_rng(3)
+    return pd.DataFrame(
+        [
+            {"page_bytes": size, "pair": pair, "arm": arm, "operation": operation, "bytes": 8 * size}
+            | {"queue": "libaio", "seconds": size * 1e-6 * factor * rng.lognormal(0, 0.2)}
+            for size in (4096, 65536)
+            for pair in range(repeats)
+            for arm, factor in (("leaky", 1), ("try_finally", slower))
+            for operation in ("set", "get")
+        ]
+    )
+
+
+PR = replayed(Schedule.pr24671())
+PR_FLAT = PR.assign(open_fds=BASELINE, storage_fds=0)
+INTO_LIMIT = replayed(Schedule.pr24671() + Schedule.steady(6, 128), limit=LIMIT)
+TIMES = timed()
+RATIOS = ratio_table(TIMES, ["operation", "page_bytes"], "leaky", "try_finally")
+LAW = pd.DataFrame(
+    [
+        {"operation": "set", "keys": keys, "left": per_key * keys, "files_per_key": per_key, "kind": kind}
+        for per_key, kind in ((2, "multi-head, page_first"), (1, "MLA, page_first"), (1, "MLA, layer_first"))
+        for keys in (1, 4, 16)
+    ]
+)
+FAULTS = pd.DataFrame(
+    {"step": ["open", "post"], "kind": ["error", "interrupt"], "most_fds": [0, 16]}
+    | {"faults": [8, 2], "left_files_open": [0, 2]}
+)
+SLOWER = PR.assign(seconds=1e-3, rss_bytes=2**28 + PR.registrations * 50)
+FACTS = pd.DataFrame(
+    [
+        ("leaky", 16.0, 32.0, 8, 0, True),
+        ("scoped", 0.0, 0.0, 8, 7, False),
+        ("sglang==0.5.12", 0.0, 32.0, 16, 0, True),
+    ],
+    columns=[
+        "connector",
+        "fds_per_call",
+        "registrations_per_call",
+        "exists_of_8",
+        "pages_besides_a_bad_one",
+        "half_written_seen",
+    ],
+)
+CREATED = pd.DataFrame(
+    [
+        {"repeat": repeat, "when": when, "files": 800, "seconds": 800 * micros * 1e-6}
+        for repeat in range(8)
+        for when, micros in (("new folder", 40), ("after deleting", 200))
+    ]
+)
+BENCHMARK_TIMES = pd.concat([TIMES.assign(direct=direct) for direct in (False, True)], ignore_index=True)
+BENCHMARK = ratio_table(
+    BENCHMARK_TIMES, ["operation", "direct", "queue", "page_bytes"], "leaky", "try_finally"
+)
