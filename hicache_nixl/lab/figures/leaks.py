@@ -8,6 +8,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ..statistics import FEWEST, paired_ratio
@@ -107,9 +108,7 @@ def behaviours(facts: pd.DataFrame) -> Drawn:
     colours = {True: AFTER, False: BEFORE}
     for (row, column), fine in np.ndenumerate(good):
         axes.add_patch(
-            plt.Rectangle(
-                (column - 0.47, row - 0.44), 0.94, 0.88, color=colours[fine], alpha=0.18, linewidth=0
-            )
+            Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, color=colours[fine], alpha=0.18, linewidth=0)
         )
         axes.text(
             column,

@@ -162,7 +162,7 @@ def _pairs(axes: Axes, wide: pd.DataFrame, position: float) -> None:
         xs = [x for x, _ in places.values()]
         axes.plot(xs, [pair.leaky, pair.try_finally], color="0.75", linewidth=0.8, zorder=1)
     for arm, (x, marker) in places.items():
-        look = {"color": STYLES[arm][0]}
+        look: dict[str, Any] = {"color": STYLES[arm][0]}
         axes.plot([x] * len(wide), wide[arm], marker, markersize=3.5, markerfacecolor="none", **look)
         axes.plot([x - 0.1, x + 0.1], [wide[arm].median()] * 2, linewidth=2, **look)
 
