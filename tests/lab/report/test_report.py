@@ -105,7 +105,7 @@ class TestIndex:
             "2",
             "2",
             "✓ holds",
-            "04, cell 0",
+            f"{LEAVES[:2]}, cell 0",
         ]
         assert cells[-1].a["href"] == f"html/{LEAVES}.html#cell-0"
 
@@ -237,7 +237,9 @@ class TestAgenda:
         assert "table remark_1: 1 row" in said(remark)
 
     def test_the_evidence_may_be_in_any_notebook(self, tmp_path):
-        remark = parsed(build(make_run(tmp_path / "other", notebook="02_the_fix"))).select("section.remark")[0]
+        remark = parsed(build(make_run(tmp_path / "other", notebook="02_the_fix"))).select("section.remark")[
+            0
+        ]
         assert "table remark_1: 1 row" in said(remark)
 
     def test_without_claims_it_says_so(self, folder):
