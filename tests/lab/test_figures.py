@@ -250,8 +250,8 @@ class TestComparisons:
         axes = DRAWN["second_leak"]().axes
         assert [panel.get_title(loc="left") for panel in axes] == [
             "live registrations",
-            "ms per get",
-            "MiB since the first call",
+            "ms per get, median of nine",
+            "MiB of memory since call 1",
         ]
         assert list(axes[0].lines[0].get_ydata()) == SLOWER.registrations.tolist()
 
@@ -267,7 +267,7 @@ class TestComparisons:
         assert points == [
             f"{cache}, libaio, {size} KiB" for cache in ("page cache", "O_DIRECT") for size in (4, 64)
         ]
-        assert "time of after (try_finally) / time of before (leaky)" in figure.axes[1].get_xlabel()
+        assert "time with try_finally / time with leaky" in figure.axes[1].get_xlabel()
 
     def test_every_pair_is_a_line_from_before_to_after(self):
         left = DRAWN["pairs_and_ratios"]().axes[0]

@@ -60,22 +60,30 @@ def more(table: pd.DataFrame, calls: slice, by: int) -> pd.DataFrame:
 class TestGrowth:
     def test_every_recorded_point_is_met(self):
         assert (
-            figures.growth(PR, RECORDED).title == "The replay meets 3 of the 3 counts that the PR recorded."
+            figures.growth(PR, RECORDED).title == "The replay matches 3 of the 3 counts that the PR recorded."
         )
 
     def test_a_descriptor_too_many_misses_the_points_after_it(self):
         drawn = figures.growth(more(PR, slice(12, 13), 1), RECORDED)
-        assert drawn.title == "The replay meets 2 of the 3 counts that the PR recorded."
+        assert drawn.title == "The replay matches 2 of the 3 counts that the PR recorded."
         assert "rises from 135 to 4168" in drawn.alt
 
     def test_the_baseline_is_said_to_be_inferred_from_the_log(self):
-        told = "135 before the first call (padding;\ninferred from the PR's log: 167 - 2 x 16)"
-        assert told in words(figures.growth(PR, RECORDED))
+        told = "135 are open before the first call,\nan inference from the PR's log: 167 - 2 x 16"
+        drawn = (
+            figures.growth(PR, RECORDED),
+            figures.hero(INTO_LIMIT, PR_FLAT, RECORDED, LIMIT),
+            figures.two_counts(BOTH, "open_fds", "open descriptors"),
+        )
+        for one in drawn:
+            assert told in words(one)
+            assert told.replace("\n", " ") in one.alt
 
     def test_another_baseline_is_no_inference_and_moves_the_rings(self):
         table = PR.assign(open_fds=PR.open_fds + 5)
         drawn = figures.growth(table, RECORDED)
-        assert "140 before the first call (padding)" in words(drawn)
+        assert "140 are open before the first call." in drawn.alt
+        assert "inference" not in words(drawn)
         assert "PR: 167 +5" in words(drawn)
         assert "3 of the 3" in drawn.title
 
@@ -101,12 +109,13 @@ class TestLaw:
 class TestEnd:
     def test_it_counts_the_pages_after_the_failure(self):
         assert (
-            "fails with EMFILE; from it on 0 of 768 pages are correct" in figures.end(INTO_LIMIT, LIMIT).title
+            "fails with EMFILE; from then on 0 of 768 pages are correct"
+            in figures.end(INTO_LIMIT, LIMIT).title
         )
 
     def test_pages_that_are_correct_all_the_same_are_counted(self):
         table = INTO_LIMIT.assign(pages_ok=INTO_LIMIT["keys"])
-        assert "from it on 768 of 768 pages are correct" in figures.end(table, LIMIT).title
+        assert "from then on 768 of 768 pages are correct" in figures.end(table, LIMIT).title
 
     def test_without_a_failure_there_is_none_in_the_title(self):
         assert figures.end(PR, LIMIT).title == "No call of 21 fails with EMFILE."
@@ -159,9 +168,9 @@ class TestWhatStays:
     def test_faults_are_counted(self):
         fixed = FAULTS.assign(left_files_open=[1, 0], most_fds=[3, 0])
         drawn = figures.faults({"leaky": FAULTS, "try_finally": fixed})
-        told = "Faults that leave descriptors open: before (leaky) 2 of 10, after (try_finally) 1 of 10."
+        told = "Descriptors stay open after 2 of 10 faults with leaky, 1 of 10 faults with try_finally."
         assert drawn.title == told
-        assert "before (leaky): post (interrupt); after (try_finally): open (error)" in drawn.alt
+        assert "leaky: post (interrupt); try_finally: open (error)" in drawn.alt
 
     @pytest.mark.parametrize("kept", [64, 128])
     def test_registrations_per_call_are_those_of_the_table(self, kept):
@@ -176,7 +185,10 @@ class TestWhatStays:
             | {"registrations": kept * calls}
         )
         drawn = figures.second_leak({"try_finally": table, "scoped": table.assign(registrations=1)})
-        assert drawn.title == f"Registrations left per call: after (try_finally) {kept}, scoped 0."
+        assert (
+            drawn.title
+            == f"A call leaves {kept} registrations with try_finally, 0 registrations with scoped."
+        )
         assert f"rises from {kept} to {kept * 60}; scoped stays at 1" in drawn.alt
 
     def test_times_are_compared_at_first_and_at_the_end(self):
@@ -192,10 +204,18 @@ class TestWhatStays:
         )
         slow = table.assign(seconds=np.where(calls > 50, 3e-3, 1e-3))
         alt = figures.second_leak({"try_finally": slow, "scoped": table}).alt
-        assert (
-            "takes 1.00 [1.00, 1.00] times as long as with scoped at first, 3.00 [3.00, 3.00] at the end"
-            in alt
+        first = "takes 1.00 [1.00, 1.00] times as long as with scoped in the first quarter of the calls"
+        assert f"{first}, and 3.00 [3.00, 3.00] in the last." in alt
+
+    def test_connectors_that_leave_the_same_are_named_together(self):
+        tables = dict.fromkeys(
+            ("try_finally", "sglang==0.5.12"), SLOWER.assign(registrations=range(len(SLOWER)))
         )
+        tables["scoped"] = SLOWER.assign(registrations=1)
+        told = (
+            "A call leaves 1 registrations with try_finally and SGLang 0.5.12, 0 registrations with scoped."
+        )
+        assert figures.second_leak(tables).title == told
 
     def test_a_short_run_says_nothing_about_times(self):
         alt = figures.second_leak({"try_finally": SLOWER, "scoped": SLOWER}).alt
@@ -225,18 +245,24 @@ class TestTimes:
         ratios = ratio_table(times, ["operation", "page_bytes"], *PAIR)
         drawn = figures.pairs_and_ratios(times, ratios, "page_bytes", "set")
         ratio = pooled_ratio(times[times.operation == "set"], ["page_bytes"], *PAIR)
-        assert f"set: {ratio} times as long after the fix: {told} (margin 1.05)" in drawn.title
+        assert f"a set takes {ratio} times as long after the fix ({told}; margin 1.05)" in drawn.title
         verdict = {"no slower": "holds", "slower": "fails"}.get(told, "inconclusive")
         assert no_slower("cost", "...", ratio).verdict == verdict
 
     def test_a_steady_load_says_both_operations(self):
         title = figures.over_calls(timed(repeats=12, slower=2)).title
-        assert title.count("slower (margin 1.05)") == 2
+        assert title.count("(slower; margin 1.05)") == 2
 
     def test_latency_gives_medians_with_intervals(self):
+        times = timed().assign(seconds=lambda table: np.where(table.arm == "leaky", 2e-3, 3e-3))
+        told = "takes 2.00 [2.00, 2.00] ms before the fix and 3.00 [3.00, 3.00] ms after it"
+        assert figures.latency(times).title == f"In the median, a set {told}; a get {told}."
+
+    def test_latency_gives_the_medians_of_releases_in_the_alt_text(self):
         times = timed().assign(seconds=2e-3)
-        told = "Median milliseconds of a get: before (leaky) 2.00 [2.00, 2.00], after (try_finally) 2.00 [2.00, 2.00]."
-        assert figures.latency(times).title == told
+        released = times[times.arm == "leaky"].assign(arm="sglang==0.5.11", seconds=4e-3)
+        alt = figures.latency(pd.concat([times, released])).alt
+        assert "SGLang 0.5.11: set 4.00 [4.00, 4.00] ms, get 4.00 [4.00, 4.00] ms." in alt
 
     def test_benchmarks_pool_all_points_of_an_operation_and_a_cache(self):
         title = figures.benchmarks(BENCHMARK_TIMES.assign(seconds=1e-3), BENCHMARK, PAIR).title

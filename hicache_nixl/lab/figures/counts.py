@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from ..worker.schedule import recorded_log
 from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, heading, limit_line, name, rings, step
 from .words import (
     Drawn,
@@ -19,7 +20,7 @@ from .words import (
     course,
     first_emfile,
     numbers,
-    padding,
+    origin,
     per_key,
     points_met,
     shift_of,
@@ -47,14 +48,14 @@ def growth(
     _steps(axes, table, "leaky")
     _rings(axes, table, recorded)
     _dots(axes, peers, "open_fds")
-    _say_padding(axes, table, recorded)
+    _say_origin(axes, table, recorded)
     met = f"{points_met(table, recorded)} of the {len(recorded)} counts that the PR recorded"
-    heading(figure, f"The replay meets {met}")
+    heading(figure, f"The replay matches {met}")
     axes.set(xlabel="call", ylabel="open descriptors", xlim=(0, len(table) + 1.5), ylim=(0, None))
     alt = (
         f"Over {len(table)} calls the count of open descriptors {_course(table)}. Rings mark the PR's counts"
     )
-    return Drawn(figure, f"{alt} ({_listed(recorded)}); the replay meets {met}.")
+    return Drawn(figure, f"{alt} ({_listed(recorded)}); the replay matches {met}. {_origin(table)}")
 
 
 @mpl.rc_context(LOOK)
@@ -143,7 +144,7 @@ def hero(before: pd.DataFrame, after: pd.DataFrame, recorded: pd.DataFrame, limi
     _cross(panels[0], before)
     panels[0].set_ylabel("open descriptors")
     _say_slope(panels[0], before, int(recorded.call.iloc[1]) + 3)
-    _say_padding(panels[1], after, recorded)
+    _say_origin(panels[1], after, recorded)
     failed = first_emfile(before)
     end_of_it = (
         f"call {failed} of {len(before)} fails with EMFILE" if failed else f"the count {_course(before)}"
@@ -152,8 +153,8 @@ def hero(before: pd.DataFrame, after: pd.DataFrame, recorded: pd.DataFrame, limi
     heading(figure, title)
     alt = (
         f"{title}. Left, {len(before)} calls before the fix, with a limit of {limit}: the count {_course(before)}, "
-        f"+{per_key(before)} per key, and meets {points_met(before, recorded)} of the {len(recorded)} counts that the PR "
-        f"recorded ({_listed(recorded)}). Right, after the fix: the count {_course(after)}."
+        f"+{per_key(before)} per key, and matches {points_met(before, recorded)} of the {len(recorded)} counts that the PR "
+        f"recorded ({_listed(recorded)}). Right, after the fix: the count {_course(after)}. {_origin(after)}"
     )
     return Drawn(figure, alt)
 
@@ -180,8 +181,8 @@ def two_counts(
         values = [start, *table[column]]
         courses[arm] = course(values)
         step(axes, values, color=colour, linestyle=line)
-        middle = len(values) * 3 // 5
         flat = values[-1] <= start
+        middle = len(values) * (2 if flat else 3) // 5  # the right end of a flat line is for its origin
         axes.annotate(
             NAMES[arm],
             (middle, values[middle]),
@@ -201,7 +202,12 @@ def two_counts(
     axes.margins(x=0.02, y=0.15)
     calls = len(next(iter(tables.values())))
     released = f" Dots: {', '.join(map(name, peers))}, as released." if peers else ""
-    return Drawn(figure, f"{what.capitalize()} over {calls} calls. {title}.{released}")
+    from_where = ""
+    if column == "open_fds":
+        flattest = min(tables.values(), key=lambda table: table.open_fds.iloc[-1])
+        _say_origin(axes, flattest, recorded_log())
+        from_where = f" {_origin(flattest)}"
+    return Drawn(figure, f"{what.capitalize()} over {calls} calls. {title}.{from_where}{released}")
 
 
 def _course(table: pd.DataFrame) -> str:
@@ -217,7 +223,7 @@ def _end_title(table: pd.DataFrame) -> str:
     if failed is None:
         return f"No call of {len(table)} fails with EMFILE"
     after = table[table.call >= failed]
-    return f"Call {failed} fails with EMFILE; from it on {after.pages_ok.sum()} of {after['keys'].sum()} pages are correct"
+    return f"Call {failed} fails with EMFILE; from then on {after.pages_ok.sum()} of {after['keys'].sum()} pages are correct"
 
 
 def _steps(axes: Axes, table: pd.DataFrame, arm: str) -> None:
@@ -252,8 +258,8 @@ def _cross(axes: Axes, table: pd.DataFrame) -> None:
     axes.annotate(
         f"EMFILE, call {call}",
         (call, count),
-        xytext=(12, -64),
-        textcoords="offset points",
+        xytext=(0.99, -64),  # at the right end, where the curve is above
+        textcoords=("axes fraction", "offset points"),
         color=INK,
         ha="right",
         arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.6, "shrinkB": 6},
@@ -271,9 +277,13 @@ def _say_slope(axes: Axes, table: pd.DataFrame, call: int) -> None:
     )
 
 
-def _say_padding(axes: Axes, table: pd.DataFrame, recorded: pd.DataFrame) -> None:
+def _origin(table: pd.DataFrame) -> str:
+    return f"{' '.join(origin(table, recorded_log()).split())}."
+
+
+def _say_origin(axes: Axes, table: pd.DataFrame, recorded: pd.DataFrame) -> None:
     axes.annotate(
-        padding(table, recorded),
+        origin(table, recorded),
         (len(table), baseline(table)),
         xytext=(0, 4),
         textcoords="offset points",

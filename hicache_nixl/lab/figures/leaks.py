@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ..statistics import FEWEST, paired_ratio
-from .look import AFTER, BEFORE, INK, LOOK, STYLES, heading, name
+from .look import AFTER, BEFORE, INK, LOOK, STYLES, heading, name, plain
 from .words import Drawn, course, numbers
 
 BEHAVIOURS = {  # columns of ``release_facts``: heading, and the value that a reader hopes for
@@ -43,13 +43,15 @@ def faults(summaries: Mapping[str, pd.DataFrame]) -> Drawn:
     axes.set_yticks(np.arange(len(summary))[::-1], labels)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left = {arm: f"{table.left_files_open.sum()} of {table.faults.sum()}" for arm, table in summaries.items()}
-    title = "Faults that leave descriptors open: " + ", ".join(f"{name(arm)} {n}" for arm, n in left.items())
+    title = "Descriptors stay open after " + ", ".join(
+        f"{n} faults with {plain(arm)}" for arm, n in left.items()
+    )
     heading(figure, title)
-    axes.set_xlabel("descriptors left open by a call with this fault, at most")
+    axes.set_xlabel("most descriptors that a call with this fault leaves open")
     axes.margins(x=0.04)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=3)
     open_at = {arm: _steps_that_leave(table) for arm, table in summaries.items()}
-    told = "; ".join(f"{name(arm)}: {where}" for arm, where in open_at.items())
+    told = "; ".join(f"{plain(arm)}: {where}" for arm, where in open_at.items())
     return Drawn(figure, f"{title}. Steps after which descriptors stay open: {told}.")
 
 
@@ -74,15 +76,17 @@ def second_leak(tables: Mapping[str, pd.DataFrame], owner: str = "scoped") -> Dr
         panels[0].plot(table.call, table.registrations, label=name(connector), **look)
         panels[1].plot(gets.call, times, **look)
         panels[2].plot(table.call, memory, **look)
-    headings = ("live registrations", "ms per get", "MiB since the first call")
+    headings = ("live registrations", "ms per get, median of nine", "MiB of memory since call 1")
     for axes, what in zip(panels, headings, strict=True):
         axes.set(title=what, xlabel="call")
         axes.set_ylim(min(0, axes.get_ylim()[0]), None)
     figure.legend(loc="outside lower center", ncols=len(tables))
     left = {connector: numbers(table.registrations.diff().dropna()) for connector, table in tables.items()}
-    title = "Registrations left per call: " + ", ".join(f"{name(arm)} {n}" for arm, n in left.items())
+    title = "A call leaves " + ", ".join(f"{n} registrations with {who}" for n, who in _alike(left).items())
     heading(figure, title)
-    counts = "; ".join(f"{name(arm)} {course(table.registrations.tolist())}" for arm, table in tables.items())
+    counts = "; ".join(
+        f"{plain(arm)} {course(table.registrations.tolist())}" for arm, table in tables.items()
+    )
     slower = "".join(
         f" {told}" for arm in tables if arm != owner and (told := _gets_against(tables, arm, owner))
     )
@@ -191,7 +195,16 @@ def _gets_against(tables: Mapping[str, pd.DataFrame], arm: str, owner: str) -> s
     first, last = (
         paired_ratio(gets[0][part], gets[1][part]) for part in (slice(quarter), slice(-quarter, None))
     )
-    return f"A get with {arm} takes {first} times as long as with {owner} at first, {last} at the end."
+    told = f"A get with {plain(arm)} takes {first} times as long as with {plain(owner)} in the first quarter"
+    return f"{told} of the calls, and {last} in the last."
+
+
+def _alike(left: Mapping[str, str]) -> dict[str, str]:
+    """Group connectors by what they leave: ``{"128": "try_finally and SGLang 0.5.12"}``."""
+    return {
+        each: " and ".join(plain(arm) for arm, other in left.items() if other == each)
+        for each in left.values()
+    }
 
 
 def _hopes() -> str:

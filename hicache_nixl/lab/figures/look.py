@@ -48,7 +48,18 @@ def arms(times: pd.DataFrame) -> list[str]:
 
 def name(connector: str) -> str:
     """Return what a connector is called in a figure."""
-    return NAMES.get(connector, connector.replace("sglang==", "SGLang "))
+    return NAMES.get(connector, plain(connector))
+
+
+def plain(connector: str) -> str:
+    """Return the name of a connector in a sentence.
+
+    Examples
+    --------
+    >>> plain("sglang==0.5.12"), plain("leaky")
+    ('SGLang 0.5.12', 'leaky')
+    """
+    return connector.replace("sglang==", "SGLang ")
 
 
 def heading(figure: Figure, title: str) -> None:

@@ -14,8 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from ..statistics import Estimate, median_of, pooled_ratio
-from .look import INK, LOOK, STYLES, arms, heading, name
+from .look import INK, LOOK, STYLES, arms, heading, name, plain
 from .words import Drawn, pace, size_of
+
+FACTORS = {  # in which the points of a comparison differ: one of them, several of them
+    "keys": ("keys per call", "numbers of keys"),
+    "page_bytes": ("page size", "page sizes"),
+    "queue": ("I/O queue", "I/O queues"),
+}
 
 
 @mpl.rc_context(LOOK)
@@ -47,14 +53,19 @@ def pairs_and_ratios(times: pd.DataFrame, ratios: pd.DataFrame, factor: str, ope
     left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.yaxis.set_minor_formatter(NullFormatter())
-    left.set(ylabel="MiB/s", xlabel=factor.replace("_", " "))
+    what, several = FACTORS[factor]
+    left.set(ylabel="MiB/s", xlabel=what)
     points = ratios[ratios.operation == operation]
     _ratio_panel(right, points, labels)
-    title = f"{operation}: {pace(pooled_ratio(chosen, [factor], 'leaky', 'try_finally'))}"
+    right.set_ylabel(what)
+    ratio = pooled_ratio(chosen, [factor], "leaky", "try_finally")
+    title = f"Over {len(points)} {several}, a {operation} takes {pace(ratio)}"
     heading(figure, title)
-    told = [f"{label}: {_interval(row)}" for label, row in zip(labels, points.itertuples(), strict=True)]
+    told = [
+        f"{what} {label}: {_interval(row)}" for label, row in zip(labels, points.itertuples(), strict=True)
+    ]
     return Drawn(
-        figure, f"Left, MiB/s of every pair; right, time after / before. {title}. {'; '.join(told)}."
+        figure, f"{title}. Left, MiB/s of every pair; right, time after / before: {'; '.join(told)}."
     )
 
 
@@ -77,7 +88,7 @@ def over_calls(times: pd.DataFrame) -> Drawn:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=operation, xlabel="pair of calls", ylabel="MiB/s", ylim=(0, None))
     _legend_below(figure, panels[0])
-    title = "In a steady load, " + _paces(times)
+    title = f"In a steady load, {_paces(times)}"
     heading(figure, title)
     return Drawn(figure, f"Throughput over {times.pair.nunique()} pairs of calls. {title}.")
 
@@ -94,7 +105,7 @@ def latency(times: pd.DataFrame) -> Drawn:
             for quantile in (0.5, 0.99):
                 axes.plot(np.quantile(milliseconds, quantile), quantile, "o", color=colour, markersize=4)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(title=operation, xlabel="milliseconds per call")
@@ -102,13 +113,18 @@ def latency(times: pd.DataFrame) -> Drawn:
             axes.axhline(quantile, color="0.85", linewidth=0.8, zorder=0)
     panels[0].set_yticks([0, 0.5, 0.99], ["0", "p50", "p99"])
     _legend_below(figure, panels[0])
-    medians = {
-        operation: ", ".join(f"{name(arm)} {_milliseconds(times, operation, arm)}" for arm in arms(times))
+    title = "In the median, " + "; ".join(
+        f"a {operation} takes {_milliseconds(times, operation, 'leaky')} ms before the fix and "
+        f"{_milliseconds(times, operation, 'try_finally')} ms after it"
         for operation in ("set", "get")
-    }
-    title = f"Median milliseconds of a get: {medians['get']}"
+    )
     heading(figure, title)
-    return Drawn(figure, f"Cumulative distributions of call times. {title}. Of a set: {medians['set']}.")
+    others = "".join(
+        f" {plain(arm)}: set {_milliseconds(times, 'set', arm)} ms, get {_milliseconds(times, 'get', arm)} ms."
+        for arm in arms(times)
+        if arm not in ("leaky", "try_finally")
+    )
+    return Drawn(figure, f"Cumulative distributions of call times. {title}.{others}")
 
 
 @mpl.rc_context(LOOK)
@@ -137,7 +153,7 @@ def benchmarks(times: pd.DataFrame, ratios: pd.DataFrame, pair: tuple[str, str])
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(y=0.05)
-        label = f"time of {name(pair[1])} / time of {name(pair[0])}\n(median of pairs, 95 % interval)"
+        label = f"time with {plain(pair[1])} / time with {plain(pair[0])}\n(median of pairs, 95 % interval)"
         axes.set(title=operation, xlabel=label)
     pooled = {
         f"{operation}, {'O_DIRECT' if direct else 'page cache'}": pooled_ratio(
@@ -146,7 +162,7 @@ def benchmarks(times: pd.DataFrame, ratios: pd.DataFrame, pair: tuple[str, str])
         for (direct, operation), group in times.groupby(["direct", "operation"], sort=False)
     }
     told = "; ".join(f"{where} {ratio}" for where, ratio in pooled.items())
-    title = f"Time of {name(pair[1])} over that of {name(pair[0])}, all points: {told}"
+    title = f"Time with {plain(pair[1])} / time with {plain(pair[0])}, over all points: {told}"
     heading(figure, title)
     points = "; ".join(
         f"{row.operation}, {'O_DIRECT' if row.direct else 'page cache'}, {row.queue}, {size_of(row.page_bytes)}: "
@@ -170,7 +186,7 @@ def _pairs(axes: Axes, wide: pd.DataFrame, position: float) -> None:
 def _paces(times: pd.DataFrame) -> str:
     chosen = {operation: times[times.operation == operation] for operation in ("set", "get")}
     return "; ".join(
-        f"{operation}: {pace(pooled_ratio(group, [], 'leaky', 'try_finally'))}"
+        f"a {operation} takes {pace(pooled_ratio(group, [], 'leaky', 'try_finally'))}"
         for operation, group in chosen.items()
     )
 

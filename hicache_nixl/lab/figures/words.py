@@ -100,17 +100,25 @@ def points_met(table: pd.DataFrame, recorded: pd.DataFrame) -> int:
     return int((counts.to_numpy() == (recorded.open_fds + shift_of(table)).to_numpy()).sum())
 
 
-def padding(table: pd.DataFrame, recorded: pd.DataFrame | None = None) -> str:
-    """Say where the descriptors before the first call come from.
+def origin(table: pd.DataFrame, recorded: pd.DataFrame) -> str:
+    """Say how many descriptors are open before the first call, and that the PR's number is an inference.
 
-    The PR's log does not name its baseline; it follows from the first line, at two descriptors per key.
+    The PR's log does not give the number of its server; it follows from the log's first line.
+
+    Examples
+    --------
+    >>> first = pd.DataFrame({"open_fds": [167], "keys": [16]})
+    >>> print(origin(first.assign(storage_fds=32), first))
+    135 are open before the first call,
+    an inference from the PR's log: 167 - 2 x 16
     """
     before = baseline(table)
-    if recorded is None or before != RECORDED_BASELINE:
-        return f"{before} before the first call (padding)"
+    told = f"{before} are open before the first call"
+    if before != RECORDED_BASELINE:
+        return told
     first = recorded.iloc[0]
-    told = f"{before} before the first call (padding;\ninferred from the PR's log:"
-    return f"{told} {first.open_fds} - 2 x {first['keys']})"
+    each = (first.open_fds - before) / first["keys"]
+    return f"{told},\nan inference from the PR's log: {first.open_fds} - {each:g} x {first['keys']}"
 
 
 def pace(ratio: Estimate) -> str:
@@ -119,11 +127,11 @@ def pace(ratio: Estimate) -> str:
     Examples
     --------
     >>> pace(Estimate(1.0, 0.97, 1.02, 30))
-    '1.00 [0.97, 1.02] times as long after the fix: no slower (margin 1.05)'
+    '1.00 [0.97, 1.02] times as long after the fix (no slower; margin 1.05)'
     """
     verdict = no_slower("", "", ratio).verdict
     words = {HOLDS: "no slower", FAILS: "slower"}.get(verdict, "inconclusive")
-    return f"{ratio} times as long after the fix: {words} (margin {NO_SLOWER:g})"
+    return f"{ratio} times as long after the fix ({words}; margin {NO_SLOWER:g})"
 
 
 def size_of(count: int) -> str:
