@@ -280,6 +280,7 @@ class TestComparisons:
         assert [label.get_text() for label in right.get_yticklabels()] == ["4 KiB", "64 KiB"]
         assert "95 % interval" in right.get_xlabel()
         assert any(set(line.get_xdata()) == {1} for line in right.lines)
+        assert right.get_xscale() == "log"
         shown = next(line for line in right.lines if line.get_marker() == "D")
         assert list(shown.get_xdata()) == RATIOS[RATIOS.operation == "set"].time_ratio.tolist()
 

@@ -129,7 +129,7 @@ def end(table: pd.DataFrame, limit: int) -> Drawn:
     below.yaxis.set_major_formatter(StrMethodFormatter("{x:.0%}"))
     below.legend(loc="center right", ncols=2)
     alt = f"Over {len(table)} calls the count of open descriptors {_course(table)}, below a limit of {limit}."
-    return Drawn(figure, f"{alt} {title}.")
+    return Drawn(figure, f"{alt} {title}. {_origin(table)}")
 
 
 @mpl.rc_context(LOOK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from ..statistics import Estimate, median_of, pooled_ratio
 from .look import INK, LOOK, STYLES, arms, heading, name, plain
@@ -21,6 +29,12 @@ FACTORS = {  # in which the points of a comparison differ: one of them, several 
     "keys": ("keys per call", "numbers of keys"),
     "page_bytes": ("page size", "page sizes"),
     "queue": ("I/O queue", "I/O queues"),
+}
+TICKS = {  # of an axis of ratios, by how far from 1 it reaches
+    1.3: (0.8, 0.9, 1, 1.1, 1.2),
+    3: (0.4, 0.6, 0.8, 1, 1.5, 2, 2.5),
+    20: (0.1, 0.2, 0.5, 1, 2, 5, 10),
+    math.inf: (0.001, 0.01, 0.1, 1, 10, 100, 1000),
 }
 
 
@@ -56,7 +70,7 @@ def pairs_and_ratios(times: pd.DataFrame, ratios: pd.DataFrame, factor: str, ope
     what, several = FACTORS[factor]
     left.set(ylabel="MiB/s", xlabel=what)
     points = ratios[ratios.operation == operation]
-    _ratio_panel(right, points, labels)
+    _ratio_panel(right, points, labels, reach=_reach(points))
     right.set_ylabel(what)
     ratio = pooled_ratio(chosen, [factor], "leaky", "try_finally")
     title = f"Over {len(points)} {several}, a {operation} takes {pace(ratio)}"
@@ -147,11 +161,7 @@ def benchmarks(times: pd.DataFrame, ratios: pd.DataFrame, pair: tuple[str, str])
             f"{'O_DIRECT' if row.direct else 'page cache'}, {row.queue}, {size_of(row.page_bytes)}"
             for row in chosen.itertuples()
         ]
-        _ratio_panel(axes, chosen, labels)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _ratio_panel(axes, chosen, labels, reach=_reach(ratios))
         axes.margins(y=0.05)
         label = f"time with {plain(pair[1])} / time with {plain(pair[0])}\n(median of pairs, 95 % interval)"
         axes.set(title=operation, xlabel=label)
@@ -204,7 +214,12 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
 
 
-def _ratio_panel(axes: Axes, ratios: pd.DataFrame, labels: Sequence[str]) -> None:
+def _reach(ratios: pd.DataFrame) -> float:
+    """Return how far from 1 the intervals reach, as a factor."""
+    return float(max(ratios.high.max(), 1 / ratios.low.min()))
+
+
+def _ratio_panel(axes: Axes, ratios: pd.DataFrame, labels: Sequence[str], reach: float) -> None:
     rows = np.arange(len(ratios))[::-1]
     errors: Any = [ratios.time_ratio - ratios.low, ratios.high - ratios.time_ratio]
     axes.axvline(1, color="0.6", linewidth=1)
@@ -212,5 +227,8 @@ def _ratio_panel(axes: Axes, ratios: pd.DataFrame, labels: Sequence[str]) -> Non
         ratios.time_ratio, rows, xerr=errors, fmt="D", color=INK, markersize=4, capsize=3, linewidth=1.2
     )
     axes.set_yticks(rows, labels)
-    axes.set(xlabel="time after / before\n(median of pairs, 95 % interval)")
+    axes.set(xscale="log", xlabel="time after / before\n(median of pairs, 95 % interval)")
+    axes.xaxis.set_major_locator(FixedLocator(next(ticks for far, ticks in TICKS.items() if reach < far)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.margins(x=0.15, y=0.15)
