@@ -6,7 +6,7 @@ from typing import Any
 
 from support import answer_of, run_python
 
-from hicache_nixl.doctor.diagnosis import Finding
+from hicache_nixl.doctor.finding import Finding
 
 MOUNT = 'mount -t "$0" -o "$1" none "$2" && shift 2 && exec "$@"'
 
@@ -19,11 +19,12 @@ def found(findings: Any, what: str) -> Finding:
 
 def asked(code: str, *prefix: str) -> Any:
     """Ask the doctor in a process of its own; ``code`` makes findings and calls ``tell`` with them."""
-    told = """
+    imports = """
 import dataclasses, json, resource
 from pathlib import Path
-from hicache_nixl.doctor import diagnosis as doctor, storage_check
+from hicache_nixl.doctor import machine, storage_check, verdicts as can_run
+from hicache_nixl.doctor.finding import Finding
 def tell(findings):
     print("\\n" + json.dumps([dataclasses.asdict(finding) for finding in findings]))
 """
-    return [Finding(**row) for row in answer_of(run_python("-c", told + code, prefix=prefix))]
+    return [Finding(**row) for row in answer_of(run_python("-c", imports + code, prefix=prefix))]

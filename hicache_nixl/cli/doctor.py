@@ -16,10 +16,11 @@ from rich.text import Text
 from .app import app, out
 
 if TYPE_CHECKING:
-    from ..doctor.diagnosis import Diagnosis, Finding
+    from ..doctor.diagnosis import Diagnosis
+    from ..doctor.finding import Finding
     from ..doctor.plugin_check import Build
 
-TAKEN = " (what import nixl takes)"
+CHOSEN = " (loaded by import nixl)"
 STYLES = {"ok": "green", "note": "yellow", "no": "red"}
 
 
@@ -28,35 +29,44 @@ def doctor(
     storage_dir: Annotated[
         str | None,
         typer.Option(
-            help="The storage folder to look at; what a server would use if left out: "
-            "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR, else /tmp/hicache_storage."
+            help="The storage folder to check.",
+            show_default="SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR, or /tmp/hicache_storage",
         ),
     ] = None,
     sglang: Annotated[
         Path | None,
-        typer.Option(help="Look for SGLang in another environment: its root, or its site-packages folder."),
+        typer.Option(
+            help="Check the SGLang of another environment: its root, or its site-packages folder.",
+            show_default="this environment",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Say what can run on this machine, by trying it, in some seconds.
+    """Check what can run on this machine.
 
-    NIXL's builds and plugins, with the reason for each that does not load;
-    the queues of the POSIX plugin; the limits of open files; the storage
-    folder, its file system and O_DIRECT; and whether the connector of the
-    installed SGLang has the leak, the second leak, or neither.
+    Tries everything in some seconds: the builds and plugins of NIXL, the I/O
+    queues of its POSIX plugin, the limits of open files, the storage folder with
+    its file system and O_DIRECT, and whether the connector of the installed
+    SGLang has the leak (open files), the second leak (memory registrations), or
+    neither. Nothing is left behind, and no other host is contacted.
 
-    Nothing is left behind, and no other host is asked. Exit code 0 when the
-    connector can run here: the POSIX plugin works on a queue, and the storage
-    folder can be written to. Otherwise 1; 2 for a wrong option.
+    [bold]Examples[/]
 
-    Another disk, another environment:
-    hicache-nixl doctor --storage-dir /mnt/nvme --sglang /opt/sglang/venv
+        hicache-nixl doctor
+        hicache-nixl doctor --storage-dir /mnt/nvme --sglang /opt/sglang/venv
+
+    [bold]Exit codes[/]
+
+        0  the connector can run here: the POSIX plugin works on a queue, and
+           the storage folder can be written to
+        1  it cannot
+        2  an option cannot work
     """
     from ..doctor import diagnosis as checks
     from ..doctor import sglang_check
 
     found = sglang_check.find(sglang)
-    with Console(stderr=True).status("looking") as status:
+    with Console(stderr=True).status("checking") as status:
         diagnosis = checks.diagnose(storage_dir, found, progress=lambda step: status.update(f"trying {step}"))
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(diagnosis), indent=2))
@@ -66,11 +76,11 @@ def doctor(
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    told = [f"{name} {version or 'not installed'}" for name, version in diagnosis.versions.items()]
-    out.print(", ".join(told), highlight=False)
+    versions = [f"{name} {version or 'not installed'}" for name, version in diagnosis.versions.items()]
+    out.print(", ".join(versions), highlight=False)
     if diagnosis.builds:
-        told = [f"{build.name} {build.version}{TAKEN * build.chosen}" for build in diagnosis.builds]
-        out.print(f"builds of NIXL: {', '.join(told)}", highlight=False)
+        builds = [f"{build.name} {build.version}{CHOSEN * build.chosen}" for build in diagnosis.builds]
+        out.print(f"builds of NIXL: {', '.join(builds)}", highlight=False)
     for part in (
         _plugins(diagnosis.builds),
         _findings("this machine", diagnosis.machine),
@@ -88,7 +98,7 @@ def _show(diagnosis: Diagnosis) -> None:
 def _plugins(builds: Sequence[Build]) -> Table | str:
     if not builds:
         return "NIXL is not installed: pip install nixl"
-    table = _table("NIXL plugin", *(build.name for build in builds), "why not")
+    table = _table("NIXL plugin", *(build.name for build in builds), "reason")
     for name in sorted({plugin.name for build in builds for plugin in build.plugins}):
         found = [build.plugin(name) for build in builds]
         reasons = dict.fromkeys(plugin.reason for plugin in found if plugin is not None and plugin.reason)
@@ -104,8 +114,8 @@ def _findings(title: str, findings: Sequence[Finding]) -> Table:
     table = _table(title, "", "")
     for finding in findings:
         detail = Text(finding.detail)
-        if finding.way_out:
-            detail.append(f". {finding.way_out}", style="dim")
+        if finding.advice:
+            detail.append(f". {finding.advice}", style="dim")
         table.add_row(finding.what, _state(finding.state), detail)
     return table
 

@@ -1,9 +1,8 @@
-"""hicache-nixl replay: one schedule against one connector."""
+"""hicache-nixl replay: one schedule of calls against one connector."""
 
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +12,7 @@ from rich.table import Table
 
 from ..config import LAYOUTS, LIFETIMES, QUEUES
 from ..errors import ConfigError
-from .app import Layers, Model, PageSize, app, out, page_of
-
-Layout = StrEnum("Layout", {name: name for name in LAYOUTS})  # type: ignore[misc]  # made from a table
-Queue = StrEnum("Queue", {name: name for name in QUEUES})  # type: ignore[misc]
-PAGE_FIRST, LIBAIO = Layout("page_first"), Queue("libaio")
+from .app import Layers, Model, PageSize, app, out, page_of, say
 
 SHOWN = {  # column of a replay: its heading
     "call": "call",
@@ -36,56 +31,95 @@ SHOWN = {  # column of a replay: its heading
 @app.command()
 def replay(
     schedule: Annotated[
-        str, typer.Argument(help="pr24671, single_call, steady, or a CSV with columns operation and keys.")
+        str,
+        typer.Argument(
+            help="pr24671, single_call, steady, or a CSV file with the columns operation and keys, such as the log "
+            "of a server."
+        ),
     ] = "pr24671",
     connector: Annotated[
         str, typer.Option(help=f"{', '.join(LIFETIMES)}, or a release of SGLang, such as sglang==0.5.12.")
     ] = "leaky",
     storage_dir: Annotated[
         Path | None,
-        typer.Option(help="An existing folder for the page files; the replay cleans up in it."),
+        typer.Option(help="An existing folder for the page files, which are removed at the end."),
     ] = None,
-    queue: Annotated[Queue, typer.Option(help="I/O queue of NIXL's POSIX plugin.")] = LIBAIO,
+    queue: Annotated[
+        str, typer.Option(help=f"I/O queue of NIXL's POSIX plugin: {', '.join(QUEUES)}.")
+    ] = "libaio",
     page_bytes: Annotated[int, typer.Option(help="Bytes of a page, keys and values together.")] = 65536,
     model: Model = None,
     page_size: PageSize = 64,
     layers: Layers = None,
-    layout: Annotated[Layout, typer.Option(help="Memory layout of the host pool.")] = PAGE_FIRST,
-    mla: Annotated[bool, typer.Option("--mla", help="MLA pages: one file each.")] = False,
+    layout: Annotated[
+        str, typer.Option(help=f"Memory layout of the host pool: {', '.join(LAYOUTS)}.")
+    ] = "page_first",
+    mla: Annotated[bool, typer.Option("--mla", help="Use MLA pages, which are one file each.")] = False,
     direct: Annotated[
-        bool, typer.Option("--direct", help="O_DIRECT, past the page cache: scoped, and SGLang from 0.5.13.")
+        bool,
+        typer.Option(
+            "--direct", help="Use O_DIRECT instead of the page cache: scoped, or SGLang from 0.5.13."
+        ),
     ] = False,
     baseline_fds: Annotated[
         int | None,
-        typer.Option(help="Pad the worker with open descriptors up to this number first (PR: 135)."),
+        typer.Option(
+            help="Open descriptors up to this number before the first call; the PR's server had 135."
+        ),
     ] = None,
     nofile_limit: Annotated[
-        int | None, typer.Option(help="The worker's RLIMIT_NOFILE; its hard limit if left out.")
+        int | None, typer.Option(help="RLIMIT_NOFILE of the replay's process; without it, the hard limit.")
     ] = None,
-    calls: Annotated[int, typer.Option(help="With steady: number of calls, set and get in turn.")] = 20,
+    calls: Annotated[int, typer.Option(help="With steady: number of calls, alternately set and get.")] = 20,
     keys: Annotated[int, typer.Option(help="With steady: keys per call.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of keys and page contents.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds for the whole replay.")] = 600,
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file as well.")] = None,
 ) -> None:
-    """Run a schedule of calls in a process of its own and show what it keeps open, call by call.
+    r"""Run a schedule of calls against a connector and count what stays open.
 
-    A server's own log: hicache-nixl replay log.csv --model Qwen2.5-32B --layers 8 --storage-dir /mnt/nvme
+    The calls run in a process of their own, with NIXL's POSIX plugin, and each
+    page is compared with what was stored. The table has one row per call: open
+    descriptors, open storage files, memory registrations, pages that are right.
+
+    [bold]Examples[/]
+
+    The calls of PR #24671 before and after the fix:
+
+        hicache-nixl replay --baseline-fds 135
+        hicache-nixl replay --baseline-fds 135 --connector try_finally
+
+    The log of a server, with the pages of its model:
+
+        hicache-nixl replay log.csv --storage-dir /mnt/nvme \
+            --model Qwen2.5-32B --layers 8 --csv fds.csv
+
+    A released SGLang (fetched from the package registry), 40 calls:
+
+        hicache-nixl replay steady --calls 40 --connector sglang==0.5.12
+
+    [bold]Exit codes[/]
+
+        0  the replay ran, also if calls failed in it
+        1  the replay did not run to its end
+        2  an option cannot work; nothing was run
     """
     from .. import lab
 
     plan = _schedule(schedule, calls, keys)
     if csv is not None and not csv.absolute().parent.is_dir():
-        raise ConfigError(f"--csv {csv}: there is no folder {csv.absolute().parent}")
+        raise ConfigError(
+            f"--csv {csv}: no folder {csv.absolute().parent}; expected a file in an existing folder"
+        )
     if model is not None:
         page_bytes, mla = page_of(model, page_size, layers)
     table = lab.replay(
         plan,
         connector,
         storage_dir=storage_dir,
-        plugin_params=lab.queue_params(str(queue)),
+        plugin_params=lab.queue_params(queue),
         page_bytes=page_bytes,
-        layout=str(layout),
+        layout=layout,
         mla=mla,
         direct=direct,
         baseline_fds=baseline_fds,
@@ -99,16 +133,14 @@ def replay(
     first, last = int(table.open_fds.iloc[0]), int(table.open_fds.iloc[-1])
     failed = table[table.pages_ok < table["keys"]]
     files, regions = int(table.storage_fds.iloc[-1]), int(table.registrations.iloc[-1])
-    out.print(
+    say(
         f"open fds {first} -> {last}; left at the end: {files} open storage files, {regions} NIXL registrations"
     )
     if len(failed):
         call = failed.iloc[0]
         reason = os.strerror(call.errno) if call.errno else "no errno"
         logged = table.attrs["log"].get(int(call.call), ["nothing was logged"])[0]
-        out.print(
-            f"call {call.call} is the first that failed: {reason}\n{logged}", markup=False, highlight=False
-        )
+        say(f"call {call.call} is the first that failed: {reason}\n{logged}")
 
 
 def _schedule(name: str, calls: int, keys: int) -> Any:
@@ -121,7 +153,7 @@ def _schedule(name: str, calls: int, keys: int) -> Any:
         return Schedule.steady(calls, keys)
     if not Path(name).exists():
         raise ConfigError(
-            f"schedule {name!r} is unknown; it takes {', '.join(ready)}, steady or a CSV file that exists"
+            f"schedule {name!r} is unknown; expected one of {', '.join(ready)}, steady, or an existing CSV file"
         )
     return Schedule.from_csv(name)
 

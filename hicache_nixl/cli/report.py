@@ -8,23 +8,33 @@ from typing import Annotated
 
 import typer
 
-from .app import app, out
+from .app import app, out, say
 
 Run = Annotated[str, typer.Argument(help="The folder of a run, or its name below runs/.", show_default=False)]
 
 
 @app.command()
 def report(run: Run) -> None:
-    """Make the report of a run anew, from what is in its folder: runs/NAME/index.html and the notebooks' pages.
+    """Make the report of a run again from what is in its folder.
 
-    reproduce does it at its end; this is for a run that was interrupted, and for a template that changed.
+    Writes runs/NAME/index.html and a page for each notebook. `reproduce` does
+    this at its end; use it for a run that was interrupted.
+
+    [bold]Example[/]
+
+        hicache-nixl report runs/quick-20260102-030405
+
+    [bold]Exit codes[/]
+
+        0  the report was written, also if claims fail in it
+        2  there is no such run
     """
     from ..lab import report as pages
 
     with out.status("making the report"):
         record = pages.read_record(run)
         page = pages.build(record)
-    out.print(f"{record.verdict()}; the report is {os.path.relpath(page)}", highlight=False, soft_wrap=True)
+    say(f"{record.verdict()}; the report is {os.path.relpath(page)}")
 
 
 @app.command()
@@ -34,17 +44,27 @@ def compare(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The folder for the page; FIRST-vs-SECOND beside the first run if left out."
+            "--out", help="The folder for the page.", show_default="FIRST-vs-SECOND beside the first run"
         ),
     ] = None,
 ) -> None:
-    """Put two runs side by side on one page: another disk, another NIXL, before and after a change.
+    """Compare two runs on one page.
 
-    Claims that changed, ratios of times with intervals, figures overlaid, tables joined:
-    hicache-nixl compare runs/ssd runs/nvme
+    For two disks, two versions of NIXL, or before and after a change: claims
+    that changed, ratios of times with intervals, figures overlaid, and tables
+    joined.
+
+    [bold]Example[/]
+
+        hicache-nixl compare runs/ssd runs/nvme
+
+    [bold]Exit codes[/]
+
+        0  the page was written
+        2  one of the runs does not exist
     """
     from ..lab import report as pages
 
     with out.status("comparing"):
         page = pages.compare_runs(first, second, to)
-    out.print(f"the comparison is {os.path.relpath(page)}", highlight=False, soft_wrap=True)
+    say(f"the comparison is {os.path.relpath(page)}")

@@ -1,14 +1,12 @@
-"""hicache-nixl watch: the descriptors of a live server, from outside."""
+"""hicache-nixl watch: the open descriptors of a running server, from outside."""
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,32 +20,28 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import ConfigError, FileError
+from ..errors import ConfigError
 from .app import app
 
 if TYPE_CHECKING:
-    from ..watch.process import Subject
-    from ..watch.recording import WatchFile
     from ..watch.verdict import Watch
 
 LEAK, OPEN = 3, 4  # exit codes: a leak was found, the question stays open
-SLICE = 1.0  # seconds at most until the end of the process is noticed
-SHORTEST, LONGEST = 0.05, 3600.0  # seconds between two samples
 FIRST_GAP = 10.0  # seconds between two lines where there is no terminal; later a tenth of the time watched
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Show = Callable[["Watch"], None]
 
 
 class Output(Console):
-    """A console whose reader may go away, as ``head`` does: from then on it prints nothing."""
+    """A console that prints nothing more once its reader is gone, as after ``| head``."""
 
     lost = False
 
     def on_broken_pipe(self) -> None:
-        """Go on without a reader; the console of rich would end the program here."""
+        """Continue without a reader; rich's own console would end the program here."""
         self.quiet = self.lost = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # for what is flushed at the end
+        os.dup2(nowhere, sys.stdout.fileno())  # for what is flushed at exit
         os.close(nowhere)
 
 
@@ -57,129 +51,100 @@ out = Output()
 @app.command()
 def watch(
     pid: Annotated[
-        list[str] | None, typer.Argument(metavar="PID", help="The process to watch, one.", show_default=False)
+        list[str] | None, typer.Argument(metavar="PID", help="The process to watch.", show_default=False)
     ] = None,
     storage_dir: Annotated[
         str | None,
         typer.Option(
-            help="The folder of the page files, as the server sees it: its files are counted apart, and a leak "
-            "is judged on them; else on all regular files."
+            help="Folder of the page files, as the server sees it. A leak is then judged on the files below it, "
+            "otherwise on all regular files."
         ),
     ] = None,
-    interval: Annotated[float, typer.Option(help="Seconds from sample to sample.")] = 1.0,
+    interval: Annotated[float, typer.Option(help="Seconds between two samples.")] = 1.0,
     duration: Annotated[
-        float | None, typer.Option(help="End after so many seconds; else with Ctrl-C or with the process.")
+        float | None,
+        typer.Option(help="Stop after so many seconds; without it, at Ctrl-C or when the process ends."),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every sample to this new file.")] = None,
 ) -> None:
-    """Watch the open descriptors of a live server from outside, and say whether they leak.
+    r"""Watch the open descriptors of a running server and say whether they leak.
 
-    Exit code 3: a leak was found. 0: none was seen. 4: not settled, as what was opened has not been closed so far,
-    or not judged, with too few samples or a process at its limit. 2: it cannot be watched.
+    Reads /proc only; the server is not changed or restarted. Run it on a server
+    that has warmed up, under traffic, for ten calls or more. SGLang's storage
+    files are opened by its scheduler, a process of its own; if there are
+    several, watch each of them.
 
-    SGLang's storage files are opened by its scheduler, a process of its own (with several, watch each):
+    [bold]Examples[/]
 
-    hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" --storage-dir /mnt/nvme
+    Watch until Ctrl-C:
 
-    In a script, under traffic, after the warm-up:
+        hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" \
+            --storage-dir /mnt/nvme
 
-    hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" --storage-dir /mnt/nvme --duration 300; [ $? -ne 3 ] || alert
+    In a script, five minutes; prints lines instead of a table:
 
-    The record beside the points of PR #24671:
+        hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" \
+            --storage-dir /mnt/nvme --duration 300 || echo "exit code $?"
 
-    hicache-nixl watch 4711 --csv server.csv; hicache-nixl reproduce --notebook 01 -p watched=server.csv
+    Keep the samples, and see them beside those of PR #24671:
 
-    A leak is what stays open between the calls. Storage files that rise in 3 separate steps, and of which none is
-    closed, are one. So is, for any files, a floor that rises: cut into five, the samples have a lowest count that
-    rises from each fifth to the next, above the mean of the fifth but one before, and a growth whose interval of
-    95 % lies above zero, for a tenth of the time so judged and three times in a row. That takes 12 samples, and
-    some ten calls. What goes up and down with the calls is no leak, nor what was closed again.
+        hicache-nixl watch 4711 --csv server.csv
+        hicache-nixl reproduce --notebook 01 -p watched=server.csv
 
-    Without --storage-dir, regular files that a server keeps for minutes may be taken for a leak, about one time in
-    eight in 20 minutes of watching: name the folder.
+    [bold]Exit codes[/]
 
-    When nobody reads the output any more (watch ... | head), it goes on if there is a --csv or a --duration, and else
-    ends with the exit code of what it has seen.
+        0  no leak seen
+        2  an option cannot work, or the process cannot be watched
+        3  leak
+        4  not settled: files stayed open in fewer than three steps;
+           or not judged: too few samples, or the process is at its limit
+
+    [bold]What counts as a leak[/]
+
+    Descriptors that stay open between calls. For the files below --storage-dir:
+    three separate increases without a decrease. For any files: the samples are
+    cut into five parts, and the lowest count rises from each part to the next,
+    by a growth whose 95 % interval is above zero, and does so in as many samples
+    in a row as a fifth of them. 12 samples are needed. Counts that rise and fall
+    with the calls are not a leak. What is closed again later is no longer one.
+
+    Without --storage-dir, files that a server keeps open for minutes may be
+    taken for a leak: in 14 of 200 simulated watches of 20 minutes.
     """
-    from ..watch.process import Subject
+    from ..watch import wording
+    from ..watch.follow import Follower, check_times
+    from ..watch.process import WatchedProcess
     from ..watch.recording import WatchFile
-    from ..watch.verdict import NEEDED, Watch, samples, span
 
-    _check_times(interval, duration, NEEDED)
-    subject, seen = Subject(_one(pid or []), storage_dir), Watch()
+    check_times(interval, duration)
+    process = WatchedProcess(_only_pid(pid or []), storage_dir)
     with ExitStack() as ends:
         stop = ends.enter_context(_stopped_by_signals())
         record = ends.enter_context(WatchFile(csv)) if csv is not None else None
-        _say(f"watching process {subject.name} every {interval:g} s{_until(duration)}")
-        for note in subject.notes:
+        follower = Follower(process, record, interval, duration)
+        until = "; press Ctrl-C to stop" if duration is None else f" for {duration:g} s"
+        _say(f"watching process {process.name} every {interval:g} s{until}")
+        for note in process.notes:
             _say(f"note: {note}")
         show = ends.enter_context(_shown())
-        ended, broken = _follow(subject, seen, record, stop, interval, duration, show)
-    last = seen.last.seconds if seen.last else 0.0
-    _say(f"{ended}; watched for {span(last)}, {samples(seen.count)}")
+        ended = follower.run(stop, show, is_read=lambda: not out.lost)
+    seen = follower.seen
+    _say(f"{ended}; watched for {wording.span(seen.seconds)}, {wording.samples(seen.count)}")
     _say(seen.answer(), "bold red" if seen.found else "bold")
-    _say(f"open descriptors: {seen.limit_told()}")
-    _say(f"other kinds that grow: {seen.others() or 'none'}")
-    for line in (broken, subject.suggestion()):
-        if line:
-            _say(f"note: {line}")
+    _say(f"open descriptors: {wording.limit(seen)}")
+    _say(f"other kinds that grow: {wording.other_kinds(seen) or 'none'}")
+    for last_note in filter(None, (follower.broken, process.suggestion())):
+        _say(f"note: {last_note}")
     if csv is not None and seen.count:
         watched = shlex.quote(f"watched={csv}")
-        told = f"samples: {shlex.quote(str(csv))}; beside the PR's points: "
-        _say(f"{told}hicache-nixl reproduce --notebook 01 -p {watched}")
+        _say(f"samples: {shlex.quote(str(csv))}; to see them beside those of the PR:")
+        _say(f"hicache-nixl reproduce --notebook 01 -p {watched}")
     raise typer.Exit(LEAK if seen.found else 0 if seen.settled else OPEN)
-
-
-def _follow(
-    subject: Subject,
-    seen: Watch,
-    record: WatchFile | None,
-    stop: threading.Event,
-    interval: float,
-    duration: float | None,
-    show: Show,
-) -> tuple[str, str | None]:
-    """Take samples until something ends it; why it ended, and what became of the record if it broke off."""
-    from ..lab.worker.descriptors import ProcessGoneError
-
-    broken = None
-    due = time.monotonic()
-    end = math.inf if duration is None else due + duration
-    while True:
-        try:
-            sample = subject.sample()
-        except ProcessGoneError as error:
-            return str(error), broken
-        seen.add(sample)
-        if record is not None:
-            try:
-                record.write(sample)
-            except FileError as error:  # what is watched matters more than its record
-                broken = f"{record.path} ends after {sample.seconds:.0f} s: {error.strerror}"
-                record = None
-        show(seen)
-        if out.lost and record is None and duration is None:
-            return "nobody reads this any more", broken
-        due = max(due + interval, time.monotonic())
-        if _wait(subject, stop, min(due, end)):
-            return "interrupted", broken
-        if due > end and time.monotonic() >= end:  # earlier if the process has ended, as the next sample says
-            return "the time is over", broken
-
-
-def _wait(subject: Subject, stop: threading.Event, until: float) -> bool:
-    """Wait until then, or until the process ends, and tell whether it was stopped."""
-    while (left := until - time.monotonic()) > 0:
-        if stop.wait(min(left, SLICE)):
-            return True
-        if left > SLICE and not subject.alive():
-            break
-    return stop.is_set()
 
 
 @contextmanager
 def _shown() -> Iterator[Show]:
-    """Show each sample: as a live table in a terminal, else as a line now and then."""
+    """Show each sample: as a live table in a terminal, elsewhere as a line now and then."""
     if not out.is_terminal or out.is_dumb_terminal:
         yield _lines()
         return
@@ -188,23 +153,24 @@ def _shown() -> Iterator[Show]:
 
 
 def _lines() -> Show:
-    """Return what prints a line at the first sample, when a leak is found, and ever more seldom."""
+    """Return a function that prints a line at the first sample, when a leak is found, and more and more seldom."""
     due, found = 0.0, False
 
     def show(seen: Watch) -> None:
+        from ..watch import wording
+
         nonlocal due, found
-        seconds = seen.last.seconds if seen.last else 0.0
-        if seconds < due and seen.found == found:
+        if seen.seconds < due and seen.found == found:
             return
-        due, found = max(seconds + FIRST_GAP, seconds * 1.1), seen.found
+        due, found = max(seen.seconds + FIRST_GAP, seen.seconds * 1.1), seen.found
         now = f"{seen.last.time:%H:%M:%S} UTC: " if seen.last else ""
-        _say(f"{now}{seen.limit_told()}; {seen.answer()}")
+        _say(f"{now}{wording.limit(seen)}; {seen.answer()}")
 
     return show
 
 
 def _screen(seen: Watch) -> Group:
-    from ..watch.verdict import NEEDED, rate, samples, span
+    from ..watch import wording
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("descriptors", no_wrap=True)
@@ -215,20 +181,17 @@ def _screen(seen: Watch) -> Group:
     for row, column in zip(seen.table().itertuples(), seen.shown(), strict=True):
         grown = seen.growth(column)
         verdict = "" if not row.grows else "leak" if column == seen.judged else "grows"
-        told = rate(grown) if grown else ""
+        rate = wording.rate(grown) if grown else ""
         style = "bold red" if verdict == "leak" else "bold" if column == "open_fds" else ""
-        table.add_row(row.descriptors, f"{row.now:,}", f"{row.most:,}", told, verdict, style=style)
-    seconds = seen.last.seconds if seen.last else 0.0
-    progress = f"{samples(seen.count)} in {span(seconds)}" + (
-        f", judged from {NEEDED} on" if seen.count < NEEDED else ""
-    )
-    lines = [f"limit: {seen.limit_told()}", f"{seen.answer()}", f"{progress}; Ctrl-C ends it"]
+        table.add_row(row.descriptors, f"{row.now:,}", f"{row.most:,}", rate, verdict, style=style)
+    watched = f"{wording.samples(seen.count)} in {wording.span(seen.seconds)}"
+    lines = [f"limit: {wording.limit(seen)}", seen.answer(), f"{watched}; press Ctrl-C to stop"]
     return Group(table, *(Text(line) for line in lines))
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
-    """Let Ctrl-C and SIGTERM end the watch between two samples, so that none is lost half-way."""
+    """Let Ctrl-C and SIGTERM end the watch between two samples, so that each sample is complete."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in SIGNALS}
     try:
@@ -238,33 +201,18 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _one(pids: list[str]) -> int:
+def _only_pid(pids: list[str]) -> int:
     pids = " ".join(pids).split()  # a quoted "$(pgrep ...)" is one word, whatever it found
     if not pids:
         raise ConfigError("no PID was given; if it came from pgrep, no process matches its pattern")
     if len(pids) > 1:
-        raise ConfigError(f"{len(pids)} processes were given ({' '.join(pids)}); watch takes one: watch each")
+        raise ConfigError(
+            f"{len(pids)} PIDs were given ({' '.join(pids)}); expected one: watch each by itself"
+        )
     try:
         return int(pids[0])
     except ValueError:
-        raise ConfigError(f"PID {pids[0]!r}: it takes the number of a process, as pgrep prints it") from None
-
-
-def _check_times(interval: float, duration: float | None, needed: int) -> None:
-    if not SHORTEST <= interval <= LONGEST:  # false for nan as well
-        raise ConfigError(f"--interval {interval:g}: it takes {SHORTEST:g} to {LONGEST:g} seconds")
-    if duration is None:
-        return
-    shortest = interval * (needed - 1)
-    if not shortest <= duration < math.inf:
-        raise ConfigError(
-            f"--duration {duration:g}: at --interval {interval:g} it takes {shortest:g} seconds or more, for "
-            f"{needed} samples"
-        )
-
-
-def _until(duration: float | None) -> str:
-    return "; Ctrl-C ends it" if duration is None else f" for {duration:g} s"
+        raise ConfigError(f"PID {pids[0]!r}: expected the number of a process, as pgrep prints it") from None
 
 
 def _say(line: str, style: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Which NIXL builds are installed, and which of their plugins can be created here."""
+"""Which builds of NIXL are installed, and which of their plugins can be created here."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import IO, Any
+from typing import IO
 
 from ..lab.worker.forkserver import ONE_THREAD
 from ..transport.agent import VARIANTS
 from . import plugin_probe
 
 SECONDS = 10.0  # for all plugins of a build; two take one second on two cores
-# A probe must say why, must not ask the network for credentials, and must leave no file.
+# A probe must log reasons, must not ask the network for credentials, and must leave no file.
 ENVIRONMENT = {"NIXL_LOG_LEVEL": "INFO", "AWS_EC2_METADATA_DISABLED": "true", **ONE_THREAD}
 TELEMETRY = "NIXL_TELEMETRY"
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_REASONS = (  # what NIXL 1.5 logs when a plugin cannot be created, the most telling first
+_REASONS = (  # what NIXL 1.5 logs when a plugin cannot be created, the most specific first
     ("no", re.compile(r"Failed to load plugin from .*?: (\S+): cannot open shared object file"), "needs {}"),
     ("no", re.compile(r"Failed to load plugin from .*?\.so: (.+)"), "{}"),
     ("note", re.compile(r"Failed to create engine: Missing config entry '([^']+)'"), "needs {}"),
@@ -41,7 +41,7 @@ class Plugin:
     Attributes
     ----------
     state : str
-        ``"ok"``: it was created; ``"note"``: it loads, and wants settings that only its user has; ``"no"``.
+        ``"ok"``: it was created; ``"note"``: it loads, and needs settings that only its user has; ``"no"``.
     reason : str
         Why not, empty when it was created.
     """
@@ -60,7 +60,7 @@ class Build:
     chosen : bool
         Whether this is the one that ``import nixl`` loads here.
     problem : str
-        Why its plugins are not known; empty when they are.
+        Why its plugins could not be tried; empty when they were.
     """
 
     name: str
@@ -88,9 +88,9 @@ def installed_builds() -> dict[str, str]:
 
 @contextmanager
 def probing() -> Iterator[Callable[[], list[Build]]]:
-    """Start to create every plugin of every installed build; yields a function that waits for the answer.
+    """Start to create every plugin of every installed build; yield a function that waits for the result.
 
-    Each build has a process of its own, and each plugin a fork of that.  They all end with the context.
+    Each build has its own process, and each plugin a fork of it.  They all end with the context.
     """
     with ExitStack() as ends:
         chosen = ends.enter_context(_probe())
@@ -108,7 +108,7 @@ def probing() -> Iterator[Callable[[], list[Build]]]:
 
 
 @contextmanager
-def _probe(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+def _probe(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], tuple[IO[str], IO[str]]]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(TELEMETRY)}
     with _memory("printed") as printed, _memory("errors") as errors:
         process = subprocess.Popen(
@@ -128,12 +128,14 @@ def _probe(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
 
 
 def _memory(name: str) -> IO[str]:
-    """Open a file that needs no folder: a read-only container may have none for temporary files."""
+    """Open a file in memory: a read-only container may have no folder for temporary files."""
     return os.fdopen(os.memfd_create(name), "w+")
 
 
-def _answer_of(process: subprocess.Popen[bytes], streams: Any, deadline: float) -> tuple[str, str]:
-    """Return what a probe answered, and why it did not; one of the two is empty."""
+def _answer_of(
+    process: subprocess.Popen[bytes], streams: tuple[IO[str], IO[str]], deadline: float
+) -> tuple[str, str]:
+    """Return what a probe printed, or why it printed nothing; the other one is empty."""
     try:
         code = process.wait(timeout=max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -148,18 +150,18 @@ def _answer_of(process: subprocess.Popen[bytes], streams: Any, deadline: float) 
 
 def _build_of(name: str, chosen: bool, answer: str, problem: str) -> Build:
     rows = json.loads(answer) if answer else []
-    plugins = tuple(Plugin(row["plugin"], *told(row["ended"], row["log"])) for row in rows)
+    plugins = tuple(Plugin(row["plugin"], *outcome_of(row["ended"], row["log"])) for row in rows)
     return Build(name, installed_builds()[name], chosen, plugins, problem)
 
 
-def told(ended: int | str, log: str) -> tuple[str, str]:
-    """Return state and reason of a plugin, from how its fork ended and what NIXL logged.
+def outcome_of(ended: int | str, log: str) -> tuple[str, str]:
+    """Return the state of a plugin and the reason, from how its fork ended and what NIXL logged.
 
     Examples
     --------
-    >>> told(1, "Failed to load plugin from /x/libplugin_GDS.so: libcufile.so.0: cannot open shared object file: ...")
+    >>> outcome_of(1, "Failed to load plugin from /x/libplugin_GDS.so: libcufile.so.0: cannot open shared object file: ...")
     ('no', 'needs libcufile.so.0')
-    >>> told(-11, "")
+    >>> outcome_of(-11, "")
     ('no', 'crashes (SIGSEGV)')
     """
     if ended == 0:
@@ -172,7 +174,7 @@ def told(ended: int | str, log: str) -> tuple[str, str]:
     for state, pattern, reason in _REASONS:
         if found := pattern.search(plain):
             return state, reason.format(found[1].strip())
-    return "no", (plain.strip().splitlines() or ["no reason is logged"])[-1].rpartition(": ")[2]
+    return "no", (plain.strip().splitlines() or ["no reason was logged"])[-1].rpartition(": ")[2]
 
 
 def _crash(code: int) -> str:

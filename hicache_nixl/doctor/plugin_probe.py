@@ -1,8 +1,8 @@
-"""Creates every plugin of one NIXL build, each in a process of its own; what each printed goes out as JSON.
+"""Create every plugin of one build of NIXL, each in its own process, and print what each of them printed as JSON.
 
-``python -P plugin_probe.py nixl_cu13 SECONDS``; without arguments it names the build that ``import nixl`` loads.
-A script, since a process can load only one build, and since the package around it takes seconds to import.
-A plugin that crashes or hangs while it is created takes its fork along and nothing else.
+``python -P plugin_probe.py nixl_cu13 SECONDS``; without arguments it prints the build that ``import nixl`` loads.
+It is a script, because a process can load only one build and the package around it takes seconds to import.
+A plugin that crashes or hangs while it is created ends its fork only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 LONGEST = 4.0  # seconds for one plugin; UCX takes half a second
 HANGS = "hangs"
-# OBJ is not created without a bucket.  Keys are given so that nobody is asked for them; no store is asked either.
+# OBJ cannot be created without a bucket, and without keys it would look for some.  No store is contacted.
 SETTINGS = {
     "OBJ": {
         "bucket": "not-asked",
@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 def in_a_fork(work: Callable[[], Any], seconds: float) -> tuple[int | str, str]:
-    """Run something in a fork: its exit code, negative for a signal, or ``HANGS``; and what it printed."""
+    """Run something in a fork; return its exit code, negative for a signal, or ``HANGS``, and what it printed."""
     log = os.memfd_create("log")
     pid = os.fork()
     if pid == 0:
@@ -61,7 +61,7 @@ def _be_the_fork(work: Callable[[], Any], log: int) -> None:
             os.dup2(log, fd)
         work()
         code = 0
-    except BaseException:  # whatever it was belongs into the log, and the fork must not go on as its parent
+    except BaseException:  # log it, whatever it was; the fork must not continue as its parent
         sys.excepthook(*sys.exc_info())  # prints it
     finally:
         sys.stdout.flush()
@@ -70,11 +70,12 @@ def _be_the_fork(work: Callable[[], Any], log: int) -> None:
 
 
 def make_agent(api: Any) -> Any:
-    """Make an agent without a plugin."""
+    """Create an agent without a plugin."""
     return api.nixl_agent("doctor", api.nixl_agent_config(backends=[]))
 
 
-def _create(api: Any, plugin: str) -> None:
+def create_plugin(api: Any, plugin: str) -> None:
+    """Create a plugin with an agent of its own."""
     make_agent(api).create_backend(plugin, SETTINGS.get(plugin, {}))
 
 
@@ -86,10 +87,8 @@ def main(build: str, seconds: float) -> None:
     api = importlib.import_module(f"{build}._api")
     rows = []
     for plugin in make_agent(api).get_plugin_list():
-        ended, log = in_a_fork(
-            partial(_create, api, plugin),
-            min(LONGEST, deadline - time.monotonic()),
-        )
+        create = partial(create_plugin, api, plugin)
+        ended, log = in_a_fork(create, min(LONGEST, deadline - time.monotonic()))
         rows.append({"plugin": plugin, "ended": ended, "log": log})
     json.dump(rows, answer)
     answer.close()

@@ -1,4 +1,4 @@
-"""The SGLang that is installed: which it is, and whether its connector leaks, measured where it can be run."""
+"""The SGLang that is installed: its version, and whether its connector leaks, measured where it can be run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..lab.worker.releases import INSTALLED, has_connector
 from ..lab.worker.setup import Setup
 
 PAGES = 2
-ROUNDS = 3  # of a set and a get; what the first one keeps may be for good, such as a registered pool
+ROUNDS = 3  # of a set and a get; what only the first one keeps is not a leak, such as a registered pool
 # From the releases that were measured: 0.5.11, 0.5.12, 0.5.13.post1 and 0.5.23.
 FIRST_FIXED, FIRST_CLEAN = (0, 5, 12), (0, 5, 13)
 
@@ -32,7 +32,7 @@ class SGLang:
     folder : Path
         The site-packages folder that it is in.
     version : str or None
-        None where it was copied there without metadata.
+        None where it has no metadata.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class SGLang:
 
     @property
     def name(self) -> str:
-        """How it is called in a message."""
+        """Its name in a message."""
         return f"SGLang {self.version or 'of an unknown version'}"
 
 
@@ -51,9 +51,9 @@ class Verdict:
     Attributes
     ----------
     leak : str
-        ``LEAK``: open files, PR #24671 is not in it; ``SECOND_LEAK``: registrations with NIXL; ``NEITHER``; ``UNKNOWN``.
+        ``LEAK``: open files (without PR #24671); ``SECOND_LEAK``: registrations with NIXL; ``NEITHER``; ``UNKNOWN``.
     evidence : str
-        What was measured, or that it was not, and why.
+        What was measured, or why it was not.
     measured : bool
     """
 
@@ -82,7 +82,7 @@ def find(folder: str | os.PathLike[str] | None = None) -> SGLang | None:
             return SGLang(place.resolve(), _version(place))
     missing = "" if os.path.isdir(folder) else "no such folder; "
     raise ConfigError(
-        f"--sglang {folder}: {missing or 'no SGLang in it; '}it takes the site-packages folder that SGLang is "
+        f"--sglang {folder}: {missing or 'no SGLang in it; '}expected the site-packages folder that SGLang is "
         "installed in, or the root of its environment"
     )
 
@@ -94,7 +94,7 @@ def _places(folder: Path) -> Iterator[Path]:
 
 
 def _of_this_environment() -> SGLang | None:
-    spec = importlib.util.find_spec("sglang")  # finds, and does not import
+    spec = importlib.util.find_spec("sglang")  # finds it without importing it
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
         return None
@@ -110,7 +110,7 @@ def _version(place: Path) -> str | None:
 
 
 def judge(sglang: SGLang, storage_dir: str | os.PathLike[str] | None = None, timeout: float = 60) -> Verdict:
-    """Tell whether the connector of an SGLang leaks, by running it here, else by its version."""
+    """Find whether the connector of an SGLang leaks, by running it here, otherwise by its version."""
     if not has_connector(sglang.folder):
         return Verdict(NEITHER, "it has no connector for NIXL", measured=False)
     try:
@@ -123,12 +123,12 @@ def judge(sglang: SGLang, storage_dir: str | os.PathLike[str] | None = None, tim
 def measure(
     sglang: SGLang, storage_dir: str | os.PathLike[str] | None = None, timeout: float = 60
 ) -> Verdict:
-    """Set and get a few pages in a process of its own, and count what stays from call to call.
+    """Set and get a few pages in a separate process, and count what stays from call to call.
 
     Raises
     ------
     ConfigError, WorkerError, OSError
-        When its connector cannot be run here, or does not store and bring back its pages.
+        When its connector cannot be run here, or does not store and load its pages.
     """
     counts = []
     setup = Setup(f"{INSTALLED}{sglang.folder}", pages=PAGES)
@@ -152,7 +152,7 @@ def measure(
 
 
 def by_version(version: str | None) -> str:
-    """Return what a release has, by its number.
+    """Return which leak a release has, by its number.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The storage folder: whether it can be one, what file system it lies on, and whether that takes O_DIRECT."""
+"""The storage folder: whether it can be used, its file system, and whether that supports O_DIRECT."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ class Storage:
     ----------
     folder : Path
     source : str
-        Who named it: ``"--storage-dir"``, a variable of the environment, or ``"the default"``.
+        Where its name comes from: ``"--storage-dir"``, an environment variable, or ``"the default"``.
     place : Path or None
-        The existing folder that was tried in its place: itself, or the one that it would be made in.  None when
-        it cannot be a storage folder.
-    problem, way_out : str
-        Why not, and what to do about it.
+        The existing folder that was tried: itself, or the one that it would be created in.  None when it cannot
+        be used.
+    problem, advice : str
+        Why it cannot be used, and what to do about it.
     """
 
     folder: Path
     source: str
     place: Path | None
     problem: str = ""
-    way_out: str = ""
+    advice: str = ""
 
 
 @dataclass(frozen=True)
 class FileSystem:
-    """What a folder lies on."""
+    """The file system of a folder."""
 
     kind: str
     options: str
@@ -57,9 +57,9 @@ class FileSystem:
 
 
 def find(given: str | None = None) -> Storage:
-    """Find the folder that a server would use, or take the one that was given.
+    """Find the folder that a server would use, or check the one that was given.
 
-    One that was given must be there; a server's own is made by the connector.
+    One that was given must exist; that of a server is created by the connector.
     """
     if given is not None:
         return _tried(Path(given), "--storage-dir", make=False)
@@ -77,37 +77,37 @@ def _tried(named: Path, source: str, make: bool) -> Storage:
     try:
         if not stat.S_ISDIR(os.stat(place).st_mode):
             return Storage(
-                folder, source, None, f"a file is in its place{where and f', {place}'}", "Name a folder"
+                folder, source, None, f"a file is in its place{where and f', {place}'}", "Choose a folder"
             )
     except OSError as error:
-        way_out = f"Make it (mkdir -p {place}), or name a folder that exists"
-        return Storage(folder, source, None, f"cannot be found: {error.strerror}", way_out)
+        advice = f"Create it (mkdir -p {place}), or choose a folder that exists"
+        return Storage(folder, source, None, f"cannot be found: {error.strerror}", advice)
     try:
         with os.scandir(place), tempfile.TemporaryFile(dir=place):
             return Storage(folder, source, place)
     except OSError as error:
         return Storage(
-            folder, source, None, f"cannot be written to: {error.strerror}{where}", _way_out(error, place)
+            folder, source, None, f"cannot be written to: {error.strerror}{where}", _advice_on(error, place)
         )
 
 
-def _way_out(error: OSError, place: Path) -> str:
+def _advice_on(error: OSError, place: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"Name another folder, or let uid {os.geteuid()} write to it"
+        return f"Choose another folder, or let uid {os.geteuid()} write to it"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Name a folder on a disk with space, or make some"
-    return "Name a folder that can be written to"
+        return "Choose a folder on a disk with free space, or free some"
+    return "Choose a folder that can be written to"
 
 
 def file_system(place: Path) -> FileSystem:
-    """Tell what a folder lies on; options that are paths, as those of overlay, are left out."""
+    """Return the file system of a folder, without options that are paths, as those of overlay."""
     mount = mount_of(place)
     options = ", ".join(option for option in mount.opts.split(",") if "/" not in option)
     return FileSystem(mount.fstype, options, psutil.disk_usage(str(place)).free)
 
 
 def direct_io(place: Path) -> tuple[bool, str]:
-    """Write and read aligned bytes with O_DIRECT: whether that works, and what happened."""
+    """Write and read aligned bytes with O_DIRECT; return whether that works, and what happened."""
     pattern = os.urandom(ALIGNMENT)
     step = "open"
     try:
@@ -124,8 +124,8 @@ def direct_io(place: Path) -> tuple[bool, str]:
                 step = "read"
                 os.preadv(fd, [memory], 0)
                 if memory[:] != pattern:
-                    return False, f"{ALIGNMENT} bytes came back different"
-                return True, f"{ALIGNMENT} aligned bytes went out and came back; {_unaligned(fd)}"
+                    return False, f"the {ALIGNMENT} bytes that were read differ from those written"
+                return True, f"{ALIGNMENT} aligned bytes were written and read; {_unaligned(fd)}"
             finally:
                 os.close(fd)
     except OSError as error:
@@ -137,4 +137,4 @@ def _unaligned(fd: int) -> str:
         os.pwrite(fd, bytes(UNALIGNED), 0)
     except OSError as error:
         return f"{UNALIGNED} bytes are refused ({error.strerror})"
-    return f"{UNALIGNED} bytes are taken as well"
+    return f"{UNALIGNED} bytes work as well"

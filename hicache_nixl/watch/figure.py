@@ -1,4 +1,4 @@
-"""The figure of a server that was watched, beside the points that the PR recorded."""
+"""The figure of a watched server beside the points that the PR recorded."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
 from ..lab.figures.look import AFTER, BEFORE, INK, LOOK, limit_line, rings
-from .verdict import NAMES, Watch, rate
+from .sample import NAMES
+from .verdict import Watch
+from .wording import rate
 
-ROOM = 1.35  # above the highest count, for what is written there
-FAR = 3  # a limit more than so many times the highest count would press everything to the floor
+ROOM = 1.35  # of the axis, in highest counts: the text stands above the curves
+FAR = 3  # a limit more than so many times the highest count is not drawn: it would flatten the curves
 
 
 @mpl.rc_context(LOOK)
@@ -26,7 +29,7 @@ def watched(recorded: pd.DataFrame, table: pd.DataFrame, seen: Watch, title: str
     table : pandas.DataFrame
         From ``read_watch``.
     seen : Watch
-        What that table says.
+        The verdict on that table.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.9), sharey=True)
     _points(left, recorded)
@@ -35,9 +38,9 @@ def watched(recorded: pd.DataFrame, table: pd.DataFrame, seen: Watch, title: str
     right.step(table.seconds, table[seen.judged], where="post", color=colour, linewidth=2)
     right.step(table.seconds, table.open_fds, where="post", color=INK, linestyle=":", linewidth=1.4)
     grown, last = seen.leak, table.iloc[-1]
-    _say(right, 0, f"{NAMES[seen.judged]}: {last[seen.judged]} at the end", colour)
-    _say(right, 1, rate(grown) if grown is not None else "too few samples for a growth", colour)
-    _say(right, 2, f"dots: all descriptors, {last.open_fds} at the end", INK)
+    _write(right, 0, f"{NAMES[seen.judged]}: {last[seen.judged]} at the end", colour)
+    _write(right, 1, rate(grown) if grown is not None else "too few samples to estimate growth", colour)
+    _write(right, 2, f"dots: all descriptors, {last.open_fds} at the end", INK)
     right.set(title="your server", xlabel="seconds since the watch began")
     highest = max(int(recorded.open_fds.max()), int(table.open_fds.max()))
     left.set(ylabel="open descriptors", ylim=(0, highest * ROOM))
@@ -56,13 +59,13 @@ def _points(axes: Axes, recorded: pd.DataFrame) -> None:
 def _limit(axes: Axes, table: pd.DataFrame, highest: int) -> None:
     limit = table.limit.iloc[-1]
     if pd.isna(limit):
-        _say(axes, 3, "no RLIMIT_NOFILE", INK)
+        _write(axes, 3, "no RLIMIT_NOFILE", INK)
     elif limit > FAR * highest:
-        _say(axes, 3, f"RLIMIT_NOFILE = {limit}, far above", INK)
+        _write(axes, 3, f"RLIMIT_NOFILE = {limit}, far above the axis", INK)
     else:
         axes.set_ylim(0, max(highest, limit) * ROOM)
         limit_line(axes, limit, at="right")
 
 
-def _say(axes: Axes, line: int, told: str, colour: str) -> None:
-    axes.text(0.03, 0.97 - 0.06 * line, told, transform=axes.transAxes, va="top", color=colour)
+def _write(axes: Axes, line: int, text: str, colour: ColorType) -> None:
+    axes.text(0.03, 0.97 - 0.06 * line, text, transform=axes.transAxes, va="top", color=colour)

@@ -1,4 +1,4 @@
-"""The process that is watched: who it is, where it lives, and its descriptors at a moment."""
+"""The process that is watched: its name, its container, its limit, and its descriptors at a moment."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import psutil
 
 from ..errors import ConfigError
 from ..lab.worker.descriptors import ProcessGoneError, count_kinds, folder_as_seen_by
-from .verdict import KINDS, Sample
+from .sample import KINDS, Sample
 
-KERNEL_THREAD = 0x00200000  # PF_KTHREAD of linux/sched.h, in the ninth field of /proc/PID/stat
+# PF_EXITING and PF_KTHREAD of linux/sched.h, in the ninth field of /proc/PID/stat.
+EXITING, KERNEL_THREAD = 0x00000004, 0x00200000
 ENOUGH = 10  # regular files below which no folder is suggested
 
 
-class Subject:
+class WatchedProcess:
     """A live process, seen from outside through ``/proc``.
 
     Parameters
@@ -33,12 +34,12 @@ class Subject:
     name : str
         Process id and command.
     notes : list of str
-        What somebody who watches it should know, a line each.
+        What a user should know about watching it, one line each.
 
     Raises
     ------
     ConfigError
-        When there is no such process, or it cannot be looked into; the message says what to do.
+        When there is no such process, or it cannot be inspected; the message says what to do.
     """
 
     def __init__(self, pid: int, storage_dir: str | None = None):
@@ -57,7 +58,7 @@ class Subject:
         self._start = time.monotonic()
 
     def _look_up(self) -> None:
-        """Find out where it lives; any of these look-ups fails when it ends meanwhile."""
+        """Find out what the watch needs to know; each of these look-ups fails if the process ends meanwhile."""
         _check_permission(self._process, self.name)
         if self.storage_dir is not None:
             self._below = _below(self._process, self.name, self.storage_dir)
@@ -65,7 +66,7 @@ class Subject:
         self._note_children()
 
     def alive(self) -> bool:
-        """Tell whether it has not ended, without counting anything."""
+        """Return whether it has not ended, without counting anything."""
         try:
             return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -77,13 +78,14 @@ class Subject:
         Raises
         ------
         ProcessGoneError
-            When it has ended, also if another process has its number since.
+            When it has ended, also if another process has the same number now.
         """
-        # Rounded as the CSV is, so that the record is judged as it was live.
+        # Rounded as in the CSV, so that a record is judged as the live watch was.
         seconds, now = round(time.monotonic() - self._start, 6), datetime.now(UTC)
         counts = count_kinds(self.pid, self._below)
         limit = _limit(self.pid)
-        if not self._process.is_running():  # after the counting, which may have met its successor
+        # After counting: an exiting process has no descriptors, and another one may have its number by now.
+        if _flags(self.pid) & EXITING or not self._process.is_running():
             raise ProcessGoneError(f"process {self.pid} has ended")
         self._folders = counts.folders
         storage = None if self._below is None else counts.kinds.pop("storage file", 0)
@@ -91,7 +93,7 @@ class Subject:
         return Sample(now, seconds, storage, {**kinds, KINDS[-1]: counts.kinds.total()}, limit)
 
     def suggestion(self) -> str | None:
-        """Name the folder that holds most of the open regular files, where there is such a one."""
+        """Name the folder that holds most of the open regular files, if there is one."""
         total = self._folders.total()
         if self._below is not None or total < ENOUGH:
             return None
@@ -102,45 +104,55 @@ class Subject:
         most = max((folder for folder in below if below[folder] > total / 2), key=len)
         if most == "/":
             return None
-        return f"most of the open regular files lie below {most}: --storage-dir {most} watches these alone"
+        return (
+            f"most of the open regular files are below {most}: add --storage-dir {most} to judge only those"
+        )
 
     def _note_children(self) -> None:
-        """Say so when the storage files are those of a child, as a server's are those of its scheduler."""
+        """Add a note when a child has the storage files, as the scheduler of a server has."""
         if self._below is None or count_kinds(self.pid, self._below).kinds["storage file"]:
             return
         with suppress(psutil.Error):
             for child in self._process.children(recursive=True):
-                # A child may end, or belong to somebody else; it is only a hint.
+                # A child may end meanwhile, or belong to another user; this is only a hint.
                 with suppress(ProcessGoneError, psutil.Error):
                     if found := count_kinds(child.pid, self._below).kinds["storage file"]:
                         self.notes.append(
-                            f"process {self.name} has no file open below {self.storage_dir}; its child "
-                            f"{child.pid} ({_command(child)}) has {found}: watch that one"
+                            f"process {self.name} has no open file below {self.storage_dir}, but its child "
+                            f"{child.pid} ({_command(child)}) has {found}: watch {child.pid}"
                         )
 
 
 def _process(pid: int) -> psutil.Process:
     if pid < 1:
-        raise ConfigError(f"PID {pid}: it takes the number of a process, from 1")
+        raise ConfigError(f"PID {pid}: expected the number of a process, 1 or more")
     try:
         return psutil.Process(pid)
     except psutil.NoSuchProcess:
         raise ConfigError(
-            f"PID {pid}: there is no such process here; `pgrep -af sglang` lists those that there are. A process "
-            "in a container has another PID outside: `docker inspect -f '{{.State.Pid}}' NAME`, or run watch inside"
+            f"PID {pid}: no such process; `pgrep -af sglang` lists candidates. A process in a container has another "
+            "PID outside of it: `docker inspect -f '{{.State.Pid}}' NAME`, or run watch inside the container"
         ) from None
 
 
 def _check_alive(process: psutil.Process, name: str) -> None:
     try:
-        stat = Path(f"/proc/{process.pid}/stat").read_text()
+        flags = _flags(process.pid)
         zombie = process.status() == psutil.STATUS_ZOMBIE
-    except (OSError, psutil.NoSuchProcess):
+    except (ProcessGoneError, psutil.NoSuchProcess):
         raise ConfigError(f"process {name} has just ended") from None
     if zombie:
-        raise ConfigError(f"process {name} has ended: it is a zombie that its parent {process.ppid()} keeps")
-    if int(stat.rpartition(")")[2].split()[6]) & KERNEL_THREAD:
-        raise ConfigError(f"process {name} is a thread of the kernel and has no descriptors; watch a program")
+        raise ConfigError(f"process {name} has ended; it remains as a zombie of its parent {process.ppid()}")
+    if flags & KERNEL_THREAD:
+        raise ConfigError(f"process {name} is a kernel thread and has no descriptors")
+
+
+def _flags(pid: int) -> int:
+    """Return the flags of a process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGoneError(f"process {pid} has ended") from None
 
 
 def _check_permission(process: psutil.Process, name: str) -> None:
@@ -150,44 +162,44 @@ def _check_permission(process: psutil.Process, name: str) -> None:
     except PermissionError:
         user = process.username()
         raise ConfigError(
-            f"process {name} belongs to {user} and may not be looked into: run watch as {user} or with sudo; "
-            "in a container it takes CAP_SYS_PTRACE"
+            f"process {name} belongs to {user} and cannot be inspected: run watch as {user} or with sudo; inside a "
+            "container CAP_SYS_PTRACE is needed"
         ) from None
 
 
 def _below(process: psutil.Process, name: str, storage_dir: str) -> str:
-    """Return what the links of the files below a folder begin with."""
+    """Return the prefix of the links of the files below a folder."""
     path = os.path.expanduser(storage_dir)
     if not os.path.isabs(path):
         if _has_other_files(process.pid):
             raise ConfigError(
-                f"--storage-dir {storage_dir}: process {name} sees other files than you, in a container; "
-                "it takes an absolute path as that process sees it"
+                f"--storage-dir {storage_dir}: process {name} runs in a container; expected an absolute path "
+                "inside that container"
             )
         path = os.path.abspath(path)
     try:
         return folder_as_seen_by(process.pid, path).rstrip("/") + "/"
     except OSError as error:
-        os.stat(f"/proc/{process.pid}/ns/mnt")  # fails when it is the process that is not there
-        seen = f" as process {name} sees it" if _has_other_files(process.pid) else ""
+        os.stat(f"/proc/{process.pid}/ns/mnt")  # fails if it is the process that is gone
+        where = f" in the container of process {name}" if _has_other_files(process.pid) else ""
         raise ConfigError(
-            f"--storage-dir {storage_dir}: {error.strerror}{seen}; it takes the existing folder of the page files"
+            f"--storage-dir {storage_dir}: {error.strerror}{where}; expected the existing folder of the page files"
         ) from None
 
 
 def _namespaces(name: str, pid: int, storage_dir: str | None) -> list[str]:
-    """Say that a process is in a container, and what that means."""
+    """Say that a process runs in a container, and what that means for the storage folder."""
     status = Path(f"/proc/{pid}/status").read_text()
     pids = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid")), [])
-    inside = f", as PID {pids[-1]} there" if len(pids) > 1 else ""
+    inside = f" (PID {pids[-1]} inside)" if len(pids) > 1 else ""
     if not _has_other_files(pid):
-        return [f"process {name} runs in a PID namespace of its own{inside}"] if inside else []
-    seen = f"; {storage_dir} is the folder that it sees under this name" if storage_dir else ""
-    return [f"process {name} runs in a container{inside}{seen}"]
+        return [f"process {name} runs in its own PID namespace{inside}"] if inside else []
+    folder = f"; {storage_dir} is the folder of that name inside the container" if storage_dir else ""
+    return [f"process {name} runs in a container{inside}{folder}"]
 
 
 def _has_other_files(pid: int) -> bool:
-    """Tell whether a process sees another file system than this one."""
+    """Return whether a process has other mounts or another root than this one, as in a container."""
     mounts = [os.stat(f"/proc/{who}/ns/mnt") for who in (pid, "self")]
     roots = [os.stat(f"/proc/{who}/root") for who in (pid, "self")]
     return not os.path.samestat(*mounts) or not os.path.samestat(*roots)

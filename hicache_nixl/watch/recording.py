@@ -1,4 +1,4 @@
-"""The CSV of a watch: written sample by sample, and read again."""
+"""The CSV of a watch: written sample by sample, and read back."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import ConfigError, FileError
-from .verdict import COLUMNS, Sample
+from .sample import COLUMNS, Sample
 
 
 class WatchFileError(ConfigError):
-    """A file that is not, or cannot become, the CSV of a watch."""
+    """A file that is not the CSV of a watch, or cannot be created as one."""
 
 
 class WatchFile:
-    """The CSV of a watch, with every sample in it from the moment it was taken.
+    """The CSV of a watch; each sample is in it as soon as it was taken.
 
     Raises
     ------
     WatchFileError
-        When the file exists already, or cannot be made.
+        When the file exists already, or cannot be created.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -31,22 +31,26 @@ class WatchFile:
         except FileExistsError:
             raise WatchFileError(f"--csv {path} {_what_is_there(self.path)}; name a new file") from None
         except OSError as error:
-            raise WatchFileError(f"--csv {path}: {error.strerror}; it takes a new file in a folder") from None
+            raise WatchFileError(
+                f"--csv {path}: {error.strerror}; expected a new file in an existing folder"
+            ) from None
         self._size = 0
         self._samples = 0
         try:
             self._write(",".join(COLUMNS) + "\n")
         except FileError as error:
             self.close()
-            raise WatchFileError(f"--csv {path}: {error.strerror}; it takes a file that can grow") from None
+            raise WatchFileError(
+                f"--csv {path}: {error.strerror}; expected a file with room to grow"
+            ) from None
 
     def write(self, sample: Sample) -> None:
-        """Write one sample, whole or not at all.
+        """Write one sample completely or not at all.
 
         Raises
         ------
         FileError
-            When the disk is full, for instance; the samples before this one are in the file.
+            When the disk is full, for instance; the samples before this one stay in the file.
         """
         self._write(sample.line())
         self._samples += 1
@@ -63,7 +67,7 @@ class WatchFile:
         self._size = self._file.tell()
 
     def close(self) -> None:
-        """Close the file, and remove it when no sample is in it; may be called twice."""
+        """Close the file, and remove it if it has no sample; may be called twice."""
         if not self._file.closed and not self._samples:
             self.path.unlink(missing_ok=True)
         self._file.close()
@@ -86,18 +90,18 @@ def read_watch(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises
     ------
     WatchFileError
-        When it is no such file.
+        When it is not such a file.
     """
     try:
-        table = pd.read_csv(Path(path), dtype=str)  # a path alone: pandas takes URLs as well
+        table = pd.read_csv(Path(path), dtype=str)  # a Path, since pandas would load a URL as well
     except (OSError, ValueError) as error:  # ValueError: no columns, not a CSV, not text
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise WatchFileError(f"{path}: {reason}; it takes a CSV of hicache-nixl watch") from error
+        raise WatchFileError(f"{path}: {reason}; expected a CSV of hicache-nixl watch") from error
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
-        raise WatchFileError(f"{path}: no column {', '.join(missing)}; it takes a CSV of hicache-nixl watch")
+        raise WatchFileError(f"{path}: no column {', '.join(missing)}; expected a CSV of hicache-nixl watch")
     if table.empty:
-        raise WatchFileError(f"{path}: it has no samples")
+        raise WatchFileError(f"{path}: the file has no samples")
     table["time"] = pd.to_datetime(table["time"], utc=True, errors="coerce", format="ISO8601")
     for name in COLUMNS[1:]:
         whole = "" if name == "seconds" else " whole"
@@ -106,13 +110,13 @@ def read_watch(path: str | os.PathLike[str]) -> pd.DataFrame:
         wrong = ~optional & (numbers.isna() | (numbers < 0) | (bool(whole) & (numbers % 1 != 0)))
         if wrong.any():
             line = int(wrong.idxmax())
-            told = "missing" if pd.isna(table[name][line]) else repr(table[name][line])
-            raise WatchFileError(f"{path}: line {line + 2}: {name} is {told}, not a{whole} number")
+            found = "missing" if pd.isna(table[name][line]) else repr(table[name][line])
+            raise WatchFileError(f"{path}: line {line + 2}: {name} is {found}, not a{whole} number")
         table[name] = numbers.astype("float64" if name == "seconds" else "Int64")
     if table["time"].isna().any():
         raise WatchFileError(f"{path}: line {int(table['time'].isna().idxmax()) + 2}: time is not a time")
     if not table["seconds"].is_monotonic_increasing or not table["seconds"].is_unique:
-        raise WatchFileError(f"{path}: seconds do not rise from line to line")
+        raise WatchFileError(f"{path}: seconds do not increase from line to line")
     return table[list(COLUMNS)]
 
 

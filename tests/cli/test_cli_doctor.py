@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,12 @@ import pexpect
 import psutil
 import pytest
 from support import TESTS
+from test_cli import Run
+from test_cli import run as run_in_this_process
 
 from hicache_nixl.config import QUEUES
 
+run_here = run_in_this_process  # the fixture that runs a command line
 COMMAND = [sys.executable, "-c", "from hicache_nixl.cli import main; main()", "doctor"]
 SCREEN = (45, 80)  # lines and columns; some lines more where something is wrong
 PATIENCE = 60
@@ -63,7 +67,7 @@ class TestOneScreen:
 
     def test_every_plugin_has_a_line_with_its_state_in_each_build(self, healthy):
         lines = [line.split() for line in healthy.stdout.splitlines()]
-        assert ["NIXL", "plugin", "nixl_cu12", "nixl_cu13", "why", "not"] in lines
+        assert ["NIXL", "plugin", "nixl_cu12", "nixl_cu13", "reason"] in lines
         assert ["POSIX", "ok", "ok"] in lines
         assert ["OBJ", "ok", "no", "needs", "libcuobjclient.so.1"] in lines
         assert any(line[:4] == ["GDS", "no", "no", "needs"] for line in lines)
@@ -114,13 +118,13 @@ class TestBrokenMachine:
         row = by_what(broken["machine"])["storage folder"]
         assert row["state"] == "no"
         assert row["detail"].endswith("/file (--storage-dir) a file is in its place")
-        assert row["way_out"] == "Name a folder"
+        assert row["advice"] == "Choose a folder"
 
     def test_the_queues_were_tried_all_the_same(self, broken):
         rows = by_what(broken["machine"])
         assert rows["queue libaio"]["detail"] == "moves pages (tried in the folder for temporary files)"
 
-    def test_the_limit_is_told(self, broken):
+    def test_the_limit_is_named(self, broken):
         row = by_what(broken["machine"])["open files"]
         assert row["state"] == "no"
         assert row["detail"].startswith("soft 64, hard 64")
@@ -145,21 +149,22 @@ def test_where_nixl_cannot_be_loaded_it_ends_with_1_and_says_what_to_install(tmp
     assert max(map(len, ended.stdout.splitlines())) <= SCREEN[1]
 
 
-@pytest.mark.parametrize(("name", "told"), [("missing", "no such folder"), (".", "no SGLang in it")])
-def test_a_folder_without_sglang_is_one_line_and_ends_with_2(tmp_path, name, told):
-    ended = run("--sglang", f"{tmp_path}/{name}")
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert re.fullmatch(rf"error: --sglang \S+: {told}; it takes the site-packages folder .*\n", ended.stderr)
+@pytest.mark.parametrize(("name", "expected"), [("missing", "no such folder"), (".", "no SGLang in it")])
+def test_a_folder_without_sglang_is_one_line_and_ends_with_2(run_here: Run, tmp_path, name, expected):
+    ended = run_here(f"doctor --sglang {tmp_path}/{name}")
+    assert (ended.code, ended.out) == (2, "")
+    assert re.fullmatch(
+        rf"error: --sglang \S+: {expected}; expected the site-packages folder .*\n", ended.err
+    )
 
 
-def test_its_help_teaches():
-    ended = run("--help", COLUMNS="80")
-    words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ended.stdout).split())
+def test_its_help_teaches(run_here: Run):
+    words = run_here("doctor --help").prose
     for taught in (
         "--storage-dir",
         "--sglang",
         "--json",
-        "Exit code 0",
+        "Exit codes",
         "Nothing is left behind",
         "/mnt/nvme",
     ):
@@ -169,7 +174,16 @@ def test_its_help_teaches():
 def test_ctrl_c_ends_it_with_its_processes_and_leaves_nothing(tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(TESTS)}
     command, *arguments = [*COMMAND, "--storage-dir", str(tmp_path)]
-    with pexpect.spawn(command, arguments, env=environment, dimensions=SCREEN, encoding="utf8") as terminal:
+    with pexpect.spawn(
+        command,
+        arguments,
+        env=environment,
+        dimensions=SCREEN,
+        encoding="utf8",
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell may have started us with it ignored
+    ) as terminal:
         terminal.expect("trying queues of the POSIX plugin", timeout=PATIENCE)
         started = psutil.Process(terminal.pid).children(recursive=True)
         assert started

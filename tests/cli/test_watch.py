@@ -159,12 +159,12 @@ class TestInATerminal:
             serving("leaky") as server,
             Terminal([*server.arguments, "--csv", f"{tmp_path}/w.csv"]) as terminal,
         ):
-            terminal.wait_for("not judged: 1 sample,")
+            terminal.wait_for("not judged: 1 sample of")
             began = time.monotonic()
             terminal.wait_for(r"storage files .* per minute .* leak")
             assert time.monotonic() - began < 15
             live = terminal.text()
-            time.sleep(3)
+            time.sleep(2)
             ended = time.monotonic()
             terminal.child.sendcontrol("c")
             assert terminal.end() == 3
@@ -173,7 +173,7 @@ class TestInATerminal:
         assert number(low) <= most
         assert least <= number(high)
         assert most - least < 0.1 * least
-        assert number(high) < 1.5 * number(low)  # wider on a busy machine
+        assert number(high) < 3 * number(low)  # on a busy machine the calls come irregularly
         for row in ("storage files", "all descriptors", "regular files", "sockets"):
             assert re.search(rf"^ *{row} +\d", live, re.MULTILINE), live
         assert re.search(r"limit: \d+ of \d+ \(its soft RLIMIT_NOFILE\); \d+.* left \[", live)
@@ -182,11 +182,9 @@ class TestInATerminal:
         seen = Watch.of(read_watch(tmp_path / "w.csv"))
         assert seen.answer() == re.search(r"leak: .*", terminal.text())[0]
 
-    @pytest.mark.parametrize("lifetime", ["scoped", "try_finally"])
-    def test_a_worker_that_closes_what_it_opens_has_none(self, lifetime):
-        with serving(lifetime) as server, Terminal(server.arguments) as terminal:
-            terminal.wait_for(r"no leak seen in \d+ s: no growth of storage files that stays")
-            time.sleep(2)
+    def test_a_worker_that_closes_what_it_opens_has_none(self):
+        with serving("scoped") as server, Terminal(server.arguments) as terminal:
+            terminal.wait_for(r"no leak seen in \d+ s: storage files do not grow")
             terminal.child.sendcontrol("c")
             assert terminal.end() == 0
         assert "interrupted; watched for" in terminal.text()
@@ -196,7 +194,7 @@ class TestInATerminal:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_with_the_summary_and_the_cursor_back(self, number):
         with sleeping() as child, Terminal([str(child.pid)]) as terminal:
-            terminal.wait_for("not judged: 1 sample,")
+            terminal.wait_for("not judged: 1 sample of")
             terminal.child.kill(number)
             assert terminal.end() == 4
         assert "interrupted; watched for" in terminal.text()
@@ -217,18 +215,18 @@ class TestWithoutATerminal:
         lines = answer.stdout.splitlines()
         assert lines[0].startswith(f"watching process {server.worker.pid} (")
         assert lines[0].endswith("every 0.1 s for 4 s")
-        assert "not judged: 1 sample," in lines[1]
+        assert "not judged: 1 sample of" in lines[1]
         assert "leak: storage files grow" in lines[2]
-        assert lines[3].startswith("the time is over; watched for 4 s")
+        assert lines[3].startswith("duration reached; watched for 4 s")
         assert RATE.match(lines[4])
         assert "\x1b" not in answer.stdout
         assert answer.stderr == ""
 
-    def test_one_without_a_leak_ends_with_0(self):
-        with serving("scoped") as server:
-            answer = plain(*server.arguments, "--duration", "2")
-        assert answer.returncode == 0
-        assert "no leak seen in 2 s: no growth of storage files that stays" in answer.stdout
+    def test_one_without_a_leak_ends_with_0(self, run: Run):
+        with serving("try_finally") as server:
+            answer = run(f"watch {' '.join(server.arguments)} --duration 2")
+        assert answer.code == 0
+        assert "no leak seen in 2 s: storage files do not grow" in answer.out
 
     def test_a_process_that_ends_is_said_to_and_judged_by_what_was_seen(self):
         with serving("leaky") as server:
@@ -242,11 +240,11 @@ class TestWithoutATerminal:
         assert watching.returncode == 3
         assert f"process {server.worker.pid} has ended; watched for" in out
 
-    def test_one_that_ends_without_a_leak_leaves_0(self):
-        with subprocess.Popen(["sleep", "8"]) as child:
-            answer = plain(str(child.pid), "--interval", "0.1")
-        assert answer.returncode == 0
-        assert f"process {child.pid} has ended; watched for" in answer.stdout
+    def test_one_that_ends_without_a_leak_leaves_0(self, run: Run):
+        with subprocess.Popen(["sleep", "3"]) as child:
+            answer = run(f"watch {child.pid} --interval 0.05")
+        assert answer.code == 0
+        assert f"process {child.pid} has ended; watched for" in answer.out
 
     def test_sigterm_ends_it_with_the_summary(self):
         with sleeping() as child:
@@ -257,14 +255,14 @@ class TestWithoutATerminal:
             assert watching.returncode == 4
         assert "interrupted; watched for" in out
 
-    def test_without_a_storage_folder_the_regular_files_are_judged_and_their_folder_is_named(self):
+    def test_without_a_storage_folder_the_regular_files_are_judged_and_their_folder_is_named(self, run: Run):
         with serving("leaky") as server:
-            answer = plain(str(server.worker.pid), "--interval", "0.1", "--duration", "3")
-        assert answer.returncode == 3
-        assert "leak: regular files grow by" in answer.stdout
-        assert f"--storage-dir {server.worker.folder} watches these alone" in answer.stdout
+            answer = run(f"watch {server.worker.pid} --interval 0.1 --duration 3")
+        assert answer.code == 3
+        assert "leak: regular files grow by" in answer.out
+        assert f"add --storage-dir {server.worker.folder} to judge only those" in answer.out
 
-    def test_a_process_in_a_container_is_told_once(self, tmp_path):
+    def test_a_process_in_a_container_is_noted_once(self, run: Run, tmp_path):
         command = [
             *unshare(),
             "--pid",
@@ -277,13 +275,11 @@ class TestWithoutATerminal:
             started.stdout.readline()
             inside = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()[0]
             try:
-                answer = plain(
-                    inside, "--storage-dir", str(tmp_path), "--interval", "0.05", "--duration", "1"
-                )
+                answer = run(f"watch {inside} --storage-dir {tmp_path} --interval 0.05 --duration 1")
             finally:
                 os.kill(int(inside), signal.SIGKILL)
-        assert answer.returncode == 0
-        assert answer.stdout.count("runs in a container, as PID 1 there") == 1
+        assert answer.code == 0
+        assert answer.out.count("runs in a container (PID 1 inside)") == 1
 
     def test_a_full_disk_ends_the_record_and_not_the_watch(self, tmp_path):
         command = ["prlimit", "--fsize=500", *COMMAND, "--csv", f"{tmp_path}/w.csv", "--interval", "0.05"]
@@ -307,20 +303,20 @@ class TestRefused:
         assert answer.code == 2
         message = answer.error()
         assert message.startswith(f"process {pid} (")
-        told = f"belongs to {user} and may not be looked into: run watch as {user} or with sudo"
-        assert told in message
+        expected = f"belongs to {user} and cannot be inspected: run watch as {user} or with sudo"
+        assert expected in message
 
     @pytest.mark.parametrize(
         ("arguments", "names"),
         [
             ("", ["no PID was given", "pgrep"]),
             ("''", ["no PID was given", "pgrep"]),
-            ("12 13", ["2 processes were given (12 13)", "takes one"]),
-            ("'12\n13'", ["2 processes were given (12 13)", "takes one"]),
+            ("12 13", ["2 PIDs were given (12 13)", "expected one"]),
+            ("'12\n13'", ["2 PIDs were given (12 13)", "expected one"]),
             ("sglang", ["'sglang'", "the number of a process"]),
             ("1.5", ["'1.5'", "the number of a process"]),
-            ("0", ["PID 0", "from 1"]),
-            ("-- -5", ["PID -5", "from 1"]),
+            ("0", ["PID 0", "1 or more"]),
+            ("-- -5", ["PID -5", "1 or more"]),
             ("4194305", ["PID 4194305", "no such process", "container", "docker inspect"]),
             ("{pid} --interval 0", ["--interval 0", "0.05 to 3600 seconds"]),
             ("{pid} --interval -1", ["--interval -1", "0.05 to 3600 seconds"]),
@@ -359,7 +355,13 @@ class TestRefused:
 class TestHelp:
     def test_it_teaches(self, run: Run):
         answer = run("watch --help")
-        taught = ["--storage-dir", "--interval", "--csv", "--duration", "Exit code 3", "pgrep", "scheduler"]
-        taught += ["4: not settled", "stays open between the calls", "12 samples", "-p watched=server.csv"]
+        taught = ["--storage-dir", "--interval", "--csv", "--duration", "Exit codes", "pgrep", "scheduler"]
+        taught += [
+            "3 leak",
+            "4 not settled",
+            "stay open between calls",
+            "12 samples",
+            "-p watched=server.csv",
+        ]
         assert answer.code == 0
         assert [word for word in taught if word not in answer.prose] == []

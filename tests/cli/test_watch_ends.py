@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
+from processes import wait_until
 from test_cli import Run
 from test_cli import run as run_in_this_process
-from test_watch import COMMAND, plain, sleeping
+from test_watch import COMMAND, sleeping
 
 from hicache_nixl.watch.recording import WatchFile, read_watch
-from hicache_nixl.watch.verdict import KINDS, Sample
+from hicache_nixl.watch.sample import KINDS, Sample
 
 run = run_in_this_process  # the fixture that runs a command line
 OPENER = """
@@ -37,7 +38,7 @@ def watching(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     command = [*COMMAND, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         started.stdout.readline()
-        assert "not judged: 1 sample," in started.stdout.readline()
+        assert "not judged: 1 sample of" in started.stdout.readline()
         yield started
 
 
@@ -56,7 +57,7 @@ class TestExitCode:
     @pytest.mark.parametrize(
         ("files", "code", "says"),
         [
-            (0, 0, "no leak seen in 2 s: no growth of storage files that stays"),
+            (0, 0, "no leak seen in 2 s: storage files do not grow"),
             (1, 4, "not settled: storage files rose from 0 to 1 in 1 step and none was closed; watch longer"),
             (4, 3, "leak: storage files grow by"),
         ],
@@ -82,13 +83,14 @@ class TestExitCode:
         assert "not judged: " in out
         assert watch.returncode == 4
 
-    def test_a_process_at_its_limit_from_the_start_is_4(self):
+    def test_a_process_at_its_limit_from_the_start_is_4(self, run: Run):
         code = "import os, time; [os.dup(0) for _ in range(17)]; time.sleep(100)"
         with subprocess.Popen(["prlimit", "--nofile=20", sys.executable, "-S", "-c", code]) as child:
-            answer = plain(str(child.pid), "--interval", "0.1", "--duration", "2")
+            wait_until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) == 20)
+            answer = run(f"watch {child.pid} --interval 0.05 --duration 1")
             child.kill()
-        assert "not judged: at the limit no growth can be seen" in answer.stdout
-        assert answer.returncode == 4
+        assert "not judged: the process is at its limit" in answer.out
+        assert answer.code == 4
 
     def test_the_end_of_the_process_is_noticed_between_two_samples(self):
         with sleeping() as child, watching(child.pid, "--interval", "3600") as watch:
@@ -135,14 +137,21 @@ class TestRecord:
                 os.kill(watching.pid, signal.SIGINT)
         assert [path for path in tmp_path.iterdir() if path.read_text().count("\n") < 2] == []
 
-    def test_the_command_that_is_told_can_be_pasted_whatever_the_path(self, tmp_path):
+    def test_the_command_that_is_printed_can_be_pasted_whatever_the_path(self, run: Run, tmp_path):
         path = tmp_path / "a server's; record.csv"
         with sleeping() as child:
-            answer = plain(str(child.pid), "--interval", "0.05", "--duration", "1", "--csv", str(path))
-        told = answer.stdout.splitlines()[-1]
-        assert told.startswith(f"samples: {shlex.quote(str(path))}; beside")
-        words = shlex.split(told.partition("points: ")[2])
-        assert words == ["hicache-nixl", "reproduce", "--notebook", "01", "-p", f"watched={path}"]
+            csv = shlex.quote(str(path))
+            answer = run(f"watch {child.pid} --interval 0.05 --duration 1 --csv {csv}")
+        samples, command = answer.out.splitlines()[-2:]
+        assert samples == f"samples: {csv}; to see them beside those of the PR:"
+        assert shlex.split(command) == [
+            "hicache-nixl",
+            "reproduce",
+            "--notebook",
+            "01",
+            "-p",
+            f"watched={path}",
+        ]
 
 
 class TestInNotebook01:
@@ -163,7 +172,7 @@ class TestInNotebook01:
     @pytest.mark.parametrize(
         ("value", "says"),
         [
-            ("missing.csv", "missing.csv: No such file or directory; it takes a CSV of hicache-nixl watch"),
+            ("missing.csv", "missing.csv: No such file or directory; expected a CSV of hicache-nixl watch"),
             ("fds.csv", "fds.csv: no column time"),
             ("2024", "parameter watched of 01_reproduce_the_leak: 2024 is not text"),
         ],

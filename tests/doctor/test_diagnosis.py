@@ -15,8 +15,9 @@ from support import unshare
 
 from hicache_nixl.config import QUEUES
 from hicache_nixl.doctor import diagnosis as doctor
-from hicache_nixl.doctor import plugin_check, storage_check
-from hicache_nixl.doctor.diagnosis import NO, NOTE, OK, Finding
+from hicache_nixl.doctor import machine, plugin_check, storage_check
+from hicache_nixl.doctor import verdicts as can_run
+from hicache_nixl.doctor.finding import NO, NOTE, OK, Finding
 from hicache_nixl.doctor.plugin_check import Build
 from hicache_nixl.lab.worker.releases import CACHE_VARIABLE, known_releases
 
@@ -29,31 +30,29 @@ def builds() -> dict[str, Build]:
 
 class TestOpenFiles:
     @pytest.mark.parametrize(
-        ("soft", "state", "told"),
+        ("soft", "state", "expected"),
         [
             (64, NO, "a call of 128 pages opens 256 more"),
-            (390, NO, "a server has some 135"),
-            (391, NOTE, "stays at 391: with the leak it is dead after 128 pages"),
-            (1024, NOTE, "SGLang asks for 65535 and stays at 1024: with the leak it is dead after 444 pages"),
+            (390, NO, "a server has about 135 open"),
+            (391, NOTE, "gets 391: the leak uses them up after 128 pages"),
+            (1024, NOTE, "SGLang asks for 65535 and gets 1024: the leak uses them up after 444 pages"),
         ],
     )
-    def test_a_limit_is_told_with_what_it_means_to_a_server(self, soft, state, told):
-        code = (
-            f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, 4096)); tell([doctor.descriptor_finding()])"
-        )
+    def test_a_limit_comes_with_what_it_means_to_a_server(self, soft, state, expected):
+        code = f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, 4096)); tell([machine.descriptor_finding()])"
         (finding,) = asked(code)
         assert finding.state == state
-        assert finding.detail.startswith(f"soft {soft}, hard 4096, root may go to ")
-        assert told in finding.detail
-        assert finding.way_out.startswith("Raise it: ulimit -n")
+        assert finding.detail.startswith(f"soft {soft}, hard 4096, at most ")
+        assert expected in finding.detail
+        assert finding.advice.startswith("Raise it: ulimit -n")
 
     @pytest.mark.parametrize("soft", [1024, 65535])
-    def test_a_server_takes_what_it_asks_for_where_it_may(self, monkeypatch, soft):
+    def test_a_server_gets_the_limit_that_it_asks_for_up_to_the_hard_limit(self, monkeypatch, soft):
         """Only root could raise the hard limit of a real process so far."""
         monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, 70000))
-        finding = doctor.descriptor_finding()
-        assert (finding.state, finding.way_out) == (OK, "")
-        assert "SGLang gets 65535: with the leak it is dead after 32700 pages" in finding.detail
+        finding = machine.descriptor_finding()
+        assert (finding.state, finding.advice) == (OK, "")
+        assert "SGLang gets 65535: the leak uses them up after 32700 pages" in finding.detail
 
 
 # Lets the kernel refuse io_uring_setup (425) with EPERM, as seccomp profiles of containers do.
@@ -71,7 +70,7 @@ assert libc.prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FIL
 
 class TestQueues:
     def test_each_that_works_moves_pages_and_leaves_nothing(self, tmp_path, io_uring_fd):
-        findings = doctor.queue_findings(storage_check.find(str(tmp_path)))
+        findings = machine.queue_findings(storage_check.find(str(tmp_path)))
         assert [finding.what for finding in findings] == [f"queue {queue}" for queue in QUEUES]
         assert [finding.state for finding in findings] == [OK, NO if io_uring_fd is None else OK, OK]
         assert findings[0].detail == "moves pages"
@@ -79,24 +78,24 @@ class TestQueues:
         assert workers_of() == []
 
     def test_an_io_uring_that_is_refused_says_why_and_the_others_work(self, tmp_path):
-        code = f"tell(doctor.queue_findings(storage_check.find({str(tmp_path)!r})))"
+        code = f"tell(machine.queue_findings(storage_check.find({str(tmp_path)!r})))"
         libaio, io_uring, posix_aio = asked(WITHOUT_IO_URING + code)
         assert (libaio.state, posix_aio.state) == (OK, OK)
         assert io_uring.state == NO
         assert "plugin POSIX cannot be created with {'use_uring': 'true'}" in io_uring.detail
-        assert "refused in many containers" in io_uring.detail
+        assert "disabled in many containers" in io_uring.detail
         if Path("/proc/sys/kernel/io_uring_disabled").exists():  # from Linux 6.6 on
-            assert io_uring.way_out.startswith("kernel.io_uring_disabled is ")
+            assert io_uring.advice.startswith("kernel.io_uring_disabled is ")
 
     def test_without_a_storage_folder_they_are_tried_elsewhere_and_it_says_so(self, tmp_path):
-        findings = doctor.queue_findings(storage_check.find(f"{tmp_path}/missing"))
+        findings = machine.queue_findings(storage_check.find(f"{tmp_path}/missing"))
         assert findings[0] == Finding(
             "queue libaio", OK, "moves pages (tried in the folder for temporary files)"
         )
 
     def test_without_any_folder_they_are_not_tried_and_nothing_is_raised(self, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.tempdir", f"{tmp_path}/missing")
-        findings = doctor.queue_findings(storage_check.find(f"{tmp_path}/missing"))
+        findings = machine.queue_findings(storage_check.find(f"{tmp_path}/missing"))
         assert [finding.state for finding in findings] == [NO] * len(QUEUES)
         assert "No such file or directory" in findings[0].detail
 
@@ -107,30 +106,30 @@ QUEUES_BAD = [Finding(f"queue {queue}", NO, "refused") for queue in QUEUES]
 
 def verdicts(storage_dir: Path, queues: list[Finding], builds: dict[str, Build]) -> Any:
     storage = storage_check.find(str(storage_dir))
-    return doctor.verdicts(storage, queues, doctor.storage_findings(storage), list(builds.values()))
+    return can_run.verdicts(storage, queues, machine.storage_findings(storage), list(builds.values()))
 
 
 class TestVerdicts:
     def test_each_thing_that_can_run_has_one(self, tmp_path, builds):
-        told = verdicts(tmp_path, QUEUES_OK, builds)
-        assert found(told, "connector on POSIX").detail == "on libaio, io_uring, posix_aio"
-        assert found(told, "with O_DIRECT").detail == "past the page cache"
-        assert found(told, "connector on OBJ").detail == "nixl_cu12 can create it; no page was moved"
-        assert found(told, "connector on GDS").detail.startswith("needs an NVIDIA GPU")
-        assert found(told, "connector on 3FS").state == NO
+        can_do = verdicts(tmp_path, QUEUES_OK, builds)
+        assert found(can_do, "connector on POSIX").detail == "on libaio, io_uring, posix_aio"
+        assert found(can_do, "with O_DIRECT").detail == "bypasses the page cache"
+        assert found(can_do, "connector on OBJ").detail == "nixl_cu12 can create it; not tried with a page"
+        assert found(can_do, "connector on GDS").detail.startswith("needs an NVIDIA GPU")
+        assert found(can_do, "connector on 3FS").state == NO
 
     def test_one_queue_is_enough(self, tmp_path, builds):
-        told = verdicts(tmp_path, [QUEUES_BAD[0], QUEUES_BAD[1], QUEUES_OK[2]], builds)
-        assert found(told, "connector on POSIX").detail == "on posix_aio"
+        can_do = verdicts(tmp_path, [QUEUES_BAD[0], QUEUES_BAD[1], QUEUES_OK[2]], builds)
+        assert found(can_do, "connector on POSIX").detail == "on posix_aio"
 
     @pytest.mark.parametrize(
         ("name", "queues", "reason"),
         [(".", QUEUES_BAD, "no queue works"), ("missing", QUEUES_OK, "no storage folder")],
     )
-    def test_what_the_connector_lacks_everything_on_it_lacks(self, tmp_path, builds, name, queues, reason):
-        told = verdicts(tmp_path / name, queues, builds)
+    def test_what_needs_the_connector_cannot_run_without_it(self, tmp_path, builds, name, queues, reason):
+        can_do = verdicts(tmp_path / name, queues, builds)
         for what in ("connector on POSIX", "with O_DIRECT", "notebooks, quick", "notebooks, full"):
-            assert found(told, what) == Finding(what, NO, reason)
+            assert found(can_do, what) == Finding(what, NO, reason)
 
     @pytest.mark.parametrize(
         ("hard", "quick", "full"), [(6143, NO, NO), (6144, OK, NO), (16499, OK, NO), (16500, OK, OK)]
@@ -138,28 +137,34 @@ class TestVerdicts:
     def test_the_notebooks_need_descriptors(self, tmp_path, builds, monkeypatch, hard, quick, full):
         """As README says; a process that takes more than the hard limit of this machine cannot be made."""
         monkeypatch.setattr(resource, "getrlimit", lambda _: (hard, hard))
-        told = verdicts(tmp_path, QUEUES_OK, builds)
-        assert (found(told, "notebooks, quick").state, found(told, "notebooks, full").state) == (quick, full)
+        can_do = verdicts(tmp_path, QUEUES_OK, builds)
+        assert (found(can_do, "notebooks, quick").state, found(can_do, "notebooks, full").state) == (
+            quick,
+            full,
+        )
 
     def test_the_notebooks_need_space(self, tmp_path):
         code = (
             f"storage = storage_check.find({str(tmp_path)!r})\n"
-            "queues = [doctor.Finding('queue libaio', 'ok', '')]\n"
-            "tell(doctor.verdicts(storage, queues, doctor.storage_findings(storage), []))"
+            "queues = [Finding('queue libaio', 'ok', '')]\n"
+            "tell(can_run.verdicts(storage, queues, machine.storage_findings(storage), []))"
         )
-        told = asked(code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "size=8m", str(tmp_path))
-        assert found(told, "notebooks, quick").detail == "needs 2 GB of space, here 0.0"
+        can_do = asked(code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "size=8m", str(tmp_path))
+        assert found(can_do, "notebooks, quick").detail == "needs 2 GB of space; 0.0 GB are free"
 
     def test_peers_are_looked_for_in_the_cache_and_nowhere_else(self, tmp_path, monkeypatch):
         monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
         names = list(known_releases())
-        assert doctor.peers_verdict().detail == f"to be fetched with pip: {', '.join(names)}"
+        assert (
+            can_run.peers_verdict().detail
+            == f"not in the cache, fetched with pip when used: {', '.join(names)}"
+        )
         for name in names[:-1]:
             (tmp_path / known_releases()[name].wheel).touch()
-        told = f"in the cache: {', '.join(names[:-1])}; to be fetched with pip: {names[-1]}"
-        assert doctor.peers_verdict() == Finding("released peers", NOTE, told)
+        expected = f"in the cache: {', '.join(names[:-1])}; not in the cache, fetched with pip when used: {names[-1]}"
+        assert can_run.peers_verdict() == Finding("released peers", NOTE, expected)
         (tmp_path / known_releases()[names[-1]].wheel).touch()
-        assert doctor.peers_verdict() == Finding("released peers", OK, f"in the cache: {', '.join(names)}")
+        assert can_run.peers_verdict() == Finding("released peers", OK, f"in the cache: {', '.join(names)}")
 
 
 class TestDiagnosis:
@@ -176,6 +181,6 @@ class TestDiagnosis:
 
     def test_a_package_that_is_not_installed_has_no_version(self, monkeypatch):
         monkeypatch.setattr(doctor, "PACKAGES", ("nixl", "no-such-package"))
-        told = doctor.versions()
-        assert list(told) == ["Python", "nixl", "no-such-package"]
-        assert [name for name, version in told.items() if version is None] == ["no-such-package"]
+        versions = doctor.versions()
+        assert list(versions) == ["Python", "nixl", "no-such-package"]
+        assert [name for name, version in versions.items() if version is None] == ["no-such-package"]

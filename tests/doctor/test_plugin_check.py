@@ -10,7 +10,7 @@ from processes import have_ended, wait_until
 from support import answer_of, run_python
 
 from hicache_nixl.doctor import plugin_check, plugin_probe
-from hicache_nixl.doctor.diagnosis import NO, NOTE, OK
+from hicache_nixl.doctor.finding import NO, NOTE, OK
 from hicache_nixl.doctor.plugin_check import Build
 
 
@@ -101,7 +101,7 @@ print("\\n" + json.dumps(nixl_agent("lists", nixl_agent_config(backends=[])).get
             (0, "anything", OK, ""),
             (-signal.SIGSEGV, "", NO, "crashes (SIGSEGV)"),
             (plugin_probe.HANGS, "", NO, "hangs"),
-            (1, "", NO, "no reason is logged"),
+            (1, "", NO, "no reason was logged"),
             (1, "x.cpp:3] Failed to load plugin from /a b/libplugin_X.so: libx.so.1: cannot open shared object file: No", NO, "needs libx.so.1"),
             (1, "x.cpp:3] Failed to load plugin from /a/libplugin_X.so: undefined symbol: y", NO, "undefined symbol: y"),
             (1, "x.h:1] Failed to create engine: \x1b[32mno server\x1b[0m\nERR", NO, "no server"),
@@ -109,8 +109,8 @@ print("\\n" + json.dumps(nixl_agent("lists", nixl_agent_config(backends=[])).get
             (1, "Traceback:\n  File x\nnixl_cu13._bindings.nixlBackendError: NIXL_ERR_BACKEND\n", NO, "NIXL_ERR_BACKEND"),
         ],
     )  # fmt: skip
-    def test_the_reason_is_the_most_telling_line(self, ended, log, state, reason):
-        assert plugin_check.told(ended, log) == (state, reason)
+    def test_the_reason_is_the_most_specific_line(self, ended, log, state, reason):
+        assert plugin_check.outcome_of(ended, log) == (state, reason)
 
 
 class TestInAFork:
@@ -124,21 +124,21 @@ class TestInAFork:
         ],
         ids=["what it prints is kept", "an exception", "a crash", "what hangs is killed"],
     )
-    def test_how_it_ended_and_what_it_printed_are_told(self, work, ended, log):
+    def test_how_it_ended_and_what_it_printed_are_returned(self, work, ended, log):
         """In a fresh interpreter: pytest has streams and threads of its own, which a fork would copy."""
         code = f"""
 import json, os, signal, time
 from hicache_nixl.doctor.plugin_probe import in_a_fork
-told = in_a_fork({work}, 3)
+result = in_a_fork({work}, 3)
 try:
     os.waitpid(-1, os.WNOHANG)
     left = True
 except ChildProcessError:
     left = False
-print(json.dumps([*told, left]))
+print(json.dumps([*result, left]))
 """
-        told, printed, left = answer_of(run_python("-c", code))
-        assert told == ended
+        exit_code, printed, left = answer_of(run_python("-c", code))
+        assert exit_code == ended
         assert printed.endswith(log)
         assert bool(printed) == bool(log)
         assert not left

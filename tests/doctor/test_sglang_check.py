@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hicache_nixl.doctor import diagnosis as doctor
-from hicache_nixl.doctor import sglang_check, storage_check
-from hicache_nixl.doctor.diagnosis import NO, NOTE, OK
+from hicache_nixl.doctor import machine, sglang_check, storage_check
+from hicache_nixl.doctor.finding import NO, NOTE, OK
 from hicache_nixl.doctor.sglang_check import LEAK, NEITHER, SECOND_LEAK, UNKNOWN, SGLang
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.worker.releases import fetch, known_releases, version_of
@@ -110,7 +109,7 @@ class TestSGLang:
         sglang = sglang_check.find(tmp_path)
         assert sglang == SGLang(tmp_path, None)
         assert sglang_check.judge(sglang).leak == UNKNOWN
-        finding = doctor.sglang_finding(sglang, storage_check.find(str(tmp_path)))
+        finding = machine.sglang_finding(sglang, storage_check.find(str(tmp_path)))
         assert finding.state == NOTE
         assert finding.detail.startswith(f"SGLang of an unknown version in {tmp_path}: unknown (by version")
 
@@ -126,13 +125,15 @@ class TestSGLang:
         (tmp_path / layout / "sglang").mkdir(parents=True)
         assert sglang_check.find(tmp_path) == SGLang((tmp_path / layout).resolve(), None)
 
-    @pytest.mark.parametrize(("name", "told"), [("empty", "no SGLang in it"), ("missing", "no such folder")])
-    def test_a_folder_without_it_is_one_line(self, tmp_path, name, told):
+    @pytest.mark.parametrize(
+        ("name", "expected"), [("empty", "no SGLang in it"), ("missing", "no such folder")]
+    )
+    def test_a_folder_without_it_is_one_line(self, tmp_path, name, expected):
         (tmp_path / "empty").mkdir()
         with pytest.raises(ConfigError) as caught:
             sglang_check.find(tmp_path / name)
         assert str(caught.value) == (
-            f"--sglang {tmp_path}/{name}: {told}; it takes the site-packages folder that SGLang is installed in, "
+            f"--sglang {tmp_path}/{name}: {expected}; expected the site-packages folder that SGLang is installed in, "
             "or the root of its environment"
         )
 
@@ -147,27 +148,27 @@ class TestSGLang:
     def test_where_there_is_none_it_says_how_to_ask_about_another_environment(self, monkeypatch):
         monkeypatch.setattr(sys, "path", [])
         assert sglang_check.find() is None
-        finding = doctor.sglang_finding(None, storage_check.find())
+        finding = machine.sglang_finding(None, storage_check.find())
         assert (finding.state, finding.detail) == (NOTE, "not installed in this environment")
-        assert finding.way_out.startswith("--sglang FOLDER")
+        assert finding.advice.endswith("with --sglang FOLDER")
 
     @pytest.mark.parametrize(
-        ("leak", "measured", "state", "way_out"),
+        ("leak", "measured", "state", "advice"),
         [
-            (LEAK, True, NO, "PR #24671 is not in it"),
-            (SECOND_LEAK, True, NO, "PR #24671 is in it, PR #25173 is not"),
+            (LEAK, True, NO, "It lacks PR #24671"),
+            (SECOND_LEAK, True, NO, "It has PR #24671 and lacks PR #25173"),
             (NEITHER, True, OK, ""),
             (NEITHER, False, NOTE, ""),
         ],
     )
-    def test_a_leak_comes_with_its_way_out(self, monkeypatch, tmp_path, leak, measured, state, way_out):
+    def test_a_leak_comes_with_its_advice(self, monkeypatch, tmp_path, leak, measured, state, advice):
         verdict = sglang_check.Verdict(leak, "as it was found", measured)
         monkeypatch.setattr(sglang_check, "judge", lambda *args, **kwargs: verdict)
-        finding = doctor.sglang_finding(SGLang(tmp_path, "9"), storage_check.find())
+        finding = machine.sglang_finding(SGLang(tmp_path, "9"), storage_check.find())
         assert finding.state == state
         assert finding.detail == f"SGLang 9 in {tmp_path}: {leak} (as it was found)"
-        assert finding.way_out.startswith(way_out)
-        assert bool(finding.way_out) == bool(way_out)
+        assert finding.advice.startswith(advice)
+        assert bool(finding.advice) == bool(advice)
 
     @pytest.mark.parametrize("version", [None, "", "main"])
     def test_what_is_no_number_says_nothing(self, version):
@@ -175,5 +176,5 @@ class TestSGLang:
 
     def test_by_version_agrees_with_the_releases_that_we_name(self):
         stands_for = {"leaky": LEAK, "try_finally": SECOND_LEAK, "": NEITHER}
-        told = {name: stands_for[row.stands_for] for name, row in known_releases().items()}
-        assert {name: sglang_check.by_version(name) for name in told} == told
+        by_name = {name: stands_for[row.stands_for] for name, row in known_releases().items()}
+        assert {name: sglang_check.by_version(name) for name in by_name} == by_name

@@ -10,9 +10,8 @@ from findings import MOUNT, asked
 from support import unshare, without_capabilities
 
 from hicache_nixl.config import STORAGE_DIR_VARIABLE
-from hicache_nixl.doctor import diagnosis as doctor
-from hicache_nixl.doctor import storage_check
-from hicache_nixl.doctor.diagnosis import NO, NOTE, OK
+from hicache_nixl.doctor import machine, storage_check
+from hicache_nixl.doctor.finding import NO, NOTE, OK
 
 
 class TestStorageFolder:
@@ -21,39 +20,39 @@ class TestStorageFolder:
         assert (storage.folder, storage.place, storage.problem) == (tmp_path, tmp_path, "")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_server_s_own_is_made_by_the_connector_so_the_folder_above_is_tried(
+    def test_the_folder_of_a_server_is_created_by_the_connector_so_its_parent_is_tried(
         self, tmp_path, monkeypatch
     ):
         monkeypatch.setenv(STORAGE_DIR_VARIABLE, f"{tmp_path}/a/b")
         storage = storage_check.find()
         assert (storage.folder, storage.place) == (tmp_path / "a/b", tmp_path)
-        finding = doctor.storage_findings(storage)[0]
+        finding = machine.storage_findings(storage)[0]
         assert finding.state == OK
-        assert f"({STORAGE_DIR_VARIABLE}) is not there yet; the connector makes it in" in finding.detail
+        assert f"({STORAGE_DIR_VARIABLE}) does not exist yet; the connector creates it in" in finding.detail
 
     def test_without_the_variable_it_is_the_connector_s_default(self):
         storage = storage_check.find()
         assert (str(storage.folder), storage.source) == ("/tmp/hicache_storage", "the default")
 
     @pytest.mark.parametrize(
-        ("name", "problem", "way_out"),
+        ("name", "problem", "advice"),
         [
-            ("missing", "cannot be found: No such file or directory", "Make it (mkdir -p {}), or name"),
-            ("file", "a file is in its place", "Name a folder"),
-            ("file/below", "cannot be found: Not a directory", "name a folder that exists"),
-            ("nowhere", "cannot be found: No such file or directory", "name a folder that exists"),
-            ("loop", "cannot be found: Too many levels of symbolic links", "name a folder that exists"),
+            ("missing", "cannot be found: No such file or directory", "Create it (mkdir -p {}), or choose"),
+            ("file", "a file is in its place", "Choose a folder"),
+            ("file/below", "cannot be found: Not a directory", "choose a folder that exists"),
+            ("nowhere", "cannot be found: No such file or directory", "choose a folder that exists"),
+            ("loop", "cannot be found: Too many levels of symbolic links", "choose a folder that exists"),
         ],
     )
-    def test_one_that_was_given_and_cannot_be_one_says_why(self, tmp_path, name, problem, way_out):
+    def test_one_that_was_given_and_cannot_be_one_says_why(self, tmp_path, name, problem, advice):
         (tmp_path / "file").touch()
         (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         storage = storage_check.find(f"{tmp_path}/{name}")
         assert (storage.place, storage.problem) == (None, problem)
-        assert way_out.format(storage.folder) in storage.way_out
+        assert advice.format(storage.folder) in storage.advice
 
-    def test_a_file_on_the_way_to_a_server_s_own_is_named(self, tmp_path, monkeypatch):
+    def test_a_file_in_the_path_of_the_folder_of_a_server_is_named(self, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv(STORAGE_DIR_VARIABLE, f"{tmp_path}/file/pages")
         assert storage_check.find().problem.endswith(f"{tmp_path}/file")
@@ -66,10 +65,10 @@ class TestStorageFolder:
             storage = storage_check.find(f"{tmp_path}/locked" if given else None)
         assert storage.place is None
         assert storage.problem.startswith("cannot be written to: Permission denied")
-        assert f"let uid {os.geteuid()} write to it" in storage.way_out
+        assert f"let uid {os.geteuid()} write to it" in storage.advice
 
     def test_one_on_a_read_only_file_system_says_so(self, tmp_path):
-        code = f"tell(doctor.storage_findings(storage_check.find({str(tmp_path)!r})))"
+        code = f"tell(machine.storage_findings(storage_check.find({str(tmp_path)!r})))"
         folder, kind, direct = asked(code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "ro", str(tmp_path))
         assert folder.state == NO
         assert "cannot be written to: Read-only file system" in folder.detail
@@ -82,27 +81,27 @@ class TestFileSystem:
     def test_it_is_the_one_that_the_kernel_names(self, tmp_path):
         command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(tmp_path)]
         named = subprocess.run(command, capture_output=True, text=True, check=True)
-        told = storage_check.file_system(tmp_path)
-        assert told.kind == named.stdout.strip()
-        assert told.free_bytes > 0
-        assert "/" not in told.options
+        disk = storage_check.file_system(tmp_path)
+        assert disk.kind == named.stdout.strip()
+        assert disk.free_bytes > 0
+        assert "/" not in disk.options
 
     def test_o_direct_moves_aligned_bytes_and_leaves_nothing(self, tmp_path):
-        works, told = storage_check.direct_io(tmp_path)
-        assert (works, told.partition(";")[0]) == (True, "4096 aligned bytes went out and came back")
+        works, result = storage_check.direct_io(tmp_path)
+        assert (works, result.partition(";")[0]) == (True, "4096 aligned bytes were written and read")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_ramfs_is_memory_and_refuses_o_direct(self, tmp_path):
-        code = f"tell(doctor.storage_findings(storage_check.find({str(tmp_path)!r})))"
+        code = f"tell(machine.storage_findings(storage_check.find({str(tmp_path)!r})))"
         folder, kind, direct = asked(code, *unshare(), "sh", "-c", MOUNT, "ramfs", "rw", str(tmp_path))
         assert folder.state == OK
         assert kind.state == NOTE
         assert kind.detail.startswith("this is memory, not a disk: ramfs")
         assert (direct.state, direct.detail) == (NO, "open is refused (Invalid argument)")
-        assert "falls back to the page cache" in direct.way_out
+        assert "falls back to the page cache" in direct.advice
 
     def test_a_tmpfs_is_memory_and_o_direct_has_no_effect_there(self, tmp_path):
-        code = f"tell(doctor.storage_findings(storage_check.find({str(tmp_path)!r})))"
+        code = f"tell(machine.storage_findings(storage_check.find({str(tmp_path)!r})))"
         _, kind, direct = asked(code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "size=8m", str(tmp_path))
         assert kind.detail.startswith("this is memory, not a disk: tmpfs, 0.0 GB free")
         assert direct.state in (NOTE, NO)  # tmpfs takes it from Linux 6.6 on

@@ -34,7 +34,8 @@ from measured import (
 from hicache_nixl.lab import figures
 from hicache_nixl.lab.worker.schedule import recorded_log
 from hicache_nixl.watch.figure import watched
-from hicache_nixl.watch.verdict import KINDS, Watch
+from hicache_nixl.watch.sample import KINDS
+from hicache_nixl.watch.verdict import Watch
 
 matplotlib.use("Agg")
 
@@ -326,7 +327,7 @@ class TestWatched:
 
     def test_a_short_watch_says_that_it_has_no_growth(self):
         figure = drawn_server(SERVER[:5])
-        assert "too few samples for a growth" in texts(figure)
+        assert "too few samples to estimate growth" in texts(figure)
 
     def test_a_near_limit_is_a_dashed_line_with_its_value(self):
         figure = DRAWN["watched"]()
@@ -335,7 +336,8 @@ class TestWatched:
         assert [line.get_linestyle() for line in dashed] == ["--"]
 
     @pytest.mark.parametrize(
-        ("limit", "told"), [(2**20, "RLIMIT_NOFILE = 1048576, far above"), (pd.NA, "no RLIMIT_NOFILE")]
+        ("limit", "told"),
+        [(2**20, "RLIMIT_NOFILE = 1048576, far above the axis"), (pd.NA, "no RLIMIT_NOFILE")],
     )
     def test_a_limit_far_above_or_none_is_said_and_leaves_the_scale_alone(self, limit, told):
         figure = drawn_server(SERVER.assign(limit=limit))

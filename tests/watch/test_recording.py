@@ -11,8 +11,10 @@ from support import file_size_limit
 from test_verdict import FLAT, LEAKING, sample, watched
 
 from hicache_nixl.errors import ConfigError, FileError
+from hicache_nixl.watch import wording
 from hicache_nixl.watch.recording import WatchFile, WatchFileError, read_watch
-from hicache_nixl.watch.verdict import COLUMNS, Watch
+from hicache_nixl.watch.sample import COLUMNS
+from hicache_nixl.watch.verdict import Watch
 
 
 class TestFile:
@@ -43,7 +45,7 @@ class TestFile:
             for one in samples:
                 file.write(one)
         again, live = Watch.of(read_watch(tmp_path / "w.csv")), watched(samples)
-        assert (again.answer(), again.limit_told()) == (live.answer(), live.limit_told())
+        assert (again.answer(), wording.limit(again)) == (live.answer(), wording.limit(live))
         pd.testing.assert_frame_equal(again.table(), live.table())
 
     def test_every_sample_is_in_it_at_once(self, tmp_path):
@@ -80,7 +82,7 @@ class TestFile:
         assert (tmp_path / "w.csv").exists()  # a second close leaves alone what came since
 
     def test_one_whose_first_line_does_not_fit_is_refused_and_leaves_nothing(self, tmp_path):
-        with file_size_limit(10), pytest.raises(WatchFileError, match=r"w\.csv: File too large; it takes"):
+        with file_size_limit(10), pytest.raises(WatchFileError, match=r"w\.csv: File too large; expected"):
             WatchFile(tmp_path / "w.csv")
         assert list(tmp_path.iterdir()) == []
 
@@ -113,14 +115,14 @@ class TestReadingWhatIsNone:
             ("", "No columns to parse"),
             ("operation,keys\nset,16\n", "no column time, seconds, open_fds"),
             (GOOD.replace("limit", "limits"), "no column limit"),
-            (GOOD.splitlines()[0] + "\n", "it has no samples"),
+            (GOOD.splitlines()[0] + "\n", "the file has no samples"),
             (GOOD.replace(",45,5,", ",,5,"), "line 2: open_fds is missing, not a whole number"),
             (GOOD.replace(",47,7,", ",many,7,"), "line 3: open_fds is 'many', not a whole number"),
             (GOOD.replace(",47,7,", ",47,7.5,"), "line 3: storage_fds is '7.5', not a whole number"),
             (GOOD.replace(",47,7,", ",47,-7,"), "line 3: storage_fds is '-7', not a whole number"),
             (GOOD.replace("1.000000,", "soon,"), "line 3: seconds is 'soon', not a number"),
             (GOOD.replace("2026-01-02T03:04:06", "yesterday"), "line 3: time is not a time"),
-            (GOOD.replace("1.000000,", "0.000000,"), "seconds do not rise"),
+            (GOOD.replace("1.000000,", "0.000000,"), "seconds do not increase"),
             ("\x00\x01", "no column time"),
         ],
     )
@@ -135,7 +137,7 @@ class TestReadingWhatIsNone:
         assert len(message.splitlines()) == 1
 
     def test_one_that_is_not_there_is_named(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"none\.csv: No such file or directory; it takes a CSV of"):
+        with pytest.raises(ConfigError, match=r"none\.csv: No such file or directory; expected a CSV of"):
             read_watch(tmp_path / "none.csv")
 
     def test_a_folder_is_named(self, tmp_path):
@@ -144,5 +146,5 @@ class TestReadingWhatIsNone:
 
     def test_bytes_that_are_no_text_are_refused(self, tmp_path):
         (tmp_path / "w.csv").write_bytes(Path("/bin/sh").read_bytes()[:5000])
-        with pytest.raises(WatchFileError, match="it takes a CSV of hicache-nixl watch"):
+        with pytest.raises(WatchFileError, match="expected a CSV of hicache-nixl watch"):
             read_watch(tmp_path / "w.csv")
