@@ -81,9 +81,9 @@ FACTS = pd.DataFrame(
 )
 CREATED = pd.DataFrame(
     [
-        {"repeat": repeat, "when": when, "files": 800, "seconds": 800 * micros * 1e-6}
+        {"repeat": repeat, "deleted": deleted, "files": 400, "seconds": 400 * micros * 1e-6}
         for repeat in range(8)
-        for when, micros in (("new folder", 40), ("after deleting", 200))
+        for deleted, micros in ((0, 40), (400, 90), (800, 200))
     ]
 )
 BENCHMARK_TIMES = pd.concat([TIMES.assign(direct=direct) for direct in (False, True)], ignore_index=True)

@@ -233,7 +233,7 @@ class TestWhatStays:
         assert (
             drawn.title == "On ext4, a new file takes 5.00 [5.00, 5.00] times as long after 800 were deleted."
         )
-        assert "40 us per file in a new folder, 200 us after deleting" in drawn.alt
+        assert "40 us per file in a new folder, 200 us after 800 were deleted" in drawn.alt
         same = figures.creation(CREATED.assign(seconds=1e-3), "tmpfs").title
         assert same.startswith("On tmpfs, a new file takes 1.00 [1.00, 1.00] times as long")
 

@@ -16,37 +16,36 @@ SIZE = 4096  # bytes of a file
 
 
 def deletion_times(
-    files: int = 4000, *, repeats: int, storage_dir: str | os.PathLike[str] | None = None
+    files: int = 2000, *, rounds: int = 6, repeats: int, storage_dir: str | os.PathLike[str] | None = None
 ) -> pd.DataFrame:
-    """Create small files in a new folder, delete them, and create as many again.
+    """Create small files in a new folder and delete them, round after round.
 
-    On ext4 the second creation may take several times as long, for the file system does not reuse the inode of a
-    deleted file for some minutes and searches past such inodes one by one.  A store of a file per page meets this as
-    soon as it evicts pages.  Plain files without NIXL; each repetition has a folder of its own, which ext4 places
-    apart from the others.
+    ext4 may skip the inodes of deleted files for some minutes, one by one, so that creating a file takes longer the
+    more were deleted nearby.  A store of a file per page meets this as soon as it evicts pages.  Plain files without
+    NIXL; each repetition has a folder of its own, which ext4 places apart from the others.
 
     Returns
     -------
     pandas.DataFrame
-        ``repeat``, ``when`` (``"new folder"`` or ``"after deleting"``), ``files`` and ``seconds`` for all the files.
+        A row per repetition and round: ``repeat``; ``deleted``, the files that were deleted in this folder before the
+        round; ``files``, those that it creates; and ``seconds`` for creating all of them.
 
     Examples
     --------
-    >>> table = deletion_times(10, repeats=1)
-    >>> table.when.tolist()
-    ['new folder', 'after deleting']
+    >>> deletion_times(10, rounds=3, repeats=1).deleted.tolist()
+    [0, 10, 20]
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="hicache-nixl-", dir=storage_dir) as parent:
         for repeat in tqdm(range(repeats), desc="creating files", unit="repeat", leave=False):
             folder = Path(new_subfolder(parent))
-            for when in ("new folder", "after deleting"):
-                paths = [folder / f"{when[0]}{number}" for number in range(files)]
+            for deleted in range(0, rounds * files, files):
+                paths = [folder / str(deleted + number) for number in range(files)]
                 start = time.perf_counter()
                 for path in paths:
                     path.write_bytes(bytes(SIZE))
                 seconds = time.perf_counter() - start
-                rows.append({"repeat": repeat, "when": when, "files": files, "seconds": seconds})
+                rows.append({"repeat": repeat, "deleted": deleted, "files": files, "seconds": seconds})
                 for path in paths:
                     path.unlink()
     return pd.DataFrame(rows)

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from ..statistics import FEWEST, paired_ratio
 from .look import AFTER, BEFORE, INK, LOOK, STYLES, heading, name, plain
@@ -147,7 +147,7 @@ def behaviours(facts: pd.DataFrame) -> Drawn:
 
 @mpl.rc_context(LOOK)
 def creation(times: pd.DataFrame, file_system: str) -> Drawn:
-    """Draw the time of creating a file in a new folder, and after as many files were deleted there.
+    """Draw the time of creating a file over the number of files that were deleted in its folder before.
 
     Parameters
     ----------
@@ -157,28 +157,23 @@ def creation(times: pd.DataFrame, file_system: str) -> Drawn:
         What the files are on.
     """
     figure, axes = plt.subplots(figsize=(6, 3.2))
-    micros = (
-        (times.seconds / times.files * 1e6).groupby([times.repeat, times.when], sort=False).first().unstack()
-    )
-    new, after = micros["new folder"], micros["after deleting"]
-    for pair in zip(new, after, strict=True):
-        axes.plot(pair, (0, 1), color="0.75", linewidth=0.8, zorder=1)
-    for values, row, colour, marker in ((new, 0, AFTER, "s"), (after, 1, BEFORE, "o")):
-        axes.plot(values, [row] * len(values), marker, color=colour, markersize=5, markerfacecolor="none")
-        axes.plot([values.median()] * 2, [row - 0.2, row + 0.2], color=colour, linewidth=2)
-    axes.set_yticks((0, 1), ("new folder", f"after deleting\n{times.files.iloc[0]} files"))
-    ratio = paired_ratio(after, new)
-    title = (
-        f"On {file_system}, a new file takes {ratio} times as long after {times.files.iloc[0]} were deleted"
-    )
+    micros = (times.seconds / times.files * 1e6).groupby([times.repeat, times.deleted]).first().unstack()
+    medians, deleted = micros.median(), micros.columns.max()
+    for _, repetition in micros.iterrows():
+        axes.plot(repetition, color="0.75", linewidth=0.8)
+    axes.plot(medians, "o-", color=BEFORE, markersize=5)
+    axes.set_yscale("log")
+    axes.set(ylabel="microseconds per new file", ylim=(micros.min().min() / 1.5, micros.max().max() * 1.5))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("files deleted in the folder before (grey: one repetition; line: median)")
+    axes.set_xticks(micros.columns)
+    ratio = paired_ratio(micros[deleted], micros[0])
+    title = f"On {file_system}, a new file takes {ratio} times as long after {deleted} were deleted"
     heading(figure, title)
-    axes.set(
-        xlabel="microseconds per file; bars are medians",
-        xlim=(0, 1.05 * micros.to_numpy().max()),
-        ylim=(-0.5, 1.5),
-    )
-    medians = f"{new.median():.0f} us per file in a new folder, {after.median():.0f} us after deleting"
-    return Drawn(figure, f"{title}: {medians}, in the median of {len(micros)} repetitions.")
+    told = f"{medians[0]:.0f} us per file in a new folder, {medians[deleted]:.0f} us after {deleted} were deleted"
+    return Drawn(figure, f"{title}: {told}, in the median of {len(micros)} repetitions.")
 
 
 def _steps_that_leave(summary: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Creation of files before and after as many were deleted."""
+"""Creation of files where others were deleted."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from hicache_nixl.lab.experiments.deleting import deletion_times
 
 
-def test_each_repetition_times_a_new_folder_and_then_the_same_folder_after_deleting(tmp_path, monkeypatch):
+def test_each_repetition_creates_and_deletes_in_a_new_folder_round_after_round(tmp_path, monkeypatch):
     made = []
     unlinked = []
     write, unlink = Path.write_bytes, Path.unlink
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: made.append(path) or write(path, data))
     monkeypatch.setattr(Path, "unlink", lambda path: unlinked.append(path) or unlink(path))
-    table = deletion_times(3, repeats=2, storage_dir=tmp_path)
+    table = deletion_times(3, rounds=2, repeats=2, storage_dir=tmp_path)
     assert table.repeat.tolist() == [0, 0, 1, 1]
-    assert table.when.tolist() == ["new folder", "after deleting"] * 2
+    assert table.deleted.tolist() == [0, 3, 0, 3]
     assert (table.seconds > 0).all()
     assert made == unlinked
     folders = [path.parent for path in made]
