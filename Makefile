@@ -54,7 +54,7 @@ REFERENCE := data/reference
 reference: $(INSTALLED)
 	set -e; out=$$(mktemp); trap 'rm -rf "$$out" runs/reference' EXIT; rm -rf runs/reference; \
 	$(VENV)/bin/hicache-nixl reproduce --run reference > "$$out"; \
-	mkdir -p $(REFERENCE); sed '/^ *$$/d; s/ *$$//' "$$out" > $(REFERENCE)/reproduce.txt; \
+	rm -rf $(REFERENCE); mkdir $(REFERENCE); sed '/^ *$$/d; s/ *$$//' "$$out" > $(REFERENCE)/reproduce.txt; \
 	cp runs/reference/claims.csv runs/reference/provenance.json runs/reference/tables/*_ratios.csv \
 	  runs/reference/tables/*_benchmarks.csv $(REFERENCE)/; \
 	cp runs/reference/figures/03_before_and_after_hero.png $(REFERENCE)/hero.png; \

@@ -29,6 +29,7 @@ from .runs.claims import above as above
 from .runs.claims import at_most as at_most
 from .runs.claims import exactly as exactly
 from .runs.claims import no_slower as no_slower
+from .runs.folder import reference_table as reference_table
 from .runs.provenance import describe as describe
 from .runs.provenance import file_system as file_system
 from .runs.run import Run as Run

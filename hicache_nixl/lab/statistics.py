@@ -251,7 +251,9 @@ def pooled_ratio(times: pd.DataFrame, by: Sequence[str], before: str, after: str
     return paired_ratio(np.exp(means[after]), np.exp(means[before]))
 
 
-def against_reference(ratios: pd.DataFrame, reference: pd.DataFrame, before: str, after: str) -> Estimate:
+def against_reference(
+    ratios: pd.DataFrame, reference: pd.DataFrame, before: str, after: str
+) -> Estimate | None:
     """Compare the ratios of two arms in this run with those in a reference run, over the points that both have.
 
     At each point the ratio ``after`` / ``before`` of this run is divided by that of the reference run.  The estimate is
@@ -269,15 +271,17 @@ def against_reference(ratios: pd.DataFrame, reference: pd.DataFrame, before: str
     before, after : str
         The two arms.
 
-    Raises
-    ------
-    ValueError
-        When the two share fewer than ``FEWEST`` points.
+    Returns
+    -------
+    Estimate or None
+        None when fewer than ``FEWEST`` points are in both.
     """
     measured = {"time_ratio", "low", "high", "pairs"}
     others = [name for name in ratios if name not in measured and not name.endswith(("_ms", "_MiB_s"))]
     points = [name for name in others if name in reference]
-    both = ratios.merge(reference, on=points, suffixes=("", "_reference"))
+    both = ratios.merge(reference, on=points, suffixes=("", "_reference")) if points else ratios[:0]
+    if len(both) < FEWEST:
+        return None
     change = median_of(both.time_ratio / both.time_ratio_reference)
     machine = np.log(both[f"{before}_ms"] / both[f"{before}_ms_reference"])
     uneven = float(np.exp((machine - machine.median()).abs().median()))

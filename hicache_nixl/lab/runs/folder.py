@@ -24,7 +24,7 @@ import nbformat
 import pandas as pd
 
 from ...errors import ConfigError
-from ...resources import write_whole
+from ...resources import resource, write_whole
 from .provenance import provenance
 
 CLAIMS = ["notebook", "cell", "id", "sentence", "expected", "measured", "verdict", "figure"]
@@ -235,6 +235,18 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
         return pd.read_csv(path, **options)
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def reference_table(name: str) -> pd.DataFrame:
+    """Return a table of the reference run, whose results are in README.md; empty when it has no such table.
+
+    Examples
+    --------
+    >>> reference_table("no_such_table").empty
+    True
+    """
+    path = resource(f"data/reference/{name}.csv")
+    return read_table(path) if path.exists() else pd.DataFrame()
 
 
 def _read_list(path: Path, columns: list[str]) -> pd.DataFrame:
