@@ -10,10 +10,10 @@ import functools
 import pandas as pd
 
 from ..resources import resource
+from .runs.record import AVAILABLE
 from .worker.releases import PREFIX, at_hand
 
 TABLE = "data/connectors.csv"
-REASON = "not run because"
 COUNTED = ["open_fds", "storage_fds", "registrations"]
 
 
@@ -47,13 +47,14 @@ def peers(*roles: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``connector`` and ``not run because``: the reason for each that is not available here, else empty.
+        ``connector`` and ``status``: ``"available"``, or the reason why it could not be fetched.
     """
     known = _table()
     names = [
         name for name, role in known.role.items() if name.startswith(PREFIX) and (not roles or role in roles)
     ]
-    return pd.DataFrame(at_hand(names).items(), columns=["connector", REASON])
+    statuses = [(name, reason or AVAILABLE) for name, reason in at_hand(names).items()]
+    return pd.DataFrame(statuses, columns=["connector", "status"])
 
 
 def available(released: pd.DataFrame) -> list[str]:
@@ -61,10 +62,10 @@ def available(released: pd.DataFrame) -> list[str]:
 
     Examples
     --------
-    >>> available(pd.DataFrame({"connector": ["a", "b"], "not run because": ["", "no registry"]}))
+    >>> available(pd.DataFrame({"connector": ["a", "b"], "status": ["available", "no registry"]}))
     ['a']
     """
-    return released.connector[released[REASON] == ""].tolist()
+    return released.connector[released.status == AVAILABLE].tolist()
 
 
 def same_counts(table: pd.DataFrame, other: pd.DataFrame) -> int:

@@ -50,7 +50,7 @@ class TestPeers:
 
     def test_one_that_is_not_available_has_its_reason(self):
         released = connectors.peers()
-        assert released["not run because"].tolist() == ["", "", "", "no registry"]
+        assert released.status.tolist() == ["available", "available", "available", "no registry"]
         assert connectors.available(released) == released.connector.tolist()[:-1]
 
 

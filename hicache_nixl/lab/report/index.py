@@ -145,7 +145,7 @@ def _finding(record: Record, row: Any, shown: set[tuple[str, str]]) -> Finding:
 
 def _tally(claims: pd.DataFrame) -> str:
     if (claims.verdict == HOLDS).all():
-        return "1 claim holds" if len(claims) == 1 else f"all {len(claims)} claims hold"
+        return "1 claim holds" if len(claims) == 1 else f"{len(claims)} of {len(claims)} claims hold"
     return tally(claims)
 
 

@@ -54,7 +54,7 @@ def title_of(node: nbformat.NotebookNode, name: str) -> str:
 
 def _cells(node: nbformat.NotebookNode) -> str:
     exporter = HTMLExporter(
-        template_name="hicache",
+        template_name="notebook_cells",
         extra_template_basedirs=[str(TEMPLATES)],
         exclude_input_prompt=True,
         exclude_output_prompt=True,

@@ -1,4 +1,7 @@
-"""Claims: sentences of the investigation that the run checks."""
+"""Claims: sentences of the investigation that the run checks.
+
+``Run.claim`` states one, and ``RunFolder`` in ``folder`` writes it to ``claims.csv``.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from ...resources import runs_folder
 from .claims import FAILS, HOLDS, INCONCLUSIVE, tally
 from .folder import RunFolder, read_table
 
+AVAILABLE = "available"  # status of a released connector in a table called ``released``
+
 
 @dataclass(frozen=True)
 class Record:
@@ -85,7 +87,9 @@ class Record:
             if name.endswith("_released"):
                 table = read_table(path, dtype=str, keep_default_na=False)
                 reasons |= {
-                    connector: reason for connector, reason in table.itertuples(index=False) if reason
+                    connector: status
+                    for connector, status in table.itertuples(index=False)
+                    if status != AVAILABLE
                 }
         return reasons
 
