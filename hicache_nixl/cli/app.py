@@ -24,7 +24,7 @@ app = typer.Typer(
     Start with:
 
         hicache-nixl doctor       what can run on this machine
-        hicache-nixl reproduce    the whole investigation, in 3 minutes
+        hicache-nixl reproduce    the whole investigation, in 4 minutes
         hicache-nixl watch PID    whether a running server leaks
     """,
 )
@@ -62,8 +62,12 @@ def say(line: str) -> None:
     out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def page_of(model: str, page_size: int, layers: int | None) -> tuple[int, bool]:
-    """Return the bytes of a model's page, and whether it is an MLA page."""
+def page_of(model: str | None, page_size: int, layers: int | None) -> tuple[int, bool] | None:
+    """Return the bytes of a model's page, and whether it is an MLA page; None without a model."""
+    if model is None:
+        if layers is not None:
+            raise ConfigError(f"--layers {layers} has no effect without --model; give a model as well")
+        return None
     from ..host.geometries import model_geometry  # here: it loads torch, which most commands do without
 
     geometry = model_geometry(model)

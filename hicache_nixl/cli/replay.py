@@ -80,7 +80,7 @@ def replay(
 
     The calls run in a process of their own, with NIXL's POSIX plugin, and each
     page is compared with what was stored. The table has one row per call: open
-    descriptors, open storage files, memory registrations, pages that are right.
+    descriptors, open storage files, memory registrations, correct pages.
 
     [bold]Examples[/]
 
@@ -100,7 +100,7 @@ def replay(
 
     [bold]Exit codes[/]
 
-        0  the replay ran, also if calls failed in it
+        0  the replay ran, even if calls failed
         1  the replay did not run to its end
         2  an option cannot work; nothing was run
     """
@@ -111,8 +111,8 @@ def replay(
         raise ConfigError(
             f"--csv {csv}: no folder {csv.absolute().parent}; expected a file in an existing folder"
         )
-    if model is not None:
-        page_bytes, mla = page_of(model, page_size, layers)
+    if (page := page_of(model, page_size, layers)) is not None:
+        page_bytes, mla = page
     table = lab.replay(
         plan,
         connector,

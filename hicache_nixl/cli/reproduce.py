@@ -72,8 +72,8 @@ def reproduce(
     from ..lab.plan import parse_parameters
 
     given = parse_parameters(parameter or [])
-    if model is not None:
-        given["page_bytes"], given["mla"] = page_of(model, page_size, layers)
+    if (page := page_of(model, page_size, layers)) is not None:
+        given["page_bytes"], given["mla"] = page
     result = execute(notebook or [], profile=profile, parameters=given, run=run, progress=True)
     shown = os.path.relpath(result.folder)
     if result.interrupted is not None:

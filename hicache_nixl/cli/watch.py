@@ -96,8 +96,8 @@ def watch(
         0  no leak seen
         2  an option cannot work, or the process cannot be watched
         3  leak
-        4  not settled: files stayed open in fewer than three steps;
-           or not judged: too few samples, or the process is at its limit
+        4  undecided: files stayed open in fewer than three steps, or there
+           were too few samples, or the process is at its limit
 
     [bold]What counts as a leak[/]
 

@@ -20,11 +20,11 @@ def answer(watch: Watch) -> str:
     if track.found_at is not None and track.found is not None:
         return f"leak: {name} grow by {rate(track.found)}, found after {span(track.found_at)}"
     if watch.at_limit():
-        return "not judged: the process is at its limit, where growth cannot be seen; watch it from its start"
+        return "undecided: the process is at its limit, where growth cannot be seen; watch it from its start"
     if watch.count < NEEDED:
-        return f"not judged: {samples(watch.count)} of the {NEEDED} that are needed"
+        return f"undecided: {samples(watch.count)} of the {NEEDED} that are needed"
     if unsettled := _unsettled(watch):
-        return f"not settled: {unsettled}; watch longer (about ten calls)"
+        return f"undecided: {unsettled}; watch longer (about ten calls)"
     seen = f"no leak seen in {span(watch.seconds)}"
     if track.closed_at is not None:
         return f"{seen}: {name} grew, and were closed again after {span(track.closed_at)}"
@@ -38,7 +38,7 @@ def limit(watch: Watch) -> str:
     """Say how far the limit of open files is."""
     if watch.last is None or watch.last.limit is None:
         return "no limit"
-    used = f"{watch.last.counts['open_fds']} of {watch.last.limit} (its soft RLIMIT_NOFILE)"
+    used = f"{watch.last.counts['open_fds']} of {watch.last.limit} descriptors open (soft RLIMIT_NOFILE)"
     if watch.at_limit():
         return f"{used}: at the limit, where nothing more can be opened"
     left = watch.seconds_left()

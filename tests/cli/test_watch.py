@@ -159,7 +159,7 @@ class TestInATerminal:
             serving("leaky") as server,
             Terminal([*server.arguments, "--csv", f"{tmp_path}/w.csv"]) as terminal,
         ):
-            terminal.wait_for("not judged: 1 sample of")
+            terminal.wait_for("undecided: 1 sample of")
             began = time.monotonic()
             terminal.wait_for(r"storage files .* per minute .* leak")
             assert time.monotonic() - began < 15
@@ -176,7 +176,7 @@ class TestInATerminal:
         assert number(high) < 3 * number(low)  # on a busy machine the calls come irregularly
         for row in ("storage files", "all descriptors", "regular files", "sockets"):
             assert re.search(rf"^ *{row} +\d", live, re.MULTILINE), live
-        assert re.search(r"limit: \d+ of \d+ \(its soft RLIMIT_NOFILE\); \d+.* left \[", live)
+        assert re.search(r"limit: \d+ of \d+ descriptors open \(soft RLIMIT_NOFILE\); \d+.* left \[", live)
         assert "interrupted; watched for" in terminal.text()
         assert cursor_is_shown(terminal.raw)
         seen = Watch.of(read_watch(tmp_path / "w.csv"))
@@ -194,7 +194,7 @@ class TestInATerminal:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_with_the_summary_and_the_cursor_back(self, number):
         with sleeping() as child, Terminal([str(child.pid)]) as terminal:
-            terminal.wait_for("not judged: 1 sample of")
+            terminal.wait_for("undecided: 1 sample of")
             terminal.child.kill(number)
             assert terminal.end() == 4
         assert "interrupted; watched for" in terminal.text()
@@ -215,7 +215,7 @@ class TestWithoutATerminal:
         lines = answer.stdout.splitlines()
         assert lines[0].startswith(f"watching process {server.worker.pid} (")
         assert lines[0].endswith("every 0.1 s for 4 s")
-        assert "not judged: 1 sample of" in lines[1]
+        assert "undecided: 1 sample of" in lines[1]
         assert "leak: storage files grow" in lines[2]
         assert lines[3].startswith("duration reached; watched for 4 s")
         assert RATE.match(lines[4])
@@ -358,7 +358,7 @@ class TestHelp:
         taught = ["--storage-dir", "--interval", "--csv", "--duration", "Exit codes", "pgrep", "scheduler"]
         taught += [
             "3 leak",
-            "4 not settled",
+            "4 undecided",
             "stay open between calls",
             "12 samples",
             "-p watched=server.csv",

@@ -38,7 +38,7 @@ def watching(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     command = [*COMMAND, *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         started.stdout.readline()
-        assert "not judged: 1 sample of" in started.stdout.readline()
+        assert "undecided: 1 sample of" in started.stdout.readline()
         yield started
 
 
@@ -58,7 +58,7 @@ class TestExitCode:
         ("files", "code", "says"),
         [
             (0, 0, "no leak seen in 2 s: storage files do not grow"),
-            (1, 4, "not settled: storage files rose from 0 to 1 in 1 step and none was closed; watch longer"),
+            (1, 4, "undecided: storage files rose from 0 to 1 in 1 step and none was closed; watch longer"),
             (4, 3, "leak: storage files grow by"),
         ],
         ids=["none", "one", "four"],
@@ -80,7 +80,7 @@ class TestExitCode:
             child.kill()
             out = watch.stdout.read()
         assert "has ended; watched for" in out
-        assert "not judged: " in out
+        assert "undecided: " in out
         assert watch.returncode == 4
 
     def test_a_process_at_its_limit_from_the_start_is_4(self, run: Run):
@@ -89,7 +89,7 @@ class TestExitCode:
             wait_until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) == 20)
             answer = run(f"watch {child.pid} --interval 0.05 --duration 1")
             child.kill()
-        assert "not judged: the process is at its limit" in answer.out
+        assert "undecided: the process is at its limit" in answer.out
         assert answer.code == 4
 
     def test_the_end_of_the_process_is_noticed_between_two_samples(self):

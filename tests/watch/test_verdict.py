@@ -85,7 +85,7 @@ class TestAnswer:
     )
     def test_what_rose_and_was_not_closed_is_not_settled(self, steps, expected):
         watch = watched(sample(at, 256 + 256 * sum(at >= step for step in steps)) for at in range(60))
-        assert watch.answer() == f"not settled: {expected}; watch longer (about ten calls)"
+        assert watch.answer() == f"undecided: {expected}; watch longer (about ten calls)"
         assert (watch.found, watch.settled) == (False, False)
 
     def test_a_third_step_is_a_leak_of_storage_files(self):
@@ -110,18 +110,18 @@ class TestAnswer:
     def test_a_floor_that_rises_twice_below_the_calls_is_not_settled(self):
         watch = watched(sample(at, 100 * (at // 40) + at % 3) for at in range(120))
         expected = "the lowest count of storage files rose from 0 to 200"
-        assert watch.answer() == f"not settled: {expected}; watch longer (about ten calls)"
+        assert watch.answer() == f"undecided: {expected}; watch longer (about ten calls)"
 
     @pytest.mark.parametrize("count", [0, 1, NEEDED - 1])
     def test_too_few_samples_are_not_judged(self, count):
         expected = "1 sample" if count == 1 else f"{count} samples"
-        assert watched(LEAKING[:count]).answer() == f"not judged: {expected} of the {NEEDED} that are needed"
+        assert watched(LEAKING[:count]).answer() == f"undecided: {expected} of the {NEEDED} that are needed"
         assert not watched(LEAKING[:count]).settled
 
     def test_at_the_limit_nothing_is_claimed(self):
         watch = watched(sample(second, 950, limit=1000) for second in range(60))
         assert watch.answer().startswith(
-            "not judged: the process is at its limit, where growth cannot be seen"
+            "undecided: the process is at its limit, where growth cannot be seen"
         )
         assert not watch.settled
 
@@ -143,7 +143,10 @@ class TestTimeLeft:
         left = watch.seconds_left()
         free = 1000 - (40 + 59 + 59)
         assert (left.low, left.median, left.high) == pytest.approx((free / 2,) * 3)
-        assert wording.limit(watch) == "158 of 1000 (its soft RLIMIT_NOFILE); 7.0 min left [7.0 min, 7.0 min]"
+        assert (
+            wording.limit(watch)
+            == "158 of 1000 descriptors open (soft RLIMIT_NOFILE); 7.0 min left [7.0 min, 7.0 min]"
+        )
 
     def test_its_interval_is_that_of_the_growth_turned_round(self):
         watch = watched(sample(second, 32 * (second // 7)) for second in range(70))
@@ -161,13 +164,13 @@ class TestTimeLeft:
 
     def test_after_the_traffic_it_is_the_time_at_the_earlier_rate(self):
         watch = watched([*LEAKING, *(sample(at, 118) for at in range(60, 90))])
-        expected = "158 of 1000 (its soft RLIMIT_NOFILE); no longer growing; at the earlier rate 7.0 min left [7.0 min, 7.0 min]"
+        expected = "158 of 1000 descriptors open (soft RLIMIT_NOFILE); no longer growing; at the earlier rate 7.0 min left [7.0 min, 7.0 min]"
         assert watch.found
         assert wording.limit(watch) == expected
 
     def test_there_is_none_without_growth(self):
         assert watched(FLAT).seconds_left() is None
-        assert wording.limit(watched(FLAT)) == "104 of 1000 (its soft RLIMIT_NOFILE)"
+        assert wording.limit(watched(FLAT)) == "104 of 1000 descriptors open (soft RLIMIT_NOFILE)"
 
     def test_there_is_none_without_a_limit(self):
         watch = watched(dataclasses.replace(one, limit=None) for one in LEAKING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -110,31 +111,54 @@ class Schedule:
     @classmethod
     def steady(cls, calls: int, keys: int, operations: Sequence[str] = ("set", "get")) -> Schedule:
         """Return ``calls`` calls of ``keys`` keys, taking the operations in turn."""
+        for name, value in {"calls": calls, "keys": keys}.items():
+            if value < 1:
+                raise ScheduleError(f"steady: {name} is {value}; expected a whole number from 1")
         return cls.of([(operations[i % len(operations)], keys) for i in range(calls)], "steady")
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Schedule:
         """Read a schedule from a file: columns ``operation`` and ``keys``; others are ignored."""
         try:
-            table = pd.read_csv(path, skip_blank_lines=False, skipinitialspace=True).dropna(how="all")
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, skip_blank_lines=False, skipinitialspace=True
+            )
+        except pd.errors.EmptyDataError:
+            raise ScheduleError(f"schedule {path}: the file is empty") from None
+        except UnicodeDecodeError:
+            raise ScheduleError(f"schedule {path}: not a text file in UTF-8") from None
         except (OSError, ValueError) as error:
             raise ScheduleError(f"schedule {path}: {error}") from error
-        missing = {"operation", "keys"} - set(table.columns)
-        if missing:
+        if missing := {"operation", "keys"} - set(table.columns):
             raise ScheduleError(
-                f"schedule {path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}"
+                f"schedule {path}: no column {', '.join(sorted(missing))} in the first line, "
+                f"which has {', '.join(table.columns)}; expected operation,keys separated by commas"
             )
-        keys = pd.to_numeric(table["keys"], errors="coerce")
-        wrong = table["keys"][keys.isna() | (keys % 1 != 0)]
-        if len(wrong):
-            line = wrong.index[0] + 2  # the header is line 1
-            raise ScheduleError(
-                f"schedule {path}: line {line}: keys is {wrong.iloc[0]!r}, not a whole number"
-            )
-        if table.empty:
+        calls = [
+            _call(row.operation, row.keys_, f"schedule {path}, line {row.Index + 2}")  # the header is line 1
+            for row in table.rename(columns={"keys": "keys_"}).itertuples()
+            if any(row[1:])
+        ]
+        if not calls:
             raise ScheduleError(f"schedule {path}: it has no calls")
-        names = table["operation"].astype(str).str.strip().str.removeprefix("batch_").str.removesuffix("_v1")
-        return cls.of(zip(names, keys, strict=True), Path(path).stem)
+        return cls(tuple(calls), Path(path).stem)
+
+
+def _call(operation: str, keys: str, where: str) -> Call:
+    """Return the call of a line of a log."""
+    name = operation.strip().removeprefix("batch_").removesuffix("_v1")
+    if name not in OPERATIONS:
+        raise ScheduleError(
+            f"{where}: operation {operation!r} is unknown; expected one of {', '.join(OPERATIONS)}, "
+            "or SGLang's batch_set_v1, batch_get_v1, batch_exists"
+        )
+    try:
+        count = float(keys)
+    except ValueError:
+        count = math.nan
+    if not (count >= 1 and count.is_integer()):
+        raise ScheduleError(f"{where}: keys is {keys!r}; expected a whole number from 1")
+    return Call(name, int(count))
 
 
 def recorded_log() -> pd.DataFrame:
