@@ -24,6 +24,8 @@ from .experiments.waiting import large_transfer as large_transfer
 from .experiments.waiting import small_transfer as small_transfer
 from .experiments.waiting import waits as waits
 from .figures.words import first_emfile as first_emfile
+from .figures.words import gets_against as gets_against
+from .figures.words import size_of as size_of
 from .runs.begin import begin as begin
 from .runs.claims import above as above
 from .runs.claims import at_most as at_most

@@ -236,6 +236,11 @@ class TestComparisons:
     def test_two_counts_are_labelled_directly(self):
         assert {"before (leaky)", "after (try_finally)"} <= set(texts(DRAWN["two_counts"]()))
 
+    def test_the_label_of_a_flat_line_keeps_clear_of_the_note_about_its_origin(self):
+        places = dict(rendered(DRAWN["two_counts"]()))
+        (note,) = [box for text, box in places.items() if text.startswith("135 are open")]
+        assert note.x0 - places["after (try_finally)"].x1 > 30
+
     def test_two_counts_draws_the_column_that_it_is_given(self):
         figure, _ = figures.two_counts(BOTH, "registrations", "live registrations")
         assert figure.axes[0].get_ylabel() == "live registrations"

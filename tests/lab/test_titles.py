@@ -26,8 +26,9 @@ from measured import (
 )
 
 from hicache_nixl.lab import figures
+from hicache_nixl.lab.figures.words import gets_against, speed
 from hicache_nixl.lab.runs.claims import no_slower
-from hicache_nixl.lab.statistics import pooled_ratio, ratio_table
+from hicache_nixl.lab.statistics import Estimate, pooled_ratio, ratio_table
 from hicache_nixl.lab.worker.schedule import recorded_log
 
 matplotlib.use("Agg")
@@ -205,7 +206,9 @@ class TestWhatStays:
         slow = table.assign(seconds=np.where(calls > 50, 3e-3, 1e-3))
         alt = figures.second_leak({"try_finally": slow, "scoped": table}).alt
         first = "takes 1.00 [1.00, 1.00] times as long as with scoped in the first quarter of the calls"
-        assert f"{first}, and 3.00 [3.00, 3.00] in the last." in alt
+        told = f"A get with try_finally {first}, and 3.00 [3.00, 3.00] times in the last quarter."
+        assert told in alt
+        assert gets_against({"try_finally": slow, "scoped": table}, "try_finally", "scoped") == told
 
     def test_connectors_that_leave_the_same_are_named_together(self):
         tables = dict.fromkeys(
@@ -220,12 +223,17 @@ class TestWhatStays:
     def test_a_short_run_says_nothing_about_times(self):
         alt = figures.second_leak({"try_finally": SLOWER, "scoped": SLOWER}).alt
         assert "times as long" not in alt
+        assert gets_against({"try_finally": SLOWER, "scoped": SLOWER}, "try_finally", "scoped") == ""
 
     def test_behaviours_names_those_without_a_fault(self):
-        told = "Of 3 connectors, only scoped leaves nothing behind and keeps the good pages beside a bad one."
-        assert figures.behaviours(FACTS).title == told
+        told = "both leaves nothing behind and keeps the good pages beside a bad one."
+        assert figures.behaviours(FACTS).title == f"Of 3 connectors, only scoped {told}"
         spoilt = FACTS.assign(half_written_seen=True)
-        assert figures.behaviours(spoilt).title.startswith("Of 3 connectors, none leaves nothing behind")
+        assert figures.behaviours(spoilt).title == f"Of 3 connectors, none {told}"
+        good = FACTS[FACTS.connector == "scoped"]
+        two = pd.concat([good, good.assign(connector="sglang==0.5.12")])
+        told = "leave nothing behind and also keep the good pages beside a bad one."
+        assert figures.behaviours(two).title == f"Of 2 connectors, only scoped and SGLang 0.5.12 {told}"
         assert "pages found of 8 stored 16" in figures.behaviours(FACTS).alt
 
     def test_creation_says_how_much_longer_a_file_takes(self):
@@ -239,14 +247,14 @@ class TestWhatStays:
 
 
 class TestTimes:
-    @pytest.mark.parametrize(("slower", "told"), [(0.5, "no slower"), (1.0, "inconclusive"), (2.0, "slower")])
+    @pytest.mark.parametrize(("slower", "told"), [(0.5, "faster"), (1.0, "inconclusive"), (2.0, "slower")])
     def test_a_title_and_a_claim_have_one_rule(self, slower, told):
         times = timed(repeats=12, slower=slower)
         ratios = ratio_table(times, ["operation", "page_bytes"], *PAIR)
         drawn = figures.pairs_and_ratios(times, ratios, "page_bytes", "set")
         ratio = pooled_ratio(times[times.operation == "set"], ["page_bytes"], *PAIR)
         assert f"a set takes {ratio} times as long after the fix ({told}; margin 1.05)" in drawn.title
-        verdict = {"no slower": "holds", "slower": "fails"}.get(told, "inconclusive")
+        verdict = {"faster": "holds", "slower": "fails"}.get(told, "inconclusive")
         assert no_slower("cost", "...", ratio).verdict == verdict
 
     def test_a_steady_load_says_both_operations(self):
@@ -266,5 +274,45 @@ class TestTimes:
 
     def test_benchmarks_pool_all_points_of_an_operation_and_a_cache(self):
         title = figures.benchmarks(BENCHMARK_TIMES.assign(seconds=1e-3), BENCHMARK, PAIR).title
-        assert title.count("1.00 [1.00, 1.00]") == 4
-        assert "get, O_DIRECT 1.00" in title
+        equal = "(time ratio: page cache 1.00 [1.00, 1.00], O_DIRECT 1.00 [1.00, 1.00])"
+        assert title == f"Compared with leaky, try_finally is no slower at sets {equal} and gets {equal}."
+
+    def test_benchmarks_say_equal_verdicts_together(self):
+        """Gets are faster, sets slower through the page cache and undecided with O_DIRECT."""
+        even = BENCHMARK_TIMES.pair % 2 == 0
+        factor = np.select(
+            [BENCHMARK_TIMES.operation == "get", ~BENCHMARK_TIMES.direct, even], [0.5, 2.0, 0.8], 1.25
+        )
+        seconds = 1e-3 * np.where(BENCHMARK_TIMES.arm == "try_finally", factor, 1)
+        drawn = figures.benchmarks(BENCHMARK_TIMES.assign(seconds=seconds), BENCHMARK, PAIR)
+        assert drawn.title == (
+            "Compared with leaky, try_finally is "
+            "faster at gets (time ratio: page cache 0.500 [0.500, 0.500], O_DIRECT 0.500 [0.500, 0.500]) "
+            "and slower at sets (time ratio: page cache 2.00 [2.00, 2.00]); "
+            "the comparison is inconclusive at sets (time ratio: O_DIRECT 1.02 [0.80, 1.25])."
+        )
+        assert "A time ratio is the time with try_finally / the time with leaky" in drawn.alt
+
+    def test_benchmarks_that_decide_nothing_say_so(self):
+        seconds = 1e-3 * np.where(
+            BENCHMARK_TIMES.arm == "leaky", 1, np.where(BENCHMARK_TIMES.pair % 2, 0.8, 1.25)
+        )
+        title = figures.benchmarks(BENCHMARK_TIMES.assign(seconds=seconds), BENCHMARK, PAIR).title
+        assert title.startswith(
+            "The comparison of try_finally with leaky is inconclusive at sets (time ratio: "
+        )
+        assert " and gets (time ratio: " in title
+
+    @pytest.mark.parametrize(
+        ("low", "high", "told"),
+        [
+            (0.90, 0.999, "faster"),
+            (0.90, 1.0, "no slower"),
+            (0.99, 1.05, "no slower"),
+            (0.99, 1.06, "inconclusive"),
+            (1.05, 1.20, "inconclusive"),
+            (1.06, 1.20, "slower"),
+        ],
+    )
+    def test_the_whole_interval_decides(self, low, high, told):
+        assert speed(Estimate((low + high) / 2, low, high, 12)) == told

@@ -212,6 +212,12 @@ class TestCells:
         sentences = [re.sub("|".join(MAY_STATE), "", literal) for literal in literals]
         assert [sentence for sentence in sentences if re.search(r"\b\d", sentence)] == []
 
+    def test_a_sentence_of_the_ledger_says_which_fault_and_which_pages_it_means(self, code):
+        """It is read without the cell that states it."""
+        source = "\n".join(cell.source for cell in code)
+        assert re.findall(r"(?i)\b(?:each|every|no) fault\b(?! injected)[^\"]*\"", source) == []
+        assert "stores every page" not in source
+
     def test_titles_and_alt_texts_come_from_the_figure_that_is_drawn(self, code):
         """A figure's function works them out; a string of the cell may only be a name or a story."""
         calls = calls_of(code, "run.figure")

@@ -182,7 +182,9 @@ def two_counts(
         courses[arm] = course(values)
         step(axes, values, color=colour, linestyle=line)
         flat = values[-1] <= start
-        middle = len(values) * (2 if flat else 3) // 5  # the right end of a flat line is for its origin
+        middle = (
+            len(values) // 3 if flat else len(values) * 3 // 5
+        )  # the right of a flat line is for its origin
         axes.annotate(
             NAMES[arm],
             (middle, values[middle]),

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from ..statistics import FEWEST, paired_ratio
+from ..statistics import paired_ratio
 from .look import AFTER, BEFORE, INK, LOOK, STYLES, heading, name, plain
-from .words import Drawn, course, numbers
+from .words import Drawn, course, gets_against, listed, numbers
 
 BEHAVIOURS = {  # columns of ``release_facts``: heading, and the value that a reader hopes for
     "fds_per_call": ("descriptors left\nper call", 0),
@@ -88,7 +88,7 @@ def second_leak(tables: Mapping[str, pd.DataFrame], owner: str = "scoped") -> Dr
         f"{plain(arm)} {course(table.registrations.tolist())}" for arm, table in tables.items()
     )
     slower = "".join(
-        f" {told}" for arm in tables if arm != owner and (told := _gets_against(tables, arm, owner))
+        f" {told}" for arm in tables if arm != owner and (told := gets_against(tables, arm, owner))
     )
     calls = len(next(iter(tables.values())))
     return Drawn(figure, f"{title}. Live registrations over {calls} calls: {counts}.{slower}")
@@ -131,9 +131,10 @@ def behaviours(facts: pd.DataFrame) -> Drawn:
     axes.set(xlim=(-0.5, len(BEHAVIOURS) - 0.5), ylim=(len(facts) - 0.5, -0.5))
     axes.set_xlabel(f"blue: as it should be ({_hopes()}); orange: not", fontsize="small", color=INK)
     fine = [name(connector) for connector, row in zip(facts.connector, good, strict=True) if row.all()]
-    which = f"only {' and '.join(fine)}" if fine else "none"
-    verb = "leave" if len(fine) > 1 else "leaves"
-    title = f"Of {len(facts)} connectors, {which} {verb} nothing behind and {'keep' if len(fine) > 1 else 'keeps'} the good pages beside a bad one"
+    which = f"only {listed(fine)}" if fine else "none"
+    several = len(fine) > 1
+    verbs = "leave nothing behind and also keep" if several else "both leaves nothing behind and keeps"
+    title = f"Of {len(facts)} connectors, {which} {verbs} the good pages beside a bad one"
     heading(figure, title)
     headings = [what.replace("\n", " ") for what, _ in BEHAVIOURS.values()]
     rows = zip(facts.connector, values.itertuples(index=False), strict=True)
@@ -179,19 +180,6 @@ def creation(times: pd.DataFrame, file_system: str) -> Drawn:
 def _steps_that_leave(summary: pd.DataFrame) -> str:
     some = summary[summary.left_files_open > 0]
     return ", ".join(f"{row.step} ({row.kind})" for row in some.itertuples()) or "none"
-
-
-def _gets_against(tables: Mapping[str, pd.DataFrame], arm: str, owner: str) -> str:
-    """Say how the times of gets compare with the owner's in the first and the last quarter of the pairs."""
-    gets = [table.seconds[table.operation == "get"].to_numpy() for table in (tables[arm], tables[owner])]
-    quarter = len(gets[0]) // 4
-    if quarter < FEWEST:
-        return ""
-    first, last = (
-        paired_ratio(gets[0][part], gets[1][part]) for part in (slice(quarter), slice(-quarter, None))
-    )
-    told = f"A get with {plain(arm)} takes {first} times as long as with {plain(owner)} in the first quarter"
-    return f"{told} of the calls, and {last} in the last."
 
 
 def _alike(left: Mapping[str, str]) -> dict[str, str]:

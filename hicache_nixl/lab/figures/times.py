@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -21,9 +21,10 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from ..runs.claims import NO_SLOWER
 from ..statistics import Estimate, median_of, pooled_ratio
 from .look import INK, LOOK, STYLES, arms, heading, name, plain
-from .words import Drawn, pace, size_of
+from .words import FASTER, SAME, SLOWER, UNKNOWN, Drawn, listed, pace, size_of, speed
 
 FACTORS = {  # in which the points of a comparison differ: one of them, several of them
     "keys": ("keys per call", "numbers of keys"),
@@ -158,28 +159,61 @@ def benchmarks(times: pd.DataFrame, ratios: pd.DataFrame, pair: tuple[str, str])
     for axes, operation in zip(panels, ("set", "get"), strict=True):
         chosen = ratios[ratios.operation == operation]
         labels = [
-            f"{'O_DIRECT' if row.direct else 'page cache'}, {row.queue}, {size_of(row.page_bytes)}"
-            for row in chosen.itertuples()
+            f"{_cache(row.direct)}, {row.queue}, {size_of(row.page_bytes)}" for row in chosen.itertuples()
         ]
         _ratio_panel(axes, chosen, labels, reach=_reach(ratios))
         axes.margins(y=0.05)
         label = f"time with {plain(pair[1])} / time with {plain(pair[0])}\n(median of pairs, 95 % interval)"
         axes.set(title=operation, xlabel=label)
     pooled = {
-        f"{operation}, {'O_DIRECT' if direct else 'page cache'}": pooled_ratio(
-            group, ["queue", "page_bytes"], *pair
-        )
+        (operation, _cache(direct)): pooled_ratio(group, ["queue", "page_bytes"], *pair)
         for (direct, operation), group in times.groupby(["direct", "operation"], sort=False)
     }
-    told = "; ".join(f"{where} {ratio}" for where, ratio in pooled.items())
-    title = f"Time with {plain(pair[1])} / time with {plain(pair[0])}, over all points: {told}"
+    title = _compared(pooled, *map(plain, pair))
     heading(figure, title)
+    rule = (
+        f"A time ratio is the time with {plain(pair[1])} / the time with {plain(pair[0])}, over all queues and page "
+        f"sizes; faster: its whole interval is below 1; no slower: at most {NO_SLOWER:g}; slower: above {NO_SLOWER:g}."
+    )
     points = "; ".join(
-        f"{row.operation}, {'O_DIRECT' if row.direct else 'page cache'}, {row.queue}, {size_of(row.page_bytes)}: "
-        f"{_interval(row)}"
+        f"{row.operation}, {_cache(row.direct)}, {row.queue}, {size_of(row.page_bytes)}: {_interval(row)}"
         for row in ratios.itertuples()
     )
-    return Drawn(figure, f"{title}. Each point: {points}.")
+    return Drawn(figure, f"{title}. {rule} Each point: {points}.")
+
+
+def _cache(direct: bool) -> str:
+    return "O_DIRECT" if direct else "page cache"
+
+
+def _compared(pooled: Mapping[tuple[str, str], Estimate], before: str, after: str) -> str:
+    """Say at which operations the second connector is faster, no slower or slower, equal verdicts together.
+
+    Parameters
+    ----------
+    pooled : mapping
+        The ratio of times for each operation and cache.
+
+    Examples
+    --------
+    >>> half, same = Estimate(0.5, 0.4, 0.6, 6), Estimate(1, 0.9, 1.1, 6)
+    >>> _compared({("get", "page cache"): half, ("set", "page cache"): same}, "A", "B")
+    'Compared with A, B is faster at gets (time ratio: page cache 0.500 [0.400, 0.600]); the comparison is inconclusive at sets (time ratio: page cache 1.00 [0.90, 1.10])'
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    for (operation, cache), ratio in pooled.items():
+        operations = groups.setdefault(speed(ratio), {})
+        operations.setdefault(operation, []).append(f"{cache} {ratio}")
+    told = {
+        verdict: f"{verdict} at "
+        + listed([f"{operation}s (time ratio: {', '.join(some)})" for operation, some in operations.items()])
+        for verdict, operations in groups.items()
+    }
+    clear = [told[verdict] for verdict in (FASTER, SAME, SLOWER) if verdict in told]
+    if not clear:
+        return f"The comparison of {after} with {before} is {told[UNKNOWN]}"
+    unclear = f"; the comparison is {told[UNKNOWN]}" if UNKNOWN in told else ""
+    return f"Compared with {before}, {after} is {listed(clear)}{unclear}"
 
 
 def _pairs(axes: Axes, wide: pd.DataFrame, position: float) -> None:
