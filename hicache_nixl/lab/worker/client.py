@@ -82,11 +82,17 @@ class Worker:
             try:
                 self.open(setup)
                 if baseline_fds is not None or nofile_limit is not None:
-                    self.request("limits", baseline_fds=baseline_fds, nofile_limit=nofile_limit)
+                    self._limit(baseline_fds, nofile_limit)
             except BaseException:
                 self._process.kill()
                 raise
             self._ends = ends.pop_all()
+
+    def _limit(self, baseline_fds: int | None, nofile_limit: int | None) -> None:
+        try:
+            self.request("limits", baseline_fds=baseline_fds, nofile_limit=nofile_limit)
+        except RefusedError as error:
+            raise ConfigError(str(error)) from error
 
     def _start(self, socket: int) -> Forked:
         environment = {

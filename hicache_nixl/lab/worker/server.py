@@ -170,14 +170,16 @@ class Host:
         if baseline_fds is not None:
             if baseline_fds < now:
                 raise HiCacheNixlError(
-                    f"baseline_fds is {baseline_fds}, and the worker itself has {now} open"
+                    f"baseline_fds is {baseline_fds}; expected {now} or more, which the worker itself has open"
                 )
             self.padding += [os.open(os.devnull, os.O_RDONLY) for _ in range(baseline_fds - now)]
             now = baseline_fds
         if nofile_limit is not None:
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             if not now < nofile_limit <= hard:
-                raise HiCacheNixlError(f"nofile_limit is {nofile_limit}; expected {now + 1} to {hard}")
+                raise HiCacheNixlError(
+                    f"nofile_limit is {nofile_limit}; expected {now + 1} to {hard}, the hard limit (ulimit -Hn)"
+                )
             resource.setrlimit(resource.RLIMIT_NOFILE, (nofile_limit, hard))
         return {}
 

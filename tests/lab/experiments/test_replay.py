@@ -357,7 +357,7 @@ class TestRefusedBeforeAnyProcess:
     def test_a_schedule_without_calls(self, monkeypatch):
         monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
         with pytest.raises(ScheduleError, match="has no calls"):
-            replay(Schedule.steady(0, 8), page_bytes=PAGE)
+            replay(Schedule.of([]), page_bytes=PAGE)
 
     def test_an_unknown_queue_names_the_three(self):
         with pytest.raises(

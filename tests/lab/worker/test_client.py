@@ -19,6 +19,7 @@ import psutil
 import pytest
 from processes import PATIENCE, fork_servers_of, have_ended, wait_until, workers_of
 
+from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.experiments.replay import replay
 from hicache_nixl.lab.worker import call
 from hicache_nixl.lab.worker.client import Worker, WorkerError
@@ -107,11 +108,20 @@ class TestWorkerDies:
 
 
 class TestWorkerRefuses:
+    @pytest.mark.parametrize(
+        ("limits", "reason"),
+        [({"baseline_fds": 1}, "baseline_fds is 1; expected"), ({"nofile_limit": 10**7}, "the hard limit")],
+    )
+    def test_a_limit_that_cannot_work_is_an_error_of_the_configuration(self, tmp_path, limits, reason):
+        with pytest.raises(ConfigError, match=reason):
+            replay(Schedule.steady(2, 2), page_bytes=PAGE, storage_dir=tmp_path, **limits)
+        assert_nothing_is_left(tmp_path)
+
     def test_what_cannot_be_had_is_refused_with_what_can_and_does_not_end_it(self):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         plugin = {"plugin": {"gds": {"active": True}}}
         with Worker(Setup("try_finally", page_bytes=PAGE, pages=2), baseline_fds=40) as worker:
-            with pytest.raises(WorkerError, match="baseline_fds is 39, and the worker itself has 40 open"):
+            with pytest.raises(WorkerError, match="baseline_fds is 39; expected 40 or more"):
                 worker.request("limits", baseline_fds=39, nofile_limit=None)
             for limit in (2, 40, hard + 1):
                 with pytest.raises(WorkerError, match=f"nofile_limit is {limit}; expected 41 to {hard}"):
