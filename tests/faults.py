@@ -172,8 +172,8 @@ class Observed:
         return disarm
 
     def _is_page(self, path: Any, flags: int, *args: Any) -> bool:
-        """Whether an open is the one for a transfer; leaky and try_finally make new files before, with O_EXCL."""
-        return str(path).startswith(self._root) and not flags & os.O_EXCL
+        """Whether an open is the one for a transfer; leaky and try_finally create files before, to write only."""
+        return str(path).startswith(self._root) and flags & os.O_ACCMODE == os.O_RDWR
 
     def _watch_os(self) -> None:
         really_open, really_close = os.open, os.close

@@ -22,8 +22,11 @@ logger = logging.getLogger(__name__)
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 NOT_OPEN = -1  # instead of a descriptor
 
-# A file is emptied before it is written, so that its size shows whether all bytes are there.
-READ, WRITE = os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_TRUNC
+# Symbolic links are not followed, since they may lead out of the folder.  A FIFO that is opened to read only would wait
+# for a writer, and with O_NONBLOCK io_uring would not wait for the disk.  A file that exists is opened in a second
+# step and emptied, so that its size shows whether all bytes are there; see ``NixlFileManager.opened``.
+READ = os.O_RDWR | os.O_NOFOLLOW
+WRITE = READ | os.O_CREAT | os.O_EXCL
 
 
 class NixlFileManager:
@@ -159,7 +162,7 @@ class NixlFileManager:
         Yields
         ------
         fds : list of int
-            A descriptor per path; ``NOT_OPEN`` for a file with a fault.
+            A descriptor per path; ``NOT_OPEN`` for a file with a fault.  With ``WRITE`` each file is empty.
         faults : dict
             The errors of the files with a fault, by position.
         """
@@ -172,12 +175,14 @@ class NixlFileManager:
             while len(fds) < len(paths):
                 try:  # in C from open to append: no interrupt can come between
                     fds.extend(map(os.open, paths[len(fds) :], repeat(flags), repeat(FILE_MODE)))
+                except FileExistsError:
+                    self._open_existing(paths[len(fds)], flags, fds, faults)
                 except OSError as error:
-                    faults[len(fds)] = FileError.of(error, paths[len(fds)])
+                    faults[len(fds)] = _fault(error, paths[len(fds)])
                     fds.append(NOT_OPEN)
-            usable = fds.copy()
+            usable = [NOT_OPEN if place in faults else fd for place, fd in enumerate(fds)]
             for index, size in enumerate(sizes or ()):
-                fd = fds[index]
+                fd = usable[index]
                 if fd == NOT_OPEN or _length(fd) == size:
                     continue
                 if fault := _not_a_page(os.fstat(fd), size, paths[index]):  # None: it has become whole since
@@ -191,10 +196,33 @@ class NixlFileManager:
                 except OSError as error:  # the ones after it are still open
                     logger.error("cannot close a descriptor: %s", error)
 
+    @staticmethod
+    def _open_existing(path: str, flags: int, fds: list[int], faults: dict[int, FileError]) -> None:
+        """Open and empty a file that ``WRITE`` found; what is not a file of one name is a fault and stays as it is."""
+        place = len(fds)
+        try:
+            fds.extend(map(os.open, [path], [flags & ~(os.O_CREAT | os.O_EXCL)]))
+        except FileNotFoundError:  # removed since, so that WRITE can create it
+            return
+        except OSError as error:
+            faults[place] = _fault(error, path)
+            fds.append(NOT_OPEN)
+            return
+        try:
+            status = os.fstat(fds[place])
+            if fault := _not_a_page(status, status.st_size, path):
+                faults[place] = fault
+            elif status.st_nlink > 1:
+                faults[place] = FileError(errno.EMLINK, "has other names, whose content would change", path)
+            else:
+                os.ftruncate(fds[place], 0)
+        except OSError as error:
+            faults[place] = FileError.of(error, path)
+
     def is_whole(self, path: str, size: int | None) -> bool:
         """Return whether a page file exists with all its bytes; any number above 0 when ``size`` is None."""
         try:
-            status = os.stat(path)
+            status = os.lstat(path)
         except OSError:
             return False
         return _not_a_page(status, size or status.st_size or 1, path) is None
@@ -231,7 +259,7 @@ class NixlFileManager:
         """
         for path, size in zip(paths, sizes, strict=True):
             try:
-                status = os.stat(path)
+                status = os.lstat(path)
             except OSError as error:
                 return FileError.of(error, path)
             fault = _not_a_page(status, max(size, status.st_size), path)  # a longer file cannot be the reason
@@ -244,6 +272,13 @@ class NixlFileManager:
     def _free_bytes(self) -> int:
         space = os.statvfs(self.base_dir)
         return space.f_bavail * space.f_frsize
+
+
+def _fault(error: OSError, path: str) -> FileError:
+    """Return why a page file could not be opened."""
+    if error.errno == errno.ELOOP:
+        return FileError(errno.ELOOP, "a symbolic link, which is not followed", path)
+    return FileError.of(error, path)
 
 
 def _length(fd: int) -> int:

@@ -58,6 +58,28 @@ def forbid(path):
 DAMAGE = {"folder": (replace_by_folder, "[Errno 21]"), "unreadable": (forbid, "[Errno 13]")}
 
 
+@pytest.mark.parametrize("call", ["batch_set_v1", "batch_get_v1"])
+@pytest.mark.parametrize(
+    ("put", "reason"),
+    [("link", "a symbolic link"), ("hard link", "has other names"), ("fifo", "not a regular")],
+)
+def test_scoped_keeps_away_from_what_is_not_its_own_file(
+    make_store, pool, folder, tmp_path, log, call, put, reason
+):
+    store, keys, other = make_store("scoped", pool=pool), keys_of(3), tmp_path / "other"
+    assert all(store.batch_set_v1(keys, pool.page_indices(0, 3)))
+    other.write_bytes(bytes((folder / NAME).stat().st_size))
+    before = other.read_bytes()
+    (folder / NAME).unlink()
+    {"link": os.symlink, "hard link": os.link, "fifo": lambda _, path: os.mkfifo(path)}[put](
+        other, folder / NAME
+    )
+    read = (put, call) == ("hard link", "batch_get_v1")  # its bytes are there, and nothing is changed
+    assert getattr(store, call)(keys, pool.page_indices(0, 3)) == [True, read, True]
+    assert read or reason in log.line()
+    assert other.read_bytes() == before
+
+
 # -- get -------------------------------------------------------------------------------------------------
 
 

@@ -287,15 +287,57 @@ def test_a_file_of_another_size_is_a_fault_and_closed_with_the_others(manager, p
     assert names_open(tmp_path) == []
 
 
-def test_what_is_no_file_at_all_is_a_fault(manager, paths, tmp_path):
-    os.unlink(paths[0])
-    os.mkdir(paths[0])
+@pytest.mark.parametrize("flags", [READ, WRITE])
+@pytest.mark.parametrize(
+    ("put", "reason"),
+    [
+        (os.mkdir, "Is a directory"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: os.symlink(os.devnull, path), "a symbolic link, which is not followed"),
+        (lambda path: os.symlink(f"{path}_gone", path), "a symbolic link, which is not followed"),
+    ],
+    ids=["folder", "fifo", "link", "dangling link"],
+)
+def test_what_is_not_a_regular_file_is_a_fault_of_its_own(manager, paths, tmp_path, flags, put, reason):
+    """Opening a FIFO does not wait, and a link is not followed out of the folder."""
     os.unlink(paths[1])
-    os.symlink(os.devnull, paths[1])
-    with manager.opened(paths, READ, [1, 1, 0]) as (fds, faults):
-        assert [fd == NOT_OPEN for fd in fds] == [True, True, False]
-        assert faults[0].errno == errno.EISDIR
-        assert "not a regular file" in str(faults[1])
+    put(paths[1])
+    with manager.opened(paths, flags, [0, 0, 0] if flags == READ else None) as (fds, faults):
+        assert [fd == NOT_OPEN for fd in fds] == [False, True, False]
+        assert reason in str(faults[1])
+    assert not manager.is_whole(paths[1], 1)
+    assert not os.path.exists(f"{paths[1]}_gone")
+    assert names_open(tmp_path) == []
+
+
+def test_a_device_is_a_fault(manager, paths, tmp_path):
+    os.unlink(paths[1])
+    try:
+        os.mknod(paths[1], stat.S_IFCHR | 0o600, os.makedev(1, 3))  # as /dev/null
+    except PermissionError:
+        pytest.skip("only root can create a device")
+    for flags in (READ, WRITE):
+        with manager.opened(paths, flags, [0, 1, 0]) as (fds, faults):
+            assert [fd == NOT_OPEN for fd in fds] == [False, True, False]
+            assert "not a regular file" in str(faults[1])
+
+
+def test_a_file_with_another_name_is_not_written_and_keeps_its_bytes(manager, paths, tmp_path):
+    (tmp_path / "other").write_bytes(b"bytes of another")
+    os.unlink(paths[1])
+    os.link(tmp_path / "other", paths[1])
+    with manager.opened(paths, WRITE) as (fds, faults):
+        assert [fd == NOT_OPEN for fd in fds] == [False, True, False]
+        assert "has other names" in str(faults[1])
+    assert (tmp_path / "other").read_bytes() == b"bytes of another"
+
+
+def test_files_that_exist_are_emptied_before_they_are_written(manager, paths, tmp_path):
+    os.truncate(paths[1], 10)
+    with manager.opened([*paths, manager.get_file_path("new")], WRITE) as (fds, faults):
+        assert (len(set(fds)), faults) == (4, {})
+        assert [os.fstat(fd).st_size for fd in fds] == [0] * 4
+    assert names_open(tmp_path) == []
 
 
 def test_a_descriptor_that_cannot_be_closed_keeps_no_other_one_open(manager, paths, tmp_path, log):
