@@ -7,7 +7,7 @@ import pandas as pd
 
 from hicache_nixl.lab.experiments.replay import COLUMNS
 from hicache_nixl.lab.statistics import ratio_table
-from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds
+from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds, recorded_log
 
 BASELINE = 135
 LIMIT = 4200
@@ -49,6 +49,9 @@ def timed(repeats: int = 6, slower: float = 1.0) -> pd.DataFrame:
 
 PR = replayed(Schedule.pr24671())
 PR_FLAT = PR.assign(open_fds=BASELINE, storage_fds=0)
+RECORDED = recorded_log()
+PAIR = ("leaky", "try_finally")
+BOTH = dict(zip(PAIR, (PR, PR_FLAT), strict=True))
 INTO_LIMIT = replayed(Schedule.pr24671() + Schedule.steady(6, 128), limit=LIMIT)
 TIMES = timed()
 RATIOS = ratio_table(TIMES, ["operation", "page_bytes"], "leaky", "try_finally")

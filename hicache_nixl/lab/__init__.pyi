@@ -39,13 +39,11 @@ from .statistics import PAIRS as PAIRS
 from .statistics import Estimate as Estimate
 from .statistics import against_reference as against_reference
 from .statistics import median_of as median_of
-from .statistics import paired_difference as paired_difference
 from .statistics import paired_ratio as paired_ratio
 from .statistics import pooled_ratio as pooled_ratio
 from .statistics import ratio_table as ratio_table
 from .statistics import slope as slope
 from .statistics import slope_table as slope_table
-from .statistics import slower_and_faster as slower_and_faster
 from .worker.client import Worker as Worker
 from .worker.client import WorkerError as WorkerError
 from .worker.descriptors import fd_table as fd_table

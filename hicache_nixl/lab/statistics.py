@@ -113,18 +113,6 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Es
     return median_of(pairs[:, 0] / pairs[:, 1])
 
 
-def paired_difference(minuend: Sequence[float], subtrahend: Sequence[float]) -> Estimate:
-    """Return the median of ``minuend[i] - subtrahend[i]``, of pairs that ran next to each other.
-
-    Examples
-    --------
-    >>> print(paired_difference([2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
-    1.00 [1.00, 1.00]
-    """
-    pairs = _pairs(minuend, subtrahend)
-    return median_of(pairs[:, 0] - pairs[:, 1])
-
-
 def unpaired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
     """Return the ratio of two positive samples that did not run next to each other.
 
@@ -286,26 +274,6 @@ def against_reference(
     machine = np.log(both[f"{before}_ms"] / both[f"{before}_ms_reference"])
     uneven = float(np.exp((machine - machine.median()).abs().median()))
     return Estimate(change.median, change.low / uneven, change.high * uneven, change.count)
-
-
-def slower_and_faster(ratios: pd.DataFrame, operation: str, what: str) -> str:
-    """Count the points of a ``ratio_table`` whose interval lies above 1, below 1 or on both sides.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"operation": ["set"] * 2, "low": [0.9, 1.1], "high": [1.2, 1.3]})
-    >>> slower_and_faster(table, "set", "page sizes")
-    'set: slower after the fix at 1 of 2 page sizes, faster at 0, no difference detected at 1'
-    """
-    chosen = ratios[ratios.operation == operation]
-    slower, faster = int((chosen.low > 1).sum()), int((chosen.high < 1).sum())
-    same = len(chosen) - slower - faster
-    if same == len(chosen):
-        return f"{operation}: no difference detected between before and after at any of {same} {what}"
-    return (
-        f"{operation}: slower after the fix at {slower} of {len(chosen)} {what}, faster at {faster}, "
-        f"no difference detected at {same}"
-    )
 
 
 def _rank_sum_rank(first: int, second: int) -> int:

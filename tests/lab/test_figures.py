@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,15 +17,18 @@ from measured import (
     BASELINE,
     BENCHMARK,
     BENCHMARK_TIMES,
+    BOTH,
     CREATED,
     FACTS,
     FAULTS,
     INTO_LIMIT,
     LAW,
     LIMIT,
+    PAIR,
     PR,
     PR_FLAT,
     RATIOS,
+    RECORDED,
     SLOWER,
     TIMES,
 )
@@ -40,15 +42,7 @@ from hicache_nixl.watch.verdict import Watch
 matplotlib.use("Agg")
 
 TITLE = "The answer of this figure"
-RECORDED = recorded_log()
-BOTH = {"leaky": PR, "try_finally": PR_FLAT}
-PAIR = ("leaky", "try_finally")
-
-
-@pytest.fixture(autouse=True)
-def closed_figures() -> Iterator[None]:
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 RUNS = ("ssd", "nvme")

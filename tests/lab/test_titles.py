@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,14 +10,17 @@ from matplotlib.text import Text
 from measured import (
     BENCHMARK,
     BENCHMARK_TIMES,
+    BOTH,
     CREATED,
     FACTS,
     FAULTS,
     INTO_LIMIT,
     LAW,
     LIMIT,
+    PAIR,
     PR,
     PR_FLAT,
+    RECORDED,
     SLOWER,
     timed,
 )
@@ -29,19 +29,10 @@ from hicache_nixl.lab import figures
 from hicache_nixl.lab.figures.words import gets_against, speed
 from hicache_nixl.lab.runs.claims import no_slower
 from hicache_nixl.lab.statistics import Estimate, pooled_ratio, ratio_table
-from hicache_nixl.lab.worker.schedule import recorded_log
 
 matplotlib.use("Agg")
 
-RECORDED = recorded_log()
-BOTH = {"leaky": PR, "try_finally": PR_FLAT}
-PAIR = ("leaky", "try_finally")
-
-
-@pytest.fixture(autouse=True)
-def closed_figures() -> Iterator[None]:
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def words(drawn: figures.Drawn) -> str:
