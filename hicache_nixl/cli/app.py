@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .. import __version__
 from ..errors import ConfigError, HiCacheNixlError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="""Check, reproduce and watch for the descriptor leak of SGLang's NIXL backend.
@@ -26,9 +30,15 @@ app = typer.Typer(
         hicache-nixl doctor       what can run on this machine
         hicache-nixl reproduce    the whole investigation, in 4 minutes
         hicache-nixl watch PID    whether a running server leaks
+
+    --install-completion completes commands and options in your shell.
     """,
 )
 out = Console()
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+]
 
 Model = Annotated[
     str | None,
@@ -40,8 +50,23 @@ Layers = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hicache-nixl {__version__}")
+        raise typer.Exit
+
+
 class CommandFailedError(HiCacheNixlError):
     """A command that ran to its end, with a result that is a failure."""
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options that stand before the command; the text of the help is that of ``app``."""
 
 
 def main() -> None:
@@ -60,6 +85,40 @@ def main() -> None:
 def say(line: str) -> None:
     """Print a line as it is, however long it is."""
     out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print a result of ``--json``: NaN and infinity, which JSON does not have, become null."""
+    typer.echo(json.dumps(_plain(result), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with the types that JSON has; numpy's numbers become Python's."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def new_file(option: str, path: Path | None) -> Path | None:
+    """Return the path of a file that an option asks for, refused where it exists or cannot be created."""
+    if path is None:
+        return None
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{option} {path}: there is no folder {folder}; expected a file in an existing folder"
+        )
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: it is a folder; expected the name of a new file")
+    if path.exists():
+        raise ConfigError(f"{option} {path}: it exists already; remove it, or choose another name")
+    return path
 
 
 def page_of(model: str | None, page_size: int, layers: int | None) -> tuple[int, bool] | None:

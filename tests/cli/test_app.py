@@ -1,0 +1,96 @@
+"""What all commands share: help, version, completion in a shell, JSON, and files that are not overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+from test_cli import Run
+from test_cli import run as run_in_this_process
+
+from hicache_nixl import __version__
+from hicache_nixl.cli import app
+from hicache_nixl.cli.app import new_file, print_json
+from hicache_nixl.errors import ConfigError
+
+run = run_in_this_process  # the fixture that runs a command line
+COMMANDS = sorted(typer.main.get_command(app).commands)
+MAIN = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'hicache-nixl'; from hicache_nixl.cli import main; main()",
+]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_h_is_help(run: Run, command):
+    short, long = run(f"{command} -h"), run(f"{command} --help")
+    assert short.code == long.code == 0
+    assert short.out == long.out != ""
+
+
+def test_version_is_one_line(run: Run):
+    answer = run("--version")
+    assert (answer.code, answer.out) == (0, f"hicache-nixl {__version__}\n")
+
+
+class TestCompletion:
+    def complete(self, *words: str) -> list[str]:
+        environment = {
+            **os.environ,
+            "_HICACHE_NIXL_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(["hicache-nixl", *words]),
+            "COMP_CWORD": str(len(words)),
+        }
+        ended = subprocess.run(MAIN, env=environment, capture_output=True, text=True, timeout=60)
+        assert ended.stderr == ""
+        return ended.stdout.split()
+
+    def test_commands_are_completed(self):
+        assert self.complete("re") == ["reproduce", "replay", "report"]
+
+    def test_options_are_completed(self):
+        assert "--storage-dir" in self.complete("doctor", "--st")
+
+    def test_it_can_be_installed_for_a_shell(self, tmp_path):
+        pytest.importorskip("shellingham")
+        command = " ".join([sys.executable, "-c", f'"{MAIN[2]}"', "--install-completion; true"])
+        ended = subprocess.run(
+            ["bash", "-c", command],  # the shell is that of the parent process
+            env={**os.environ, "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "completion installed" in ended.stdout, ended.stderr
+        (script,) = [path for path in tmp_path.rglob("*.sh") if path.is_file()]
+        assert "_HICACHE_NIXL_COMPLETE=complete_bash" in script.read_text()
+
+
+class TestJson:
+    def test_numbers_of_numpy_and_what_json_does_not_have(self, capsys):
+        values = {"a": np.int64(3), "b": [np.float64("nan"), 1.5], "c": {"d": Path("/x")}, 4: np.bool_(True)}
+        print_json(values)
+        assert json.loads(capsys.readouterr().out) == {"a": 3, "b": [None, 1.5], "c": {"d": "/x"}, "4": True}
+
+
+class TestNewFile:
+    def test_a_name_in_an_existing_folder_is_returned(self, tmp_path):
+        assert new_file("--csv", tmp_path / "new.csv") == tmp_path / "new.csv"
+        assert new_file("--csv", None) is None
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [("there.csv", "exists already"), ("no/new.csv", "there is no folder"), (".", "it is a folder")],
+    )
+    def test_what_exists_is_never_overwritten(self, tmp_path, name, says):
+        (tmp_path / "there.csv").write_text("precious")
+        with pytest.raises(ConfigError, match=f"^--csv .*{says}"):
+            new_file("--csv", tmp_path / name)
+        assert (tmp_path / "there.csv").read_text() == "precious"
