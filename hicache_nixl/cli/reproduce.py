@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from .app import CommandFailedError, Layers, Model, PageSize, app, out, page_of, say
+from .progress import showing_progress
 
 if TYPE_CHECKING:
     from ..lab.execute import Reproduction
@@ -21,7 +22,8 @@ def reproduce(
         str, typer.Option(help="Parameters to run with: quick (3 minutes) or full (10 minutes).")
     ] = "quick",
     notebook: Annotated[
-        list[str] | None, typer.Option(help="Run only this notebook, by name or number (01); repeatable.")
+        list[str] | None,
+        typer.Option(help="Run only this notebook, by name or number: 01, 1, or several as 1,3; repeatable."),
     ] = None,
     parameter: Annotated[
         list[str] | None,
@@ -45,6 +47,7 @@ def reproduce(
     The executed notebooks, tables, figures and claims are written to runs/NAME,
     and the report to runs/NAME/index.html. Nothing is written into a run that
     exists. -p sets parameters of the notebooks, such as storage_dir and queue.
+    stderr shows the progress. Ctrl-C ends the run and keeps what has run.
 
     [bold]Examples[/]
 
@@ -66,7 +69,7 @@ def reproduce(
         0    every claim holds or is inconclusive
         1    a claim failed, or a notebook did: printed with its cell
         2    an option cannot work; nothing was run
-        130  interrupted; what has run is kept
+        130  interrupted; what has run is kept, and its report can be made
     """
     from ..lab.execute import execute
     from ..lab.plan import parse_parameters
@@ -74,13 +77,18 @@ def reproduce(
     given = parse_parameters(parameter or [])
     if (page := page_of(model, page_size, layers)) is not None:
         given["page_bytes"], given["mla"] = page
-    result = execute(notebook or [], profile=profile, parameters=given, run=run, progress=True)
+    wanted = [name.strip() for names in notebook or [] for name in names.split(",")]
+    with showing_progress() as watch:
+        result = execute(wanted, profile=profile, parameters=given, run=run, watch=watch)
     shown = os.path.relpath(result.folder)
+    _show(result)
     if result.interrupted is not None:
-        say(f"\ninterrupted in {result.interrupted}; what has run is in {shown}/")
+        say(f"interrupted in {result.interrupted}; {result.verdict}")
+        say(f"kept in {shown}/: the executed notebooks with their tables, figures and claims")
         say(f"make its report: hicache-nixl report {shown}")
         raise typer.Exit(130)
-    _show(result)
+    assert result.page is not None  # it was not interrupted
+    say(f"{result.verdict}; the report is {os.path.relpath(result.page)}")
     if errors := result.errors():
         raise CommandFailedError(f"{'; '.join(errors)}. The executed notebook is in {shown}/notebooks/")
 
@@ -89,12 +97,15 @@ def _show(result: Reproduction) -> None:
     table = Table("notebook", "seconds", "claims hold", box=box.SIMPLE_HEAD, pad_edge=False)
     for outcome in result.outcomes:
         held = f"{outcome.count('holds')} of {len(outcome.claims)}"
-        table.add_row(outcome.notebook, f"{outcome.seconds:.0f}", held)
+        unfinished = ", unfinished" if outcome.notebook in result.unfinished else ""
+        table.add_row(outcome.notebook, f"{outcome.seconds:.0f}", held + unfinished)
+    ran = {outcome.notebook for outcome in result.outcomes}
+    for name in result.unfinished:
+        if name not in ran:
+            table.add_row(name, "", "interrupted" if name == result.interrupted else "not run")
     out.print(table)
     for outcome in result.outcomes:
         for claim in outcome.claims[outcome.claims.verdict == "inconclusive"].itertuples():
             say(f"inconclusive: {claim.id}: {claim.measured}, expected {claim.expected}")
     for connector, reason in result.not_run.items():
         say(f"not run: {connector}: {reason}")
-    assert result.page is not None  # it was not interrupted
-    say(f"{result.verdict}; the report is {os.path.relpath(result.page)}")

@@ -8,24 +8,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import papermill
-import tqdm.auto  # noqa: F401  before TQDM_DISABLE is set for the notebooks: it is read by the import
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from traitlets.config import Config
 
 from ..errors import ConfigError
 from ..resources import runs_folder
+from . import engine
 from .plan import choose_notebooks, notebooks, parameters_for, read_profile
 from .report import build, write_notebook_page
 from .runs.claims import FAILS, tally
@@ -33,6 +34,7 @@ from .runs.folder import RunFolder
 from .runs.record import read_record
 
 CELL_TIMEOUT = 1800  # seconds; papermill itself has no limit
+LAST_LINES = 6  # of what the process of a kernel that died has printed
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,28 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Step:
+    """How far a notebook is.
+
+    Attributes
+    ----------
+    notebook : str
+    done, cells : int
+        Code cells that have run, and how many there are.
+    outcome : Outcome or None
+        When it has ended.
+    """
+
+    notebook: str
+    done: int
+    cells: int
+    outcome: Outcome | None = None
+
+
+Watch = Callable[[Step], object]
+
+
+@dataclass(frozen=True)
 class Reproduction:
     """The result of a run.
 
@@ -87,6 +111,8 @@ class Reproduction:
         The released connectors that were left out, with the reason for each.
     interrupted : str or None
         The notebook that Ctrl-C interrupted.
+    unfinished : tuple of str
+        The notebooks that did not run to their end: interrupted, failed or not started.
     """
 
     folder: Path
@@ -94,11 +120,14 @@ class Reproduction:
     page: Path | None
     not_run: Mapping[str, str]
     interrupted: str | None = None
+    unfinished: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """How many of the claims hold, in one line."""
-        return verdict(self.outcomes)
+        """How many of the claims hold, and which notebooks are unfinished, in one line."""
+        claims = claims_of(self.folder)  # also those of a notebook that was interrupted
+        held = tally(claims) if len(claims) else "no claim was checked"
+        return f"{held}; unfinished: {', '.join(self.unfinished)}" if self.unfinished else held
 
     def errors(self) -> list[str]:
         """Return what failed, each with its notebook and cell; empty when every claim holds or is inconclusive."""
@@ -111,7 +140,7 @@ def execute(
     profile: str = "quick",
     parameters: Mapping[str, Any] | None = None,
     run: str | None = None,
-    progress: bool = False,
+    watch: Watch = lambda step: None,
 ) -> Reproduction:
     """Run notebooks into the folder of a new run, and make its report.
 
@@ -128,8 +157,8 @@ def execute(
         Parameters of the notebooks; they override those of the profile.
     run : str, optional
         The name of the folder below ``runs/``; made of profile and time when left out.
-    progress : bool
-        Show a bar for each notebook when stderr is a terminal.
+    watch : callable, optional
+        Called with a ``Step`` when a notebook begins, after each of its cells, and when it has ended.
 
     Raises
     ------
@@ -143,13 +172,15 @@ def execute(
     outcomes: list[Outcome] = []
     for name, path in chosen.items():
         try:
-            outcomes.append(run_notebook(name, path, folder, resolved[name], progress))
+            outcomes.append(run_notebook(name, path, folder, resolved[name], watch))
         except KeyboardInterrupt:
-            return Reproduction(folder, tuple(outcomes), None, {}, interrupted=name)
+            unfinished = tuple(read_record(folder).unfinished)
+            return Reproduction(folder, tuple(outcomes), None, {}, interrupted=name, unfinished=unfinished)
         if outcomes[-1].error:
             break
     record = read_record(folder)
-    return Reproduction(folder, tuple(outcomes), build(record), record.not_run())
+    page = build(record)
+    return Reproduction(folder, tuple(outcomes), page, record.not_run(), unfinished=tuple(record.unfinished))
 
 
 def new_run_folder(name: str) -> Path:
@@ -174,7 +205,11 @@ def default_run_name(profile: str) -> str:
 
 
 def run_notebook(
-    name: str, path: Path, folder: Path, parameters: Mapping[str, Any], progress: bool = False
+    name: str,
+    path: Path,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    watch: Watch = lambda step: None,
 ) -> Outcome:
     """Run one notebook through papermill into the folder of a run, and make its page.
 
@@ -183,15 +218,23 @@ def run_notebook(
     output = RunFolder(folder).notebook(name)
     output.parent.mkdir(exist_ok=True)
     started = datetime.now()
-    error = None
-    bar = {"desc": name, "bar_format": "{desc} {bar:30} cell {n_fmt}/{total_fmt} {elapsed}"}
-    with _without_bars_in_notebooks():
+    error, at = None, Step(name, 0, 0)
+
+    def on_cell(done: int, cells: int) -> None:
+        nonlocal at
+        at = Step(name, done, cells)
+        watch(at)
+
+    with _without_bars_in_notebooks(), tempfile.TemporaryFile() as printed:
         try:
             papermill.execute_notebook(
                 str(path),
                 str(output),
                 parameters={**parameters, "run_dir": str(folder)},
-                progress_bar=bar if progress and sys.stderr.isatty() else False,
+                engine_name=engine.NAME,
+                on_cell=on_cell,
+                kernel_output=printed,
+                progress_bar=False,
                 execution_timeout=CELL_TIMEOUT,
                 config=Config(
                     {"KernelManager": {"transport": "ipc"}}
@@ -202,9 +245,19 @@ def run_notebook(
         except papermill.PapermillExecutionError as failure:
             error = f"{name}, cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
         except (DeadKernelError, CellTimeoutError) as failure:
-            error = f"{name}: {type(failure).__name__}: {failure}"
+            error = f"{name}: {type(failure).__name__}: {failure}{_last_lines(printed)}"
     seconds = (datetime.now() - started).total_seconds()
-    return Outcome(name, seconds, claims_of(folder, name), write_notebook_page(folder, name), error)
+    outcome = Outcome(name, seconds, claims_of(folder, name), write_notebook_page(folder, name), error)
+    watch(dataclasses.replace(at, outcome=outcome))
+    return outcome
+
+
+def _last_lines(printed: IO[bytes]) -> str:
+    """Return the end of what a kernel's process has printed, on one line; it may tell why it died."""
+    printed.seek(0)
+    lines = printed.read().decode(errors="replace").split("\n")
+    told = " | ".join([line.strip() for line in lines if line.strip()][-LAST_LINES:])
+    return f"; its process printed: {told}" if told else ""
 
 
 def claims_of(folder: Path, notebook: str | None = None) -> pd.DataFrame:
@@ -212,14 +265,9 @@ def claims_of(folder: Path, notebook: str | None = None) -> pd.DataFrame:
     return RunFolder(folder).claims(notebook)
 
 
-def verdict(outcomes: Sequence[Outcome]) -> str:
-    """Say in one line how many of the claims hold."""
-    return tally(pd.concat([outcome.claims for outcome in outcomes]))
-
-
 @contextmanager
 def _without_bars_in_notebooks() -> Iterator[None]:
-    """Keep the progress bars that notebooks show out of their outputs; papermill's own bar stays."""
+    """Keep the progress bars that notebooks show out of their outputs."""
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:

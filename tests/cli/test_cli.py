@@ -296,6 +296,7 @@ class TestReproduce:
         assert (tiny / "mine" / "index.html").exists()
         assert re.search(r"inconclusive: cost: 1\.20 \[1\.10, 1\.30\], expected at most 1\.25", answer.prose)
         assert re.search(r"01_holds \d+ 1 of 2", answer.prose)
+        assert re.fullmatch(r"01_holds: \d+ s, 1 of 2 claims hold, 1 inconclusive\n", answer.err)
         assert (tiny / "mine" / "html" / "01_holds.html").exists()
         known = json.loads((tiny / "mine" / "provenance.json").read_text())
         assert known["planned"] == ["01_holds"]

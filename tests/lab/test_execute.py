@@ -14,6 +14,7 @@ import psutil
 import pytest
 from tiny_notebooks import (
     ALT,
+    BEGIN,
     DIE,
     FAIL,
     FINISH,
@@ -26,7 +27,8 @@ from tiny_notebooks import (
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab import execute as reproduction
-from hicache_nixl.lab.execute import Outcome, execute, run_notebook
+from hicache_nixl.lab.execute import Outcome, Step, execute, run_notebook
+from hicache_nixl.lab.runs.claims import tally
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class TestSuccess:
         assert (held.outcome.count("holds"), held.outcome.count("inconclusive")) == (1, 1)
         assert held.outcome.count("fails") == 0
         assert held.outcome.seconds > 0
-        assert reproduction.verdict([held.outcome]) == "1 of 2 claims hold, 1 inconclusive"
+        assert tally(held.outcome.claims) == "1 of 2 claims hold, 1 inconclusive"
 
     def test_the_executed_notebook_is_kept_with_its_outputs(self, held):
         code = [cell for cell in held.executed.cells if cell.cell_type == "code"]
@@ -175,13 +177,16 @@ class TestFailingClaim:
     def test_claims_and_page_are_kept(self, failed):
         assert failed.outcome.claims.verdict.tolist() == ["holds", "fails"]
         assert "ClaimsFailedError" in failed.outcome.html.read_text()
-        assert reproduction.verdict([failed.outcome]) == "1 of 2 claims hold, 1 fail"
+        assert tally(failed.outcome.claims) == "1 of 2 claims hold, 1 fail"
 
 
-def test_a_kernel_that_dies_is_an_error_that_names_the_notebook(tmp_path):
-    ran = run_tiny(tmp_path, write_notebook(tmp_path / "02_dies.ipynb", DIE))
+def test_a_kernel_that_dies_is_an_error_that_names_the_notebook(tmp_path, capfd):
+    last_words = "import os\nos.write(2, b'no more memory\\n')"
+    ran = run_tiny(tmp_path, write_notebook(tmp_path / "02_dies.ipynb", last_words, DIE))
     assert ran.outcome.error.startswith("02_dies")
     assert "ernel died" in ran.outcome.error
+    assert ran.outcome.error.endswith("no more memory")
+    assert capfd.readouterr().err == ""  # nothing of it comes into the terminal
     assert ran.outcome.html.exists()
 
 
@@ -212,7 +217,7 @@ class TestExecute:
         )
         assert result.page.exists()
 
-    def test_ctrl_c_keeps_what_has_run(self, monkeypatch):
+    def test_ctrl_c_keeps_what_has_run_and_names_what_is_unfinished(self, monkeypatch):
         def interrupted_in_the_second(name: str, *arguments: Any) -> Outcome:
             if name == "02_fails":
                 raise KeyboardInterrupt
@@ -222,7 +227,26 @@ class TestExecute:
         result = execute()
         assert (result.interrupted, result.page) == ("02_fails", None)
         assert [outcome.notebook for outcome in result.outcomes] == ["01_holds"]
+        assert result.unfinished == ("02_fails",)
+        assert result.verdict == "1 of 2 claims hold, 1 inconclusive; unfinished: 02_fails"
         assert (result.folder / "html" / "01_holds.html").exists()
+
+    def test_a_run_that_a_crash_ended_names_what_is_unfinished(self, monkeypatch, tmp_path):
+        """It is no verdict on the notebooks that did not run."""
+        cells = (BEGIN.format(name="00_crashes"), HOLD, DIE)
+        paths = [write_notebook(tmp_path / "00_crashes.ipynb", *cells), tmp_path / "01_holds.ipynb"]
+        monkeypatch.setattr(reproduction, "notebooks", lambda: {path.stem: path for path in paths})
+        result = execute()
+        assert result.verdict == "1 of 1 claims hold; unfinished: 00_crashes, 01_holds"
+        assert len(result.errors()) == 1
+
+    def test_the_steps_count_code_cells_and_end_with_the_outcome(self):
+        steps: list[Step] = []
+        result = execute(["01"], watch=steps.append)
+        assert [(step.notebook, step.done, step.cells) for step in steps[:-1]] == [
+            ("01_holds", done, 7) for done in range(8)
+        ]
+        assert steps[-1] == Step("01_holds", 7, 7, result.outcomes[0])
 
     @pytest.mark.parametrize(
         "options",
