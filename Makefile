@@ -3,7 +3,8 @@
 # make test-all    all tests
 # make check       formatting, lint and types
 # make lab         the notebooks in JupyterLab
-# make reference   a new reference run, and its results in README.md
+# make test-pythons the tests of the connector, with the other supported Pythons that are installed
+# make reference   a new reference run, and its results in README.md and docs/
 # make lock        new pins in requirements.lock
 #
 # Each target first installs the pins of requirements.lock into .venv.  ARGS is passed on to the program, for example
@@ -16,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 # Tests and notebooks start many processes, which would compile the package and the tests again each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test test-all check lab reference lock clean
+.PHONY: reproduce test test-all test-pythons check lab reference lock clean
 
 reproduce: $(INSTALLED)
 	$(VENV)/bin/hicache-nixl reproduce $(ARGS)
@@ -28,6 +29,17 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST) $(ARGS)
+
+# The other supported Pythons, each with its own .venv-VERSION.  PYENV_VERSION lets pyenv's shims find them.
+OTHER_PYTHONS := 3.12 3.13
+test-pythons:
+	set -e; for version in $(OTHER_PYTHONS); do \
+	  export PYENV_VERSION=$$version; \
+	  if python$$version -c "" 2> /dev/null; then \
+	    $(MAKE) test PYTHON=python$$version VENV=.venv-$$version ARGS="$(or $(ARGS),$(CONNECTOR_TESTS))"; \
+	  else echo "Python $$version is not installed, so it is not tested"; fi; \
+	done
+CONNECTOR_TESTS := tests/contract tests/lifetimes tests/transport tests/host
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -41,27 +53,27 @@ LAB := --allow-root --LabApp.app_settings_dir=$(CURDIR)/notebooks/jupyter/settin
 lab: $(INSTALLED)
 	$(VENV)/bin/jupyter lab $(LAB) $(ARGS) notebooks
 
+# torch comes first, from the index of its CPU builds: PyPI has the CUDA build, with which .venv takes 6.2 GB instead of 2.4.
+# pip then keeps it, since the version is the same.  "make TORCH_INDEX=" leaves the choice to pip.
+TORCH := torch==2.13.0
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else \
 	  "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
+	@[ -z "$(TORCH_INDEX)" ] || { echo "installing $(TORCH) from $(TORCH_INDEX) (0.2 GB) ..."; \
+	  $(VENV)/bin/pip install --quiet --disable-pip-version-check --retries 0 --timeout 15 --no-deps \
+	  --index-url $(TORCH_INDEX) $(TORCH) > /dev/null 2>&1; } || echo "... not available there; pip takes its own index's build"
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-# The results in README.md: a run of the quick profile.  Use an idle machine and a clean tree.
-REFERENCE := data/reference
+# The reference run: quick profile.  Use an idle machine and a clean tree.
 reference: $(INSTALLED)
-	set -e; out=$$(mktemp); trap 'rm -rf "$$out" runs/reference' EXIT; rm -rf runs/reference; \
-	$(VENV)/bin/hicache-nixl reproduce --run reference > "$$out"; \
-	rm -rf $(REFERENCE); mkdir $(REFERENCE); sed '/^ *$$/d; s/ *$$//' "$$out" > $(REFERENCE)/reproduce.txt; \
-	cp runs/reference/claims.csv runs/reference/provenance.json runs/reference/tables/*_ratios.csv \
-	  runs/reference/tables/*_benchmarks.csv $(REFERENCE)/; \
-	cp runs/reference/figures/03_before_and_after_hero.png $(REFERENCE)/hero.png; \
-	sed -i -e '/^```text$$/,/^```$$/{//!d}' -e '/^```text$$/r $(REFERENCE)/reproduce.txt' README.md
+	set -e; printed=$$(mktemp); trap 'rm -rf "$$printed" runs/reference' EXIT; rm -rf runs/reference; \
+	$(VENV)/bin/hicache-nixl reproduce --run reference > "$$printed"; \
+	$(VENV)/bin/python docs/build.py runs/reference "$$printed"
 
-# torch is pinned here: a range would install the newest CUDA build, which is several GB.
-TORCH := torch==2.13.0
 lock:
 	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 	$(PYTHON) -m venv "$$dir/venv"; \
@@ -71,4 +83,4 @@ lock:
 	mv "$$dir/lock" requirements.lock
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(addprefix .venv-,$(OTHER_PYTHONS)) runs

@@ -42,6 +42,18 @@ def of_conda(name):
     ]
 
 
+def makefile_variable(name):
+    return re.search(rf"^{name} := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+
+
+def test_the_makefile_installs_the_torch_of_the_lock():
+    assert makefile_variable("TORCH") in LOCK
+
+
+def test_the_makefile_tests_every_supported_python_besides_that_of_the_lock():
+    assert ["3.11", *makefile_variable("OTHER_PYTHONS").split()] == ["3.11", "3.12", "3.13"]
+
+
 def test_every_line_of_the_lock_is_a_plain_pin():
     """No URL, no path of somebody's machine, no local version such as +cpu, no range, no marker."""
     plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!]+")
@@ -75,8 +87,9 @@ def test_conda_brings_python_and_pip_and_nothing_else():
 def test_pip_installs_the_lock_and_the_project_and_nothing_else():
     (section,) = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict)]
     assert list(section) == ["pip"]
-    lock, project = section["pip"]
+    index, lock, project = section["pip"]
     assert lock == "-r requirements.lock"
+    assert index == f"--extra-index-url {makefile_variable('TORCH_INDEX')}"
     match = re.fullmatch(r"(?:-e )?\.(?:\[([a-z,]+)\])?", project)
     assert match, project
     assert set((match[1] or "").split(",")) - {""} <= set(EXTRAS)
