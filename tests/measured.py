@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from hicache_nixl.lab.experiments.replay import COLUMNS
-from hicache_nixl.lab.statistics import ratio_table
+from hicache_nixl.lab.statistics import pooled_table, ratio_table
 from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds, recorded_log
 
 BASELINE = 135
@@ -55,6 +55,7 @@ BOTH = dict(zip(PAIR, (PR, PR_FLAT), strict=True))
 INTO_LIMIT = replayed(Schedule.pr24671() + Schedule.steady(6, 128), limit=LIMIT)
 TIMES = timed()
 RATIOS = ratio_table(TIMES, ["operation", "page_bytes"], "leaky", "try_finally")
+COST = pooled_table(TIMES, ["page_bytes"], *PAIR)
 LAW = pd.DataFrame(
     [
         {"operation": "set", "keys": keys, "left": per_key * keys, "files_per_key": per_key, "kind": kind}

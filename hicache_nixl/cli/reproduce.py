@@ -94,9 +94,11 @@ def reproduce(
 
 
 def _show(result: Reproduction) -> None:
+    from ..lab.runs.claims import applicable
+
     table = Table("notebook", "seconds", "claims hold", box=box.SIMPLE_HEAD, pad_edge=False)
     for outcome in result.outcomes:
-        held = f"{outcome.count('holds')} of {len(outcome.claims)}"
+        held = f"{outcome.count('holds')} of {len(applicable(outcome.claims))}"
         unfinished = ", unfinished" if outcome.notebook in result.unfinished else ""
         table.add_row(outcome.notebook, f"{outcome.seconds:.0f}", held + unfinished)
     ran = {outcome.notebook for outcome in result.outcomes}

@@ -29,7 +29,10 @@ from .figures.words import size_of as size_of
 from .runs.begin import begin as begin
 from .runs.claims import above as above
 from .runs.claims import at_most as at_most
+from .runs.claims import every as every
 from .runs.claims import exactly as exactly
+from .runs.claims import longer as longer
+from .runs.claims import never as never
 from .runs.claims import no_slower as no_slower
 from .runs.folder import reference_table as reference_table
 from .runs.provenance import describe as describe
@@ -41,6 +44,7 @@ from .statistics import against_reference as against_reference
 from .statistics import median_of as median_of
 from .statistics import paired_ratio as paired_ratio
 from .statistics import pooled_ratio as pooled_ratio
+from .statistics import pooled_table as pooled_table
 from .statistics import ratio_table as ratio_table
 from .statistics import slope as slope
 from .statistics import slope_table as slope_table

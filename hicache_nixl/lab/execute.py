@@ -60,13 +60,14 @@ class Outcome:
     error: str | None
 
     def errors(self) -> list[str]:
-        """Return what failed: each failed claim with the cell that stated it, else the cell that raised."""
+        """Return what failed: each failed claim with the cell that stated it, and the cell that raised."""
         failed = [
             f"{self.notebook}, cell {claim.cell}, claim {claim.id}: {claim.sentence} "
             f"expected {claim.expected}, measured {claim.measured}"
             for claim in self.claims[self.claims.verdict == FAILS].itertuples()
         ]
-        return failed or ([self.error] if self.error else [])
+        crashed = self.error is not None and "ClaimsFailedError" not in self.error
+        return [*failed, str(self.error)] if crashed else failed
 
     def count(self, verdict: str) -> int:
         """Return how many of its claims have a verdict."""
@@ -245,7 +246,10 @@ def run_notebook(
         except papermill.PapermillExecutionError as failure:
             error = f"{name}, cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
         except (DeadKernelError, CellTimeoutError) as failure:
-            error = f"{name}: {type(failure).__name__}: {failure}{_last_lines(printed)}"
+            error = f"{name}, cell {at.done}: {type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+            error += _last_lines(printed)
+    if error is not None:
+        RunFolder(folder).stop(name, error)
     seconds = (datetime.now() - started).total_seconds()
     outcome = Outcome(name, seconds, claims_of(folder, name), write_notebook_page(folder, name), error)
     watch(dataclasses.replace(at, outcome=outcome))

@@ -38,6 +38,7 @@ from scipy.stats import binom, norm, theilslopes
 CONFIDENCE = 0.95
 PAIRS = 17  # of a timed comparison in the full profile
 FEWEST = 6  # the range of five values covers their median with a probability of 94 % only
+FEWEST_FOR_P99 = 200  # values above the 99th percentile are two of 200, and one or none of fewer
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,16 @@ def pooled_ratio(times: pd.DataFrame, by: Sequence[str], before: str, after: str
     logs = np.log(times.pivot_table(index="pair", columns=[*by, "arm"], values="seconds"))
     means = logs.T.groupby(level="arm").mean().T
     return paired_ratio(np.exp(means[after]), np.exp(means[before]))
+
+
+def pooled_table(times: pd.DataFrame, by: Sequence[str], before: str, after: str) -> pd.DataFrame:
+    """Return the pooled ratio of each operation: ``operation``, ``before``, ``after``, ``time_ratio`` with its bounds, ``pairs``."""
+    rows = []
+    for operation, group in times.groupby("operation", sort=False):
+        ratio = pooled_ratio(group, by, before, after)
+        bounds = {"time_ratio": ratio.median, "low": ratio.low, "high": ratio.high, "pairs": ratio.count}
+        rows.append({"operation": operation, "before": before, "after": after, **bounds})
+    return pd.DataFrame(rows)
 
 
 def against_reference(

@@ -29,6 +29,7 @@ from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab import execute as reproduction
 from hicache_nixl.lab.execute import Outcome, Step, execute, run_notebook
 from hicache_nixl.lab.runs.claims import tally
+from hicache_nixl.lab.runs.record import read_record
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,41 @@ def test_a_kernel_that_dies_is_an_error_that_names_the_notebook(tmp_path, capfd)
     assert ran.outcome.error.endswith("no more memory")
     assert capfd.readouterr().err == ""  # nothing of it comes into the terminal
     assert ran.outcome.html.exists()
+
+
+class TestCrash:
+    """A cell that ends a notebook after claims were stated."""
+
+    @pytest.mark.parametrize(
+        ("cell", "error"),
+        [
+            pytest.param("1 / 0", "ZeroDivisionError: division by zero", id="it raises"),
+            pytest.param(DIE, "DeadKernelError: Kernel died", id="the kernel dies"),
+            pytest.param(
+                "import time\ntime.sleep(60)",
+                "CellTimeoutError: A cell timed out",
+                marks=pytest.mark.slow,
+                id="it takes too long",
+            ),
+        ],
+    )
+    def test_claims_made_before_it_are_kept_and_the_report_says_where_it_stopped(
+        self, tmp_path, monkeypatch, cell, error
+    ):
+        monkeypatch.setattr(reproduction, "CELL_TIMEOUT", 10)  # enough for imports on a busy machine
+        name = "02_stops"
+        path = write_notebook(tmp_path / f"{name}.ipynb", BEGIN.format(name=name), HOLD, FAIL, cell, FINISH)
+        ran = run_tiny(tmp_path, path)
+        assert ran.outcome.claims.verdict.tolist() == ["holds", "fails"]
+        first, second = ran.outcome.errors()
+        assert "claim flat: The count is flat. expected 135, measured 167" in first
+        assert second.startswith(f"{name}, cell 6: {error}")
+        record = read_record(ran.outcome.html.parents[1])
+        assert record.errors() == [second]
+        assert (record.state, record.verdict()) == (
+            "fails",
+            f"1 of 2 claims hold, 1 fail; unfinished: {name}",
+        )
 
 
 class TestExecute:

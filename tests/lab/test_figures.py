@@ -18,6 +18,7 @@ from measured import (
     BENCHMARK,
     BENCHMARK_TIMES,
     BOTH,
+    COST,
     CREATED,
     FACTS,
     FAULTS,
@@ -31,6 +32,7 @@ from measured import (
     RECORDED,
     SLOWER,
     TIMES,
+    timed,
 )
 
 from hicache_nixl.lab import figures
@@ -74,6 +76,9 @@ MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt 
     "pairs_and_ratios": lambda: figures.pairs_and_ratios(TIMES, RATIOS, "page_bytes", "set"),
     "over_calls": lambda: figures.over_calls(TIMES),
     "latency": lambda: figures.latency(TIMES),
+    "cost": lambda: figures.cost(
+        pd.concat([COST, COST.assign(before="sglang==0.5.11", after="sglang==0.5.12")])
+    ),
 }
 TITLED: dict[str, Callable[[], Figure]] = {  # with a title that their caller works out
     "steps": lambda: figures.steps(INTO_LIMIT, BASELINE, LIMIT, "try_finally", TITLE),
@@ -291,13 +296,17 @@ class TestComparisons:
             assert drawn == (TIMES.operation == operation).sum()
             assert axes.get_ylim()[0] == 0
 
-    def test_latency_is_a_distribution_on_a_log_axis_with_p50_and_p99(self):
-        figure = DRAWN["latency"]()
-        assert {"p50", "p99", "set", "get"} <= set(texts(figure))
+    @pytest.mark.parametrize(
+        ("repeats", "tail", "what"), [(12, 1.0, "slowest\nof 24"), (100, 0.99, "p99")], ids=["few", "many"]
+    )
+    def test_latency_has_a_percentile_only_where_there_are_calls_for_it(self, repeats, tail, what):
+        figure = figures.latency(timed(repeats=repeats)).figure
+        assert {"median", what, "set", "get"} <= set(texts(figure))
+        assert ("p99" in texts(figure)) is (what == "p99")
         assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
         for axes in figure.axes:
             marked = sorted({float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"})
-            assert marked == [0.5, 0.99]
+            assert marked == [0.5, tail]
 
 
 class TestWatched:

@@ -28,7 +28,7 @@ from measured import (
 from hicache_nixl.lab import figures
 from hicache_nixl.lab.figures.words import gets_against, speed
 from hicache_nixl.lab.runs.claims import no_slower
-from hicache_nixl.lab.statistics import Estimate, pooled_ratio, ratio_table
+from hicache_nixl.lab.statistics import Estimate, pooled_ratio, pooled_table, ratio_table
 
 matplotlib.use("Agg")
 
@@ -247,6 +247,17 @@ class TestTimes:
         assert f"a set takes {ratio} times as long after the fix ({told}; margin 1.05)" in drawn.title
         verdict = {"faster": "holds", "slower": "fails"}.get(told, "inconclusive")
         assert no_slower("cost", "...", ratio).verdict == verdict
+
+    @pytest.mark.parametrize(("slower", "told"), [(0.5, "faster"), (1.0, "inconclusive"), (2.0, "slower")])
+    def test_the_title_of_the_cost_is_the_verdict_of_its_claims(self, slower, told):
+        cost = pooled_table(timed(repeats=12, slower=slower), ["page_bytes"], *PAIR)
+        released = cost.assign(before="sglang==0.5.11", after="sglang==0.5.12", time_ratio=9.0, high=9.0)
+        title = figures.cost(pd.concat([cost, released])).title
+        first, second = (Estimate(row.time_ratio, row.low, row.high, 12) for row in cost.itertuples())
+        end = "times as long after the fix"
+        said = [f"{ratio} {end} ({speed(ratio)}; margin 1.05)" for ratio in (first, second)]
+        assert title == f"A set takes {said[0]}; a get takes {said[1]}."
+        assert speed(first) == told
 
     def test_a_steady_load_says_both_operations(self):
         title = figures.over_calls(timed(repeats=12, slower=2)).title

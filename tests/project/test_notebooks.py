@@ -187,7 +187,7 @@ class TestCells:
 
     def test_every_claim_has_an_id_of_its_own(self, code):
         source = "\n".join(cell.source for cell in code)
-        ids = re.findall(r'lab\.(?:exactly|at_most|above|no_slower)\(\s*"(\w+)"', source)
+        ids = re.findall(r'lab\.(?:exactly|every|never|at_most|above|longer|no_slower)\(\s*"(\w+)"', source)
         assert len(ids) == len(set(ids))
 
     def test_a_claim_expects_a_value_of_the_run_or_of_the_data(self, code):

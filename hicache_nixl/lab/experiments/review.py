@@ -31,7 +31,8 @@ def release_facts(
     Returns
     -------
     pandas.DataFrame
-        Per connector: ``fds_per_call`` and ``registrations_per_call`` that a call leaves; ``exists_of_8``, what
+        Per connector: ``calls`` and the ``keys`` of each; ``fds_per_call`` and ``registrations_per_call`` that a call
+        leaves; ``exists_of_8``, what
         ``batch_exists`` answers for 8 stored pages; ``pages_besides_a_bad_one``, how many of the 7 good pages
         of a batch of 8 a get loads; ``half_written_seen``, whether ``batch_exists`` counts a page of
         which half the bytes are there.
@@ -51,6 +52,8 @@ def release_facts(
         rows.append(
             {
                 "connector": setup.connector,
+                "calls": len(calls),
+                "keys": PAGES,
                 "fds_per_call": (calls[-1].open_fds - first.open_fds) / len(calls),
                 "registrations_per_call": (calls[-1].registrations - first.registrations) / len(calls),
                 "exists_of_8": exists,
@@ -116,8 +119,8 @@ def owner_of_descriptors(connector: str) -> dict[str, object]:
     -------
     dict
         ``connector``; ``closed_by``, ``"nothing"``, ``"finally"`` or ``"with"``; ``statements`` inside it;
-        ``obj_is_inside``, whether a transfer of objects, which has no descriptors, is inside it too, and
-        ``pandas.NA``, which is neither true nor false, where nothing closes them.
+        ``objects``, whether a transfer of objects, which has no descriptors, is ``"inside"`` it too or ``"outside"``;
+        ``"not in a block"`` where nothing closes them.
     """
     functions = [
         node
@@ -136,9 +139,9 @@ def owner_of_descriptors(connector: str) -> dict[str, object]:
                     "connector": connector,
                     "closed_by": kind,
                     "statements": sum(isinstance(node, ast.stmt) for node in statements),
-                    "obj_is_inside": any(_is_for_objects(node) for node in statements),
+                    "objects": "inside" if any(map(_is_for_objects, statements)) else "outside",
                 }
-    return {"connector": connector, "closed_by": "nothing", "statements": 0, "obj_is_inside": pd.NA}
+    return {"connector": connector, "closed_by": "nothing", "statements": 0, "objects": "not in a block"}
 
 
 def _in_turn(

@@ -7,13 +7,14 @@ alt text, as ``Run.figure`` expects them.
 from .counts import end, growth, hero, law, steps, two_counts
 from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
-from .times import benchmarks, latency, over_calls, pairs_and_ratios
+from .times import benchmarks, cost, latency, over_calls, pairs_and_ratios
 from .words import Drawn
 
 __all__ = [
     "Drawn",
     "behaviours",
     "benchmarks",
+    "cost",
     "counts_of_two",
     "creation",
     "end",

@@ -22,8 +22,8 @@ from matplotlib.ticker import (
 )
 
 from ..runs.claims import NO_SLOWER
-from ..statistics import Estimate, median_of, pooled_ratio
-from .look import INK, LOOK, STYLES, arms, heading, name, plain
+from ..statistics import FEWEST_FOR_P99, Estimate, median_of, pooled_ratio
+from .look import AFTER, INK, LOOK, STYLES, arms, heading, name, plain
 from .words import FASTER, SAME, SLOWER, UNKNOWN, Drawn, listed, pace, size_of, speed
 
 FACTORS = {  # in which the points of a comparison differ: one of them, several of them
@@ -110,23 +110,28 @@ def over_calls(times: pd.DataFrame) -> Drawn:
 
 @mpl.rc_context(LOOK)
 def latency(times: pd.DataFrame) -> Drawn:
-    """Draw the distribution of call times, before and after, with p50 and p99."""
+    """Draw the distribution of call times, before and after, with the median.
+
+    The second mark is the 99th percentile where there are at least ``FEWEST_FOR_P99`` calls, else the slowest call.
+    """
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4), sharey=True)
+    calls = int(times.groupby(["arm", "operation"]).size().min())
+    tail, what = (0.99, "p99") if calls >= FEWEST_FOR_P99 else (1.0, f"slowest\nof {calls}")
     for axes, operation in zip(panels, ("set", "get"), strict=True):
         for arm in arms(times):
             colour, line = STYLES[arm]
             milliseconds = times[(times.operation == operation) & (times.arm == arm)].seconds * 1e3
             axes.ecdf(milliseconds, color=colour, linestyle=line, label=name(arm))
-            for quantile in (0.5, 0.99):
+            for quantile in (0.5, tail):
                 axes.plot(np.quantile(milliseconds, quantile), quantile, "o", color=colour, markersize=4)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(title=operation, xlabel="milliseconds per call")
-        for quantile in (0.5, 0.99):
+        for quantile in (0.5, tail):
             axes.axhline(quantile, color="0.85", linewidth=0.8, zorder=0)
-    panels[0].set_yticks([0, 0.5, 0.99], ["0", "p50", "p99"])
+    panels[0].set_yticks([0, 0.5, tail], ["0", "median", what])
     _legend_below(figure, panels[0])
     title = "In the median, " + "; ".join(
         f"a {operation} takes {_milliseconds(times, operation, 'leaky')} ms before the fix and "
@@ -140,6 +145,32 @@ def latency(times: pd.DataFrame) -> Drawn:
         if arm not in ("leaky", "try_finally")
     )
     return Drawn(figure, f"Cumulative distributions of call times. {title}.{others}")
+
+
+@mpl.rc_context(LOOK)
+def cost(ratios: pd.DataFrame) -> Drawn:
+    """Draw the ratio of times of the fix, for each operation and pair of connectors, with its interval.
+
+    Parameters
+    ----------
+    ratios : pandas.DataFrame
+        From ``pooled_table``; the title is about the first pair.
+    """
+    figure, axes = plt.subplots(figsize=(7, 1.3 + 0.35 * len(ratios)))
+    labels = [f"{row.operation}: {plain(row.after)} / {plain(row.before)}" for row in ratios.itertuples()]
+    _ratio_panel(axes, ratios, labels, reach=_reach(ratios))
+    axes.axvspan(axes.get_xlim()[0], NO_SLOWER, color=AFTER, alpha=0.08, linewidth=0)
+    axes.set_xlabel(f"time after / before, with its 95 % interval\n(shaded: up to {NO_SLOWER:g}, no slower)")
+    told = [f"a {row.operation} takes {pace(_interval(row))}" for row in ratios.itertuples()]
+    own = [
+        text for text, row in zip(told, ratios.itertuples(), strict=True) if row.after == ratios.after.iloc[0]
+    ]
+    title = "; ".join(own).capitalize()
+    heading(figure, title)
+    each = "; ".join(
+        f"{label}: {_interval(row)}" for label, row in zip(labels, ratios.itertuples(), strict=True)
+    )
+    return Drawn(figure, f"{title}. Ratios of times: {each}.")
 
 
 @mpl.rc_context(LOOK)

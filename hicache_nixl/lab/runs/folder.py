@@ -118,6 +118,12 @@ class RunFolder:
         known["notebooks"][notebook]["finished"] = _now()
         self._write_provenance(known)
 
+    def stop(self, notebook: str, error: str) -> None:
+        """Write which error ended a notebook: its page does not show that of a kernel that died."""
+        known = self._provenance() if self._provenance_file.exists() else provenance()
+        known.setdefault("notebooks", {}).setdefault(notebook, {"parameters": {}})["stopped"] = error
+        self._write_provenance(known)
+
     def write_table(self, notebook: str, name: str, frame: pd.DataFrame) -> None:
         """Write a table as CSV."""
         write_whole(self.table(notebook, name), frame.to_csv(index=False))

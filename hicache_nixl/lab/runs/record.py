@@ -60,17 +60,22 @@ class Record:
 
     def errors(self) -> list[str]:
         """Return the errors that stopped notebooks, except for failed claims, which are in the ledger."""
-        return [
+        known = self.provenance.get("notebooks", {})
+        stopped = {name: about["stopped"] for name, about in known.items() if "stopped" in about}
+        shown = [
             f"{name}, cell {cell.execution_count}: {output.ename}: {output.evalue}"
             for name, node in self.notebooks.items()
+            if name not in stopped
             for cell in node.cells
             for output in cell.get("outputs", ())
-            if output.output_type == "error" and output.ename != "ClaimsFailedError"
+            if output.output_type == "error"
         ]
+        return [error for error in (*stopped.values(), *shown) if ": ClaimsFailedError: " not in error]
 
     def verdict(self) -> str:
-        """Return the counts of the verdicts in one line."""
-        return tally(self.claims)
+        """Return the counts of the verdicts, and the notebooks that are unfinished, in one line."""
+        told = tally(self.claims)
+        return f"{told}; unfinished: {', '.join(self.unfinished)}" if self.unfinished else told
 
     def tables(self) -> dict[str, Path]:
         """Return the tables, named as their files: ``01_reproduce_the_leak_growth``."""

@@ -129,28 +129,26 @@ def edited(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 class TestOwnerOfDescriptors:
     @pytest.mark.parametrize(
-        ("connector", "closed_by", "obj_is_inside"),
+        ("connector", "closed_by", "objects"),
         [
-            ("try_finally", "finally", True),
-            ("scoped", "with", False),
-            ("sglang==0.5.12", "finally", True),
-            ("sglang==0.5.13.post1", "with", False),
-            ("sglang==0.5.23", "with", False),
+            ("try_finally", "finally", "inside"),
+            ("scoped", "with", "outside"),
+            ("sglang==0.5.12", "finally", "inside"),
+            ("sglang==0.5.13.post1", "with", "outside"),
+            ("sglang==0.5.23", "with", "outside"),
         ],
     )
-    def test_what_closes_them_and_whether_objects_are_inside(
-        self, released, connector, closed_by, obj_is_inside
-    ):
+    def test_what_closes_them_and_whether_objects_are_inside(self, released, connector, closed_by, objects):
         owner = owner_of_descriptors(connector if connector in LIFETIMES else released(connector))
         assert owner.pop("connector") == connector
         assert owner.pop("statements") > 0
-        assert owner == {"closed_by": closed_by, "obj_is_inside": obj_is_inside}
+        assert owner == {"closed_by": closed_by, "objects": objects}
 
     @pytest.mark.parametrize("connector", ["leaky", "sglang==0.5.11"])
     def test_where_nothing_closes_them_nothing_is_said_about_objects(self, released, connector):
         owner = owner_of_descriptors(connector if connector in LIFETIMES else released(connector))
         assert (owner["closed_by"], owner["statements"]) == ("nothing", 0)
-        assert owner["obj_is_inside"] is pd.NA  # neither true nor false, so no claim can hold
+        assert owner["objects"] == "not in a block"
 
     def test_the_with_contains_fewer_statements_than_the_finally(self, released):
         width = {

@@ -49,7 +49,7 @@ def make_run(
         axes.text(0, 0, name)
         run.figure(name, figure, alt if name == "growth" else f"Alt of {name}", story=story)
     run.claim(exactly("growth", "Two & <b>more</b>.", 2, measured), figure="growth")
-    run.claim(exactly("remark_1", "No import inside.", [], []))
+    run.claim(exactly("remark_1", "No import inside.", 0, 0))
     run.finish()
     (folder / "notebooks").mkdir(exist_ok=True)
     path = write_notebook(folder / "notebooks" / f"{notebook}.ipynb", "1 + 1")
@@ -209,14 +209,19 @@ class TestIndex:
     def test_a_run_that_ended_before_its_first_claim_has_a_report_and_does_not_hold(self, folder):
         Run(LEAVES, folder, {})
         page = build(folder)
-        assert '<p class="verdict inconclusive">0 of 0 claims hold</p>' in page.read_text()
+        assert (
+            f'<p class="verdict inconclusive">0 of 0 claims hold; unfinished: {LEAVES}</p>'
+            in page.read_text()
+        )
         assert f"Not finished: {LEAVES}." in text_of(page)
 
     def test_notebooks_that_were_planned_and_did_not_end_are_named(self, folder):
         known = json.loads((folder / "provenance.json").read_text())
         (folder / "provenance.json").write_text(json.dumps({**known, "planned": ["03_never", LEAVES]}))
         page = build(folder)
-        assert '<p class="verdict inconclusive">2 of 2 claims hold</p>' in page.read_text()
+        assert (
+            '<p class="verdict inconclusive">2 of 2 claims hold; unfinished: 03_never</p>' in page.read_text()
+        )
         assert "Not finished: 03_never." in text_of(page)
 
     def test_it_can_be_made_again(self, folder):

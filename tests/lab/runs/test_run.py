@@ -117,13 +117,13 @@ class TestClaims:
         assert table.id.tolist() == ["growth", "cost"]
 
     def test_what_was_measured_stays_as_it_was_written(self, tmp_path):
-        """Numbers, lists and an empty text come back from the file as the same text."""
-        for name, measured in (("01_a", [135]), ("02_b", "NA"), ("03_c", "")):
+        """Numbers and an empty text come back from the file as the same text."""
+        for name, measured in (("01_a", 135), ("02_b", "NA"), ("03_c", "")):
             run = Run(name, tmp_path, {})
             run.claim(exactly(f"value_{name}", 'A value, in quotes: "a, b".', measured, measured))
             run.finish()
         ledger = claims_file(tmp_path)
-        assert ledger.measured.tolist() == ["[135]", "NA", ""]
+        assert ledger.measured.tolist() == ["135", "NA", ""]
         assert ledger.sentence.unique().tolist() == ['A value, in quotes: "a, b".']
 
     def test_a_failing_claim_raises_and_is_named_with_both_values(self, tmp_path):
