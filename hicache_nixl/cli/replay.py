@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from ..config import LAYOUTS, LIFETIMES, QUEUES
 from ..errors import ConfigError
-from .app import Layers, Model, PageSize, app, out, page_of, say
+from .app import AsJson, CommandFailedError, Layers, Model, PageSize, app, new_file, page_of, print_json, say
+from .replay_output import as_json as result_as_json
+from .replay_output import show_calls, show_summaries
 
-SHOWN = {  # column of a replay: its heading
-    "call": "call",
-    "operation": "operation",
-    "keys": "keys",
-    "files": "files",
-    "seconds": "ms",
-    "open_fds": "open fds",
-    "storage_fds": "storage",
-    "registrations": "regs",
-    "pages_ok": "ok",
-    "errno": "errno",
-}
+FAILED_CALLS = 3  # exit code
+SCHEDULES = ("pr24671", "single_call", "steady")
+CONNECTORS = (*LIFETIMES, "sglang==0.5.11", "sglang==0.5.12", "sglang==0.5.13.post1", "sglang==0.5.23")
+
+
+def _one_of(values: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """Return what completes one of these values in a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
 
 
 @app.command()
@@ -34,25 +34,40 @@ def replay(
         str,
         typer.Argument(
             help="pr24671, single_call, steady, or a CSV file with the columns operation and keys, such as the log "
-            "of a server."
+            "of a server.",
+            autocompletion=_one_of(SCHEDULES),
         ),
     ] = "pr24671",
     connector: Annotated[
-        str, typer.Option(help=f"{', '.join(LIFETIMES)}, or a release of SGLang, such as sglang==0.5.12.")
-    ] = "leaky",
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(LIFETIMES)}, or a release of SGLang, such as sglang==0.5.12; repeatable, to compare "
+            "several.",
+            show_default="leaky",
+            autocompletion=_one_of(CONNECTORS),
+        ),
+    ] = None,
     storage_dir: Annotated[
         Path | None,
         typer.Option(help="An existing folder for the page files, which are removed at the end."),
     ] = None,
     queue: Annotated[
-        str, typer.Option(help=f"I/O queue of NIXL's POSIX plugin: {', '.join(QUEUES)}.")
+        str,
+        typer.Option(
+            help=f"I/O queue of NIXL's POSIX plugin: {', '.join(QUEUES)}.",
+            autocompletion=_one_of(tuple(QUEUES)),
+        ),
     ] = "libaio",
     page_bytes: Annotated[int, typer.Option(help="Bytes of a page, keys and values together.")] = 65536,
     model: Model = None,
     page_size: PageSize = 64,
     layers: Layers = None,
     layout: Annotated[
-        str, typer.Option(help=f"Memory layout of the host pool: {', '.join(LAYOUTS)}.")
+        str,
+        typer.Option(
+            help=f"Memory layout of the host pool: {', '.join(LAYOUTS)}.",
+            autocompletion=_one_of(tuple(LAYOUTS)),
+        ),
     ] = "page_first",
     mla: Annotated[bool, typer.Option("--mla", help="Use MLA pages, which are one file each.")] = False,
     direct: Annotated[
@@ -70,24 +85,32 @@ def replay(
     nofile_limit: Annotated[
         int | None, typer.Option(help="RLIMIT_NOFILE of the replay's process; without it, the hard limit.")
     ] = None,
-    calls: Annotated[int, typer.Option(help="With steady: number of calls, alternately set and get.")] = 20,
-    keys: Annotated[int, typer.Option(help="With steady: keys per call.")] = 128,
+    calls: Annotated[
+        int | None,
+        typer.Option(help="With steady: number of calls, alternately set and get.", show_default="20"),
+    ] = None,
+    keys: Annotated[int | None, typer.Option(help="With steady: keys per call.", show_default="128")] = None,
     seed: Annotated[int, typer.Option(help="Seed of keys and page contents.")] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds for the whole replay.")] = 600,
-    csv: Annotated[Path | None, typer.Option(help="Write the table to this file as well.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for the replay of a connector.")] = 600,
+    every: Annotated[bool, typer.Option("--all", help="Show every call, not only the summary.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a row for each call to this new file.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the open descriptors over the calls into this new file.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     r"""Run a schedule of calls against a connector and count what stays open.
 
     The calls run in a process of their own, with NIXL's POSIX plugin, and each
-    page is compared with what was stored. The table has one row per call: open
-    descriptors, open storage files, memory registrations, correct pages.
+    page is compared with what was stored. The pages that a log's first gets ask
+    for are stored before call 1 and not counted.
 
     [bold]Examples[/]
 
     The calls of PR #24671 before and after the fix:
 
-        hicache-nixl replay --baseline-fds 135
-        hicache-nixl replay --baseline-fds 135 --connector try_finally
+        hicache-nixl replay --baseline-fds 135 --connector leaky \
+            --connector try_finally --png fix.png
 
     The log of a server, with the pages of its model:
 
@@ -98,72 +121,111 @@ def replay(
 
         hicache-nixl replay steady --calls 40 --connector sglang==0.5.12
 
+    [bold]--json[/]
+
+    schedule, calls, keys, page_bytes, queue, layout, mla, direct, and connectors:
+    a list of connector, fds_before, fds_at_end, fds_per_key, registrations_at_end,
+    failed_calls, first_failure (call, operation, pages_ok, keys, errno, reason,
+    logged), set and get (calls, median_seconds, median_bytes_per_second), and with
+    --all rows. What does not exist is null.
+
     [bold]Exit codes[/]
 
-        0  the replay ran, even if calls failed
-        1  the replay did not run to its end
+        0  every page of every call was right
+        1  a replay did not run to its end
         2  an option cannot work; nothing was run
+        3  calls failed; the first one is named
     """
     from .. import lab
+    from ..lab.experiments.summary import summarize
+    from ..lab.worker.releases import ReleaseError
 
     plan = _schedule(schedule, calls, keys)
-    if csv is not None and not csv.absolute().parent.is_dir():
-        raise ConfigError(
-            f"--csv {csv}: no folder {csv.absolute().parent}; expected a file in an existing folder"
-        )
+    csv, png = new_file("--csv", csv), new_file("--png", png)
+    if png is not None and png.suffix.lower() != ".png":
+        raise ConfigError(f"--png {png}: expected a name that ends in .png")
     if (page := page_of(model, page_size, layers)) is not None:
         page_bytes, mla = page
-    table = lab.replay(
-        plan,
-        connector,
-        storage_dir=storage_dir,
-        plugin_params=lab.queue_params(queue),
-        page_bytes=page_bytes,
-        layout=layout,
-        mla=mla,
-        direct=direct,
-        baseline_fds=baseline_fds,
-        nofile_limit=nofile_limit,
-        seed=seed,
-        timeout=timeout,
-    )
-    if csv is not None:
-        table.to_csv(csv, index=False)
-    _show(table, f"{connector}: {plan.name}, pages of {page_bytes} bytes")
-    first, last = int(table.open_fds.iloc[0]), int(table.open_fds.iloc[-1])
-    failed = table[table.pages_ok < table["keys"]]
-    files, regions = int(table.storage_fds.iloc[-1]), int(table.registrations.iloc[-1])
-    say(
-        f"open fds {first} -> {last}; left at the end: {files} open storage files, {regions} NIXL registrations"
-    )
-    if len(failed):
-        call = failed.iloc[0]
-        reason = os.strerror(call.errno) if call.errno else "no errno"
-        logged = table.attrs["log"].get(int(call.call), ["nothing was logged"])[0]
-        say(f"call {call.call} is the first that failed: {reason}\n{logged}")
+    setups = [
+        lab.Setup(
+            name,
+            plugin_params=lab.queue_params(queue),
+            page_bytes=page_bytes,
+            layout=layout,
+            mla=mla,
+            direct=direct,
+            seed=seed,
+        )
+        for name in dict.fromkeys(connector or ["leaky"])
+    ]
+    limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
+    tables, broken = {}, {}
+    for setup in setups:
+        try:
+            tables[setup.connector] = lab.replay(
+                plan, setup, storage_dir=storage_dir, timeout=timeout, **limits
+            )
+        except (lab.WorkerError, ReleaseError) as error:
+            if len(setups) == 1:
+                raise
+            broken[setup.connector] = str(error)
+    summaries = {name: summarize(table) for name, table in tables.items()}
+    if csv is not None and tables:
+        _write_csv(csv, tables)
+    if png is not None and tables:
+        _draw(png, tables, plan.name, nofile_limit)
+    about = {"schedule": plan.name, "calls": len(plan), "keys": plan.total("set") + plan.total("get")}
+    about |= {"page_bytes": page_bytes, "queue": queue, "layout": layout, "mla": mla, "direct": direct}
+    if as_json:
+        print_json(result_as_json(about, tables, summaries, every))
+    else:
+        before = dict.fromkeys(str(found.fds_before) for found in summaries.values())
+        say(
+            f"{plan.name}: {len(plan)} calls, {about['keys']} keys, pages of {page_bytes} bytes, {layout} on {queue}; "
+            f"{' or '.join(before)} descriptors are open before call 1"
+        )
+        for name, table in tables.items() if every else ():
+            show_calls(table, name)
+        show_summaries(summaries)
+    if broken:
+        raise CommandFailedError("; ".join(f"{name} was not replayed: {why}" for name, why in broken.items()))
+    raise typer.Exit(FAILED_CALLS if any(found.failed_calls for found in summaries.values()) else 0)
 
 
-def _schedule(name: str, calls: int, keys: int) -> Any:
+def _schedule(name: str, calls: int | None, keys: int | None) -> Any:
     from ..lab import Schedule
 
-    ready = {"pr24671": Schedule.pr24671, "single_call": Schedule.single_call}
-    if name in ready:
-        return ready[name]()
+    given = {option: value for option, value in (("calls", calls), ("keys", keys)) if value is not None}
     if name == "steady":
-        return Schedule.steady(calls, keys)
+        return Schedule.steady(given.get("calls", 20), given.get("keys", 128))
+    for option in given:
+        raise ConfigError(f"--{option} has no effect with {name}; expected it only with the schedule steady")
+    if name in SCHEDULES:
+        return getattr(Schedule, name)()
     if not Path(name).exists():
         raise ConfigError(
-            f"schedule {name!r} is unknown; expected one of {', '.join(ready)}, steady, or an existing CSV file"
+            f"schedule {name!r} is unknown; expected one of {', '.join(SCHEDULES)}, or an existing CSV file"
         )
     return Schedule.from_csv(name)
 
 
-def _show(table: Any, title: str) -> None:
-    shown = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
-    )
-    for column, heading in SHOWN.items():
-        shown.add_column(heading, no_wrap=True, justify="left" if column == "operation" else "right")
-    for row in table[list(SHOWN)].assign(seconds=table.seconds * 1e3).itertuples(index=False):
-        shown.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
-    out.print(shown)
+def _write_csv(path: Path, tables: dict[str, Any]) -> None:
+    import pandas as pd
+
+    frames = []
+    for name, table in tables.items():
+        frame = table.copy()
+        frame.insert(0, "connector", name)
+        frame.attrs = {}  # pandas compares them, and a log is no part of the file
+        frames.append(frame)
+    pd.concat(frames).to_csv(path, index=False)
+
+
+def _draw(path: Path, tables: dict[str, Any], name: str, limit: int | None) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from ..lab.figures.replays import replays
+
+    drawn = replays(tables, name, limit)
+    drawn.figure.savefig(path, dpi=150, metadata={"Description": drawn.alt})

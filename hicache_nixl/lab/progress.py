@@ -34,4 +34,11 @@ class WidgetBar(_chosen):
             self._shown = None
 
 
-tqdm = WidgetBar if IN_NOTEBOOK else _chosen
+class TextBar(_chosen):
+    """A bar in a terminal, and nothing in a file or a pipe, where each step would be one more line."""
+
+    def __init__(self, *args: Any, disable: bool | None = None, **options: Any):
+        super().__init__(*args, disable=disable, **options)
+
+
+tqdm = WidgetBar if IN_NOTEBOOK else TextBar

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,14 +14,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 from tiny_notebooks import FAIL, failing_notebook, holding_notebook
 
 from hicache_nixl import cli
 from hicache_nixl.lab import execute as reproduction
-from hicache_nixl.lab.experiments.replay import COLUMNS
-from hicache_nixl.lab.worker.client import Worker
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -87,12 +83,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch, runs: Path, tmp_path: Path) -> Path:
     return runs
 
 
-@pytest.fixture
-def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail when a worker is started."""
-    monkeypatch.setattr(Worker, "_start", lambda self: pytest.fail("a process was started"))
-
-
 def test_the_installed_command_is_this_one():
     (script,) = entry_points(group="console_scripts", name="hicache-nixl")
     assert script.load() is cli.main
@@ -122,7 +112,10 @@ class TestHelp:
                 "compare --help",
                 ["FIRST", "SECOND", "--out", "ratios of times", "hicache-nixl compare runs/ssd runs/nvme"],
             ),
-            ("replay --help", ["--storage-dir", "--model", "--layers", "--csv", "--queue", "--baseline-fds"]),
+            (
+                "replay --help",
+                ["--storage-dir", "--model", "--layers", "--csv", "--png", "--json", "--queue", "--all"],
+            ),
             (
                 "replay --help",
                 ["columns operation and keys", "pr24671, single_call, steady", "log.csv", "Exit codes"],
@@ -139,107 +132,6 @@ class TestHelp:
 
     def test_without_a_command_it_shows_the_help(self, run):
         assert "reproduce" in run("").prose
-
-
-class TestReplay:
-    def test_it_prints_a_row_per_call_and_writes_the_same_as_csv(self, run, tmp_path):
-        """592 keys in one call lead to the count of the PR's log."""
-        (tmp_path / "disk").mkdir()
-        answer = run(
-            "replay single_call --page-bytes 4096 --baseline-fds 135 --queue posix_aio "
-            f"--storage-dir {tmp_path}/disk --csv {tmp_path}/table.csv"
-        )
-        assert answer.code == 0
-        table = pd.read_csv(tmp_path / "table.csv")
-        assert list(table.columns) == COLUMNS
-        assert table.open_fds.tolist() == [167, 1351]
-        assert table.pages_ok.tolist() == [16, 592]
-        assert "leaky: single_call, pages of 4096 bytes" in answer.prose
-        rows = [words for line in answer.out.splitlines() if (words := line.split()) and words[0].isdigit()]
-        assert [words[:4] for words in rows] == [["1", "set", "16", "32"], ["2", "set", "592", "1184"]]
-        assert "open fds 167 -> 1351" in answer.prose
-        assert list((tmp_path / "disk").iterdir()) == []
-
-    def test_it_replays_a_log_with_the_pages_of_a_model_up_to_the_limit(self, run, tmp_path):
-        (tmp_path / "server.csv").write_text(
-            "time,operation,keys,open_fds\n"
-            "08:46,batch_set_v1,16,167\n08:47,batch_get_v1,16,199\n08:49,batch_set_v1,128,455\n"
-        )
-        answer = run(
-            f"replay {tmp_path}/server.csv --model qwen2.5-32b --layers 1 --page-size 4 "
-            f"--baseline-fds 135 --nofile-limit 300 --csv {tmp_path}/table.csv"
-        )
-        assert answer.code == 0
-        assert "leaky: server, pages of 16384 bytes" in answer.prose
-        table = pd.read_csv(tmp_path / "table.csv")
-        assert table.bytes.tolist() == [16 * 16384, 16 * 16384, 0]
-        assert table.open_fds.tolist() == [167, 199, 199]
-        assert "open fds 167 -> 199" in answer.prose
-        assert "call 3 is the first that failed: Too many open files" in answer.prose
-
-    @pytest.mark.parametrize(
-        ("arguments", "names"),
-        [
-            ("nonsense", ["'nonsense' is unknown", "pr24671, single_call, steady", "CSV"]),
-            ("{tmp}/no_keys.csv", ["no column keys", "which has operation, pages"]),
-            ("{tmp}/bad_row.csv", ["line 3", "many"]),
-            ("{tmp}/get_first.csv", ["a get before any set"]),
-            ("steady --keys 0", ["keys is 0", "from 1"]),
-            ("steady --calls 0", ["calls is 0", "from 1"]),
-            ("--layers 4", ["--layers 4", "--model"]),
-            ("--page-bytes 4097", ["page_bytes", "4097", "multiple of 8"]),
-            ("--model gpt-9", ["'gpt-9' is unknown", "Qwen2.5-32B", "DeepSeek-V3"]),
-            ("--storage-dir {tmp}/missing", ["storage_dir", "missing", "existing, writable folder"]),
-            ("--storage-dir {tmp}/bad_row.csv", ["storage_dir", "Not a directory"]),
-            ("--csv {tmp}/missing/table.csv", ["missing", "table.csv"]),
-        ],
-        ids=shown,
-    )
-    def test_what_cannot_work_is_one_line_before_a_process_is_started(
-        self, run, no_process, tmp_path, arguments, names
-    ):
-        (tmp_path / "no_keys.csv").write_text("operation,pages\nset,1\n")
-        (tmp_path / "bad_row.csv").write_text("operation,keys\nset,16\nget,many\n")
-        (tmp_path / "get_first.csv").write_text("operation,keys\nget,16\n")
-        answer = run(f"replay {arguments.format(tmp=tmp_path)}")
-        message = answer.error()
-        assert answer.err == f"error: {message}\n"
-        assert [name for name in names if name not in message] == []
-        assert answer.code == 2
-
-    @pytest.mark.parametrize(
-        ("option", "value", "allowed"),
-        [
-            ("--queue", "uring", ("libaio", "io_uring", "posix_aio")),
-            ("--connector", "leeky", ("leaky", "try_finally", "scoped", "sglang==")),
-            ("--layout", "page_last", ("layer_first", "page_first", "page_first_direct")),
-        ],
-    )
-    def test_an_unknown_choice_names_those_that_there_are(self, run, no_process, option, value, allowed):
-        answer = run(f"replay {option} {value}")
-        assert answer.code == 2
-        assert [word for word in (option.strip("-"), value, *allowed) if word not in answer.err] == []
-
-    def test_a_worker_that_does_not_answer_is_one_line_without_a_traceback(self, run):
-        answer = run("replay steady --page-bytes 4096 --timeout 0.001")
-        assert answer.code == 1
-        assert answer.err.startswith("error: the worker did not answer within 0.001 s")
-        assert "Traceback" not in answer.err
-
-    def test_where_nixl_is_missing_one_line_says_what_to_install(self, tmp_path):
-        for package in ("nixl", "nixl_cu12", "nixl_cu13"):
-            (tmp_path / package).mkdir()
-            (tmp_path / package / "__init__.py").write_text("raise ImportError('not for this platform')\n")
-        command = "replay steady --calls 1 --keys 1 --page-bytes 4096"
-        answer = subprocess.run(
-            [sys.executable, "-c", "from hicache_nixl.cli import main; main()", *command.split()],
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert answer.returncode in (1, 2)
-        assert "pip install nixl" in answer.stderr.splitlines()[-1]
 
 
 class TestReproduceRefuses:

@@ -30,8 +30,13 @@ def displays(kernel: BlockingKernelClient, code: str) -> list[tuple[str, dict[st
 def test_outside_of_a_notebook_it_is_text(capsys):
     assert issubclass(progress.tqdm, text_bar)
     assert not progress.IN_NOTEBOOK
-    list(progress.tqdm(range(3), desc="counting"))
+    list(progress.tqdm(range(3), desc="counting", disable=False))
     assert "counting: 100%" in capsys.readouterr().err
+
+
+def test_where_there_is_no_terminal_it_is_nothing(capsys):
+    assert list(progress.tqdm(range(3), desc="counting")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_worker_carries_neither_widgets_nor_ipython():

@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+import psutil
 
+from ...errors import ConfigError
 from ..progress import tqdm
 from ..worker import call
 from ..worker.client import Worker
+from ..worker.descriptors import count_fds
 from ..worker.schedule import Schedule, ScheduleError
 from ..worker.setup import Setup
 
+POOL = 1.25  # size of the host pool, in the pages of the largest call
 COLUMNS = ["call", *call.COLUMNS]
 
 
@@ -55,7 +59,7 @@ def replay(
     pandas.DataFrame
         A row per call: ``call``, its number from 1, and the columns of ``CallRow``, which describes them.
         ``attrs["log"]`` holds, by number of the call, the warnings and errors that were logged, and what was found
-        to be wrong.
+        to be wrong; ``attrs["fds_before"]`` the descriptors that were open before the first call.
 
     Raises
     ------
@@ -77,6 +81,7 @@ def replay(
         raise ScheduleError(f"schedule {schedule.name!r} has no calls")
     named = setup if isinstance(setup, Setup) else Setup(**{"connector": setup, **fields})
     setup = dataclasses.replace(named, **{**fields, "pages": max(schedule.largest, 1)})
+    _check_memory(setup)
     limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
     with Worker(setup, storage_dir=storage_dir, timeout=timeout, **limits) as worker:
         return _run(worker, schedule, setup.connector)
@@ -98,11 +103,25 @@ def replay_each(
         return tables
 
 
+def _check_memory(setup: Setup) -> None:
+    """Refuse a host pool that does not fit into memory, which would end the worker or this machine."""
+    needed, free = setup.pages * setup.page_bytes * POOL, psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"the largest call has {setup.pages} keys; with pages of {setup.page_bytes} bytes its host pool needs "
+            f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are available"
+        )
+
+
 def _run(worker: Worker, schedule: Schedule, connector: str) -> pd.DataFrame:
+    if schedule.stored_before:
+        worker.request("store_before", keys=schedule.stored_before)
+    before = count_fds(worker.pid)
     progress = tqdm(schedule, desc=f"{connector}: {schedule.name}", unit="call", leave=False)
     rows = [worker.call(asked.operation, asked.keys) for asked in progress]
     table = pd.DataFrame(
         [{"call": number, **row.as_columns()} for number, row in enumerate(rows, 1)], columns=COLUMNS
     )
+    table.attrs["fds_before"] = before
     table.attrs["log"] = {number: row.log for number, row in enumerate(rows, 1) if row.log}
     return table

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from ...errors import ConfigError
 from ...resources import resource
 
 OPERATIONS = ("set", "get", "exists")
+MOST_CALLS, MOST_KEYS = 1_000_000, 1_000_000  # far beyond any server: SGLang puts 128 keys into a call
 RECORDED_LOG = "data/pr24671_log.csv"
 RECORDED_BASELINE = 135  # descriptors of the PR's server before the first call: 167 - 2 x 16
 RECORDED_CALLS = (1, 10, 21)  # which calls of Schedule.pr24671() the log's three lines follow
@@ -36,12 +38,13 @@ class Schedule:
     """A list of calls.
 
     A set stores pages that were not stored before.  A get and an exists ask for the pages stored last, and
-    begin with the first again when they ask for more than there are.  An exists before any set finds none.
+    begin with the first again when they ask for more than there are.  A get before any set, as in a log that was
+    rotated, asks for pages that a replay stores beforehand and does not count.
 
     Raises
     ------
     ScheduleError
-        For an unknown operation, a number of keys below one, or a get before any set, since a replay checks what comes back.
+        For an unknown operation, a number of keys below one, or more than ``MOST_CALLS`` calls.
 
     Examples
     --------
@@ -53,7 +56,8 @@ class Schedule:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        stored = 0
+        if len(self.calls) > MOST_CALLS:
+            raise ScheduleError(f"{self.name}: {len(self.calls)} calls; expected at most {MOST_CALLS}")
         for number, call in enumerate(self.calls, 1):
             if call.operation not in OPERATIONS:
                 raise ScheduleError(
@@ -61,12 +65,6 @@ class Schedule:
                 )
             if call.keys < 1:
                 raise ScheduleError(f"call {number}: {call.keys} keys; expected a whole number from 1")
-            if call.operation == "set":
-                stored += call.keys
-            elif call.operation == "get" and not stored:
-                raise ScheduleError(
-                    f"call {number}: a {call.operation} before any set finds nothing; put a set before it"
-                )
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -81,6 +79,18 @@ class Schedule:
     def largest(self) -> int:
         """Keys of the largest set or get: what the host pool must hold."""
         return max((call.keys for call in self.calls if call.operation != "exists"), default=0)
+
+    @property
+    def stored_before(self) -> int:
+        """Keys that must be stored before the first call: those of the largest get before any set.
+
+        Examples
+        --------
+        >>> Schedule.of([("get", 8), ("get", 16), ("set", 4), ("get", 64)]).stored_before
+        16
+        """
+        first = takewhile(lambda call: call.operation != "set", self.calls)
+        return max((call.keys for call in first if call.operation == "get"), default=0)
 
     def total(self, operation: str) -> int:
         """Keys of all calls of one operation."""
@@ -111,9 +121,9 @@ class Schedule:
     @classmethod
     def steady(cls, calls: int, keys: int, operations: Sequence[str] = ("set", "get")) -> Schedule:
         """Return ``calls`` calls of ``keys`` keys, taking the operations in turn."""
-        for name, value in {"calls": calls, "keys": keys}.items():
-            if value < 1:
-                raise ScheduleError(f"steady: {name} is {value}; expected a whole number from 1")
+        for name, value, most in (("calls", calls, MOST_CALLS), ("keys", keys, MOST_KEYS)):
+            if not 1 <= value <= most:
+                raise ScheduleError(f"steady: {name} is {value}; expected a whole number from 1 to {most}")
         return cls.of([(operations[i % len(operations)], keys) for i in range(calls)], "steady")
 
     @classmethod
@@ -127,8 +137,10 @@ class Schedule:
             raise ScheduleError(f"schedule {path}: the file is empty") from None
         except UnicodeDecodeError:
             raise ScheduleError(f"schedule {path}: not a text file in UTF-8") from None
-        except (OSError, ValueError) as error:
-            raise ScheduleError(f"schedule {path}: {error}") from error
+        except OSError as error:
+            raise ScheduleError(f"schedule {path}: {error.strerror}; expected a CSV file") from error
+        except (ValueError, csv.Error) as error:
+            raise ScheduleError(f"schedule {path}: {' '.join(str(error).split())}") from error
         if missing := {"operation", "keys"} - set(table.columns):
             raise ScheduleError(
                 f"schedule {path}: no column {', '.join(sorted(missing))} in the first line, "
@@ -156,8 +168,8 @@ def _call(operation: str, keys: str, where: str) -> Call:
         count = float(keys)
     except ValueError:
         count = math.nan
-    if not (count >= 1 and count.is_integer()):
-        raise ScheduleError(f"{where}: keys is {keys!r}; expected a whole number from 1")
+    if not (1 <= count <= MOST_KEYS and count.is_integer()):
+        raise ScheduleError(f"{where}: keys is {keys!r}; expected a whole number from 1 to {MOST_KEYS}")
     return Call(name, int(count))
 
 

@@ -129,10 +129,14 @@ class Host:
         self.agent_class = load_nixl(plugin).nixl_agent
         self.registrations.count(self.agent_class)
         self.pages = CheckedPages(self.setup, self.storage_dir, in_files=plugin not in OBJ_PLUGINS)
-        self.connector = self._make_connector(wheel)
+        self.wheel = wheel
+        self._new_connector()
+        return {}
+
+    def _new_connector(self) -> None:
+        self.connector = self._make_connector(self.wheel)
         self.log.take()
         self.registrations.take_seconds()
-        return {}
 
     def _make_connector(self, wheel: str | None) -> Any:
         config = self.setup.storage_config()
@@ -156,6 +160,9 @@ class Host:
             return
         if self.storage_dir == self.own_folder:
             self.connector.clear()
+        self._close_connector()
+
+    def _close_connector(self) -> None:
         if hasattr(self.connector, "close"):  # 0.5.11 and 0.5.12 have none
             self.connector.close()
         self.connector = None
@@ -163,6 +170,19 @@ class Host:
         table = descriptors.fd_table(storage_dir=self.storage_dir)
         for fd in table[table.kind == "storage file"].fd:
             os.close(fd)
+
+    def store_before(self, keys: int) -> dict[str, Any]:
+        """Store pages with a connector of their own, which is closed then, so that nothing of it is counted."""
+        with _highest_limit():
+            row = self.call("set", keys)
+            self._close_connector()
+        if row["pages_ok"] < keys:
+            told = "; ".join(row["log"]) or row["raised"] or "nothing was logged"
+            raise HiCacheNixlError(
+                f"only {row['pages_ok']} of {keys} pages could be stored beforehand: {told}"
+            )
+        self._new_connector()
+        return {}
 
     def limits(self, baseline_fds: int | None, nofile_limit: int | None) -> dict[str, Any]:
         """Pad this process with open descriptors up to a number, and set its limit."""
@@ -340,7 +360,7 @@ def _highest_limit() -> Iterator[None]:
 
 
 PAUSES = {"none": lambda running: None, "growing": growing_pause, "steady": steady_pause}
-REQUESTS = ("open", "limits", "trace", "opened_by", "call", "pause", "register_files")
+REQUESTS = ("open", "limits", "trace", "opened_by", "call", "store_before", "pause", "register_files")
 
 
 def serve(connection: Connection, storage_dir: str) -> None:

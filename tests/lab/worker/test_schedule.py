@@ -75,9 +75,21 @@ class TestCalls:
     def test_a_schedule_without_calls_has_no_largest(self):
         assert Schedule(()).largest == 0
 
-    def test_a_get_before_any_set_is_refused(self):
-        with pytest.raises(ScheduleError, match="call 1: a get before any set"):
-            Schedule.of([("get", 4), ("set", 4)])
+    @pytest.mark.parametrize(
+        ("calls", "before"),
+        [
+            ([("get", 4), ("set", 4)], 4),
+            ([("exists", 9), ("get", 4), ("get", 7), ("set", 1), ("get", 50)], 7),
+            ([("set", 4), ("get", 8)], 0),
+            ([("exists", 4)], 0),
+        ],
+    )
+    def test_what_gets_before_any_set_ask_for_is_stored_before(self, calls, before):
+        assert Schedule.of(calls).stored_before == before
+
+    def test_more_calls_than_any_server_makes_are_refused(self):
+        with pytest.raises(ScheduleError, match="1000001 calls; expected at most 1000000"):
+            Schedule((Call("set", 1),) * 1_000_001)
 
     def test_a_lookup_may_come_first_and_needs_no_room_in_the_pool(self):
         assert Schedule.of([("exists", 305), ("set", 4)]).largest == 4
@@ -115,7 +127,7 @@ class TestFromCsv:
         calls = Schedule.from_csv(resource(RECORDED_LOG)).calls
         assert calls == (Call("set", 16), Call("set", 128), Call("get", 128))
 
-    @pytest.mark.parametrize("bad", ["many", "1.5", "", "inf", "0", "-3"])
+    @pytest.mark.parametrize("bad", ["many", "1.5", "", "inf", "nan", "0", "-3", "1e30"])
     def test_a_row_without_a_whole_number_is_named_by_its_line(self, tmp_path, bad):
         path = csv_file(tmp_path, f"operation,keys\nset,16\nget,{bad}\nset,1\n")
         with pytest.raises(
