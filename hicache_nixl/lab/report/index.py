@@ -1,4 +1,4 @@
-"""The first page of a run's report: verdict, findings with their figures and claims, review agenda, and the rest folded."""
+"""The first page of a run's report: verdict, findings, review agenda, figures with their claims, and the rest folded."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from ...resources import resource
 from ..runs.claims import FAILS, HOLDS, INCONCLUSIVE, tally
 from ..runs.record import Record, read_record
+from .findings import findings
 from .notebook_page import title_of, write_notebook_page
 from .pages import write_page
 
@@ -72,7 +73,8 @@ def build(run: str | Path | Record) -> Path:
         unsettled=unsettled(record),
         hero=hero,
         story=story,
-        told=[found for found in (hero, *story) if found is not None and found.row.story.strip()],
+        findings=findings(record),
+        places={(row.notebook, row.figure) for row in _rows(record.figures)},
         others=others,
         ledger=_by_notebook(record),
         facts=facts(record),
@@ -114,7 +116,8 @@ def agenda(record: Record) -> dict[str, Any]:
     known = yaml.safe_load(resource(AGENDA).read_text())
     for remark in known["remarks"]:
         chosen = [any(fnmatchcase(id, wanted) for wanted in remark["claims"]) for id in record.claims.id]  # noqa: A001
-        remark["evidence"] = _rows(record.claims[chosen])
+        evidence = record.claims.loc[chosen]
+        remark |= {"evidence": _rows(evidence), "tally": _tally(evidence)}
     return known
 
 
@@ -144,7 +147,7 @@ def _finding(record: Record, row: Any, shown: set[tuple[str, str]]) -> Finding:
 
 
 def _tally(claims: pd.DataFrame) -> str:
-    if (claims.verdict == HOLDS).all():
+    if len(claims) and (claims.verdict == HOLDS).all():
         return "1 claim holds" if len(claims) == 1 else f"{len(claims)} of {len(claims)} claims hold"
     return tally(claims)
 

@@ -98,15 +98,15 @@ def anchor(claim: Any) -> str:
 
 
 def place(found: Any) -> str:
-    """Return the anchor of a figure, given its finding.
+    """Return the anchor of a figure, given its row of ``figures.csv``, or a finding that it shows.
 
     Examples
     --------
     >>> from types import SimpleNamespace
-    >>> place(SimpleNamespace(row=SimpleNamespace(notebook="04_what", figure="second leak")))
+    >>> place(SimpleNamespace(notebook="04_what", figure="second leak"))
     'figure-04_what-second-leak'
     """
-    return "figure-" + _plain(f"{found.row.notebook}-{found.row.figure}")
+    return "figure-" + _plain(f"{found.notebook}-{found.figure}")
 
 
 def _plain(text: str) -> str:

@@ -77,6 +77,10 @@ class Record:
         told = tally(self.claims)
         return f"{told}; unfinished: {', '.join(self.unfinished)}" if self.unfinished else told
 
+    def parameters(self, notebook: str) -> dict[str, Any]:
+        """Return the parameters that a notebook ran with; none when it did not start."""
+        return self.provenance.get("notebooks", {}).get(notebook, {}).get("parameters", {})
+
     def tables(self) -> dict[str, Path]:
         """Return the tables, named as their files: ``01_reproduce_the_leak_growth``."""
         return self.files.tables()

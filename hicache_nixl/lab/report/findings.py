@@ -1,0 +1,190 @@
+"""The findings of a run in five sentences, made from its tables: the leak, the fix, its cost, what it leaves, who is affected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from ..connectors import expected
+from ..figures.words import baseline, first_emfile, listed, pace, per_key
+from ..runs.folder import read_table
+from ..runs.record import Record
+from ..statistics import Estimate
+from ..worker.releases import PREFIX
+
+BEFORE, AFTER = "leaky", "try_finally"
+LEAKS = {"fds": "descriptors", "registrations": "registrations"}  # the worse one first
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sentence of the findings.
+
+    Attributes
+    ----------
+    question, text : str
+    notebook, figure : str
+        The figure that shows it; the report links to it when the run has drawn it.
+    """
+
+    question: str
+    text: str
+    notebook: str
+    figure: str
+
+
+def findings(record: Record) -> list[Answer]:
+    """Return the five sentences; one whose notebook did not run, or did not get that far, says so."""
+    asked: tuple[tuple[str, str, str, Callable[[Record], str]], ...] = (
+        ("How large is the leak?", "03_before_and_after", "hero", _leak),
+        ("What does the fix do?", "03_before_and_after", "hero", _fix),
+        ("What does it cost?", "03_before_and_after", "cost", _cost),
+        ("What does it leave?", "04_the_second_leak", "second_leak", _left),
+        ("Who is affected, and what to install?", "05_the_review_answered", "behaviours", _affected),
+    )
+    return [
+        Answer(
+            question, text(record) or f"Not measured in this run (notebook {notebook[:2]}).", notebook, figure
+        )
+        for question, notebook, figure, text in asked
+    ]
+
+
+def _table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
+    path = record.files.table(notebook, name)
+    return read_table(path) if path.exists() else None
+
+
+def _replayed(record: Record, connector: str) -> pd.DataFrame | None:
+    table = _table(record, "03_before_and_after", "descriptors")
+    chosen = None if table is None else table[table.connector == connector].reset_index(drop=True)
+    return None if chosen is None or chosen.empty else chosen
+
+
+def _leak(record: Record) -> str:
+    table = _replayed(record, BEFORE)
+    if table is None:
+        return ""
+    told = f"Before the fix, every key of a call leaves {per_key(table)} descriptors open"
+    failed = first_emfile(table)
+    if failed is None:
+        return f"{told}: {baseline(table)} before the first call, {table.open_fds.iloc[-1]} after {len(table)} calls."
+    after = table[table.call >= failed]
+    limit = record.parameters("03_before_and_after").get("nofile_limit")
+    return (
+        f"{told}: at a limit of {limit}, call {failed} of {len(table)} fails with EMFILE, and from then on "
+        f"{after.pages_ok.sum()} of {after['keys'].sum()} pages are stored or loaded."
+    )
+
+
+def _fix(record: Record) -> str:
+    table = _replayed(record, AFTER)
+    if table is None:
+        return ""
+    base = baseline(table)
+    flat = (table.open_fds == base).sum()
+    return (
+        f"With the fix, {base} descriptors are open after {flat} of the same {len(table)} calls, as before the first, "
+        f"and {table.pages_ok.sum()} of {table['keys'].sum()} pages are stored or loaded."
+    )
+
+
+def _cost(record: Record) -> str:
+    table = _table(record, "03_before_and_after", "cost")
+    if table is None:
+        return ""
+    told = [
+        f"a {row.operation} takes {pace(_estimate(row, row.time_ratio))}" for row in table[:2].itertuples()
+    ]
+    return f"{'; '.join(told).capitalize()}."
+
+
+def _left(record: Record) -> str:
+    table = _table(record, "04_the_second_leak", "slopes")
+    if table is None:
+        return ""
+    rows = {row.column: row for row in table[table.connector == AFTER].itertuples()}
+    time, memory = (_estimate(rows[name], rows[name].per_call) for name in ("seconds", "rss_bytes"))
+    keys = record.parameters("04_the_second_leak").get("keys_per_call")
+    slower = f"each get takes {time} us longer than the one before"
+    if time.low <= 0:
+        slower = f"whether gets become slower is not certain ({time} us per call)"
+    return (
+        f"Each call of {keys} keys leaves {rows['registrations'].per_call:g} NIXL registrations that no count of "
+        f"descriptors shows: memory grows by {memory} KiB per call, and {slower}."
+    )
+
+
+def _estimate(row: Any, value: float) -> Estimate:
+    return Estimate(value, row.low, row.high, 0)
+
+
+def _affected(record: Record) -> str:
+    """Say what each release leaks: as measured here, else as recorded in ``data/connectors.csv``."""
+    known = expected()
+    releases = [name for name in known.index if name.startswith(PREFIX)]
+    table = _table(record, "05_the_review_answered", "releases")
+    measured = pd.DataFrame() if table is None else table.set_index("connector")
+    kinds = {}
+    for name in releases:
+        row, unit = (measured.loc[name], "call") if name in measured.index else (known.loc[name], "key")
+        kinds[name.removeprefix(PREFIX)] = next(
+            (what for column, what in LEAKS.items() if row[f"{column}_per_{unit}"] > 0), "neither"
+        )
+    checked = [name for name in releases if name in measured.index]
+    return f"{_who(kinds)} {_checked(record, releases, checked, measured)}"
+
+
+def _who(kinds: dict[str, str]) -> str:
+    """Say which releases leak what, and which one to install.
+
+    Examples
+    --------
+    >>> _who({"0.5.11": "descriptors", "0.5.12": "registrations", "0.5.13.post1": "neither", "0.5.23": "neither"})
+    'SGLang up to 0.5.11 leaks descriptors, 0.5.12 leaks registrations, from 0.5.13 on neither: install 0.5.13 or later.'
+    """
+    groups = [
+        (kind, [version for version, _ in group])
+        for kind, group in groupby(kinds.items(), lambda item: item[1])
+    ]
+    parts = []
+    for place, (kind, versions) in enumerate(groups):
+        which = listed(versions)
+        if place == 0 and kind != "neither":
+            which = f"up to {versions[-1]}"
+        elif place == len(groups) - 1:
+            which = f"from {_base(versions[0])} on"
+        parts.append(f"{which} neither" if kind == "neither" else f"{which} leaks {kind}")
+    kind, versions = groups[-1]
+    advice = (
+        f"install {_base(versions[0])} or later"
+        if kind == "neither"
+        else "no later release is known to be without a leak"
+    )
+    return f"SGLang {', '.join(parts)}: {advice}."
+
+
+def _base(version: str) -> str:
+    return version.partition(".post")[0]
+
+
+def _checked(record: Record, releases: list[str], checked: list[str], measured: pd.DataFrame) -> str:
+    missing = [name for name in releases if name not in checked]
+    told = ""
+    if checked:
+        rows = [
+            f"{name.removeprefix(PREFIX)} ({measured.fds_per_call[name]:g} and {measured.registrations_per_call[name]:g})"
+            for name in checked
+        ]
+        keys = f" of {measured['keys'].iloc[0]} keys" if "keys" in measured else ""
+        told = f"Checked in this run, by the descriptors and registrations that a call{keys} leaves: {listed(rows)}. "
+    if missing:
+        why = {name: record.not_run().get(name, "notebook 05 did not get that far") for name in missing}
+        reasons = "; ".join(dict.fromkeys(reason.rstrip(".") for reason in why.values()))
+        versions = listed([name.removeprefix(PREFIX) for name in missing])
+        told += f"Not checked in this run: {versions} ({reasons})."
+    return told.rstrip()

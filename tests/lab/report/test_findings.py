@@ -1,0 +1,112 @@
+"""The findings of a report follow from the tables of the run: other values, other sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from measured import COST, INTO_LIMIT, PR_FLAT
+
+from hicache_nixl.lab.connectors import expected
+from hicache_nixl.lab.report import build, read_record
+from hicache_nixl.lab.report.findings import findings
+from hicache_nixl.lab.runs.run import Run
+
+SPEED, LEAK, REVIEW = "03_before_and_after", "04_the_second_leak", "05_the_review_answered"
+RELEASES = [name for name in expected().index if "==" in name]
+
+
+def facts(connectors: list[str] = RELEASES) -> pd.DataFrame:
+    """What each release leaves in a call of 8 keys, as expected."""
+    known = expected().loc[connectors]
+    left = {f"{what}_per_call": 8 * known[f"{what}_per_key"] for what in ("fds", "registrations")}
+    return pd.DataFrame({**left, "keys": 8}).reset_index()
+
+
+def slopes(low: float = 3.8) -> pd.DataFrame:
+    rows = [("registrations", 128, 128, 128), ("seconds", 4.4, low, 4.9), ("rss_bytes", 27, 25.9, 28.3)]
+    return pd.DataFrame(rows, columns=["column", "per_call", "low", "high"]).assign(connector="try_finally")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The tables that findings are made of."""
+    both = {"leaky": INTO_LIMIT, "try_finally": PR_FLAT}
+    first = Run(SPEED, tmp_path, {"nofile_limit": 4200})
+    first.table("descriptors", pd.concat(both, names=["connector"]).reset_index("connector"))
+    first.table("cost", COST.assign(id="cost", time_ratio=1.02, low=0.98, high=1.04))
+    Run(LEAK, tmp_path, {"keys_per_call": 32}).table("slopes", slopes())
+    Run(REVIEW, tmp_path, {}).table("releases", facts())
+    return tmp_path
+
+
+def said(run: Path) -> list[str]:
+    return [answer.text for answer in findings(read_record(run))]
+
+
+def test_five_sentences_say_how_large_what_it_does_costs_leaves_and_what_to_install(run):
+    leak, fix, cost, left, affected = said(run)
+    assert leak == (
+        "Before the fix, every key of a call leaves 2 descriptors open: at a limit of 4200, call 22 of 27 fails "
+        "with EMFILE, and from then on 0 of 768 pages are stored or loaded."
+    )
+    assert fix.startswith(
+        "With the fix, 135 descriptors are open after 21 of the same 21 calls, as before the first"
+    )
+    assert cost.startswith(
+        "A set takes 1.02 [0.98, 1.04] times as long after the fix (no slower; margin 1.05); a get"
+    )
+    assert "leaves 128 NIXL registrations" in left
+    assert (
+        "memory grows by 27.0 [25.9, 28.3] KiB per call, and each get takes 4.40 [3.80, 4.90] us longer"
+        in left
+    )
+    assert affected == (
+        "SGLang up to 0.5.11 leaks descriptors, 0.5.12 leaks registrations, from 0.5.13 on neither: install 0.5.13 "
+        "or later. Checked in this run, by the descriptors and registrations that a call of 8 keys leaves: "
+        "0.5.11 (16 and 32), 0.5.12 (0 and 32), 0.5.13.post1 (0 and 0) and 0.5.23 (0 and 0)."
+    )
+
+
+def test_they_follow_from_what_was_measured(run):
+    files = read_record(run).files
+    leaking = PR_FLAT.assign(open_fds=PR_FLAT.open_fds + PR_FLAT.call)
+    files.write_table(SPEED, "descriptors", leaking.assign(connector="try_finally", storage_fds=leaking.call))
+    files.write_table(LEAK, "slopes", slopes(low=-1))
+    files.write_table(REVIEW, "releases", facts().assign(fds_per_call=[16, 0, 0, 3]))
+    leak, fix, _, left, affected = said(run)
+    assert leak == "Not measured in this run (notebook 03)."
+    assert "135 descriptors are open after 0 of the same 21 calls" in fix
+    assert "whether gets become slower is not certain (4.40 [-1.00, 4.90] us per call)" in left
+    assert "0.5.13.post1 neither, from 0.5.23 on leaks descriptors: no later release is known" in affected
+
+
+def test_what_was_not_checked_here_is_said_with_the_reason(run):
+    files = read_record(run).files
+    why = pd.DataFrame([(RELEASES[-1], "no package registry")], columns=["connector", "status"])
+    files.write_table(REVIEW, "released", why)
+    files.write_table(REVIEW, "releases", facts(RELEASES[:-1]))
+    text = said(run)[-1]
+    assert "from 0.5.13 on neither: install 0.5.13 or later." in text
+    assert text.endswith("0.5.13.post1 (0 and 0). Not checked in this run: 0.5.23 (no package registry).")
+
+
+def test_without_the_notebooks_nothing_is_claimed_as_measured(tmp_path):
+    Run("01_reproduce_the_leak", tmp_path, {})
+    *four, affected = said(tmp_path)
+    assert {text[:25] for text in four} == {"Not measured in this run "}
+    assert (
+        "install 0.5.13 or later. Not checked in this run: 0.5.11, 0.5.12, 0.5.13.post1 and 0.5.23 ("
+        in affected
+    )
+
+
+def test_the_report_has_them_after_the_verdict_then_the_agenda_then_the_figures(run):
+    page = build(run).read_text()
+    places = [
+        page.index(f'id="{name}"')
+        for name in ("verdict", "findings", "agenda", "figures", "ledger", "setting")
+    ]
+    assert places == sorted(places)
+    assert page.count("<li><strong>") == 5
