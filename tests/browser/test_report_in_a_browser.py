@@ -44,7 +44,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
     real = reproduction.notebooks()["02_apply_the_fix"]
     run = _run(root / "now", {real.stem: real, "03_fails": failing_notebook(root, "03_fails")})
     before = _run(shutil.copytree(run, root / "before"), {"03_fails": holding_notebook(root, "03_fails")})
-    return Pages(run, compare_runs(run, before))
+    return Pages(run, compare_runs(run, before).page)
 
 
 def _run(folder: Path, notebooks: dict[str, Path]) -> Path:

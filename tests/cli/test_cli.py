@@ -110,7 +110,7 @@ class TestHelp:
             ("report --help", ["The folder of a run", "runs/NAME/index.html", "interrupted", "Exit codes"]),
             (
                 "compare --help",
-                ["FIRST", "SECOND", "--out", "ratios of times", "hicache-nixl compare runs/ssd runs/nvme"],
+                ["FIRST", "SECOND", "--out", "Worse is", "--json", "hicache-nixl compare runs/ssd runs/nvme"],
             ),
             (
                 "replay --help",

@@ -1,9 +1,17 @@
 """Pages of a run that open offline: its index, its notebooks, and two runs side by side."""
 
 from ..runs.record import Record, read_record
-from .comparison import compare_runs
+from .comparison import Comparison, compare_runs
 from .index import build
 from .notebook_page import write_notebook_page
 from .pages import AltTextError
 
-__all__ = ["AltTextError", "Record", "build", "compare_runs", "read_record", "write_notebook_page"]
+__all__ = [
+    "AltTextError",
+    "Comparison",
+    "Record",
+    "build",
+    "compare_runs",
+    "read_record",
+    "write_notebook_page",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,18 +17,79 @@ from ...errors import ConfigError
 from ...resources import write_whole
 from ..runs.folder import read_table
 from ..runs.record import Record, read_record
+from .changes import BETTER, MARGIN, OTHER, WORSE, Change, changes
 from .index import facts
-from .joining import claims_side_by_side, tables_side_by_side, time_ratios
+from .joining import ONLY, claims_side_by_side, tables_side_by_side, time_ratios
 from .notebook_page import title_of
 from .overlays import Overlay, overlay
 from .pages import write_page
 
 DPI = 150
+VARYING = ("started", "notebooks")  # facts of a run that are no setting of it
 MARK = "comparison.json"  # marks a folder that may be replaced
 
 
-def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) -> Path:
-    """Create a page of two runs: claims that changed, ratios of times, figures overlaid, tables joined.
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, compared.
+
+    Attributes
+    ----------
+    page : Path
+        The page; ``claims.csv``, ``tables/`` and ``figures/`` are in the same folder.
+    runs : tuple of str
+        What both runs are called on it.
+    settings : pandas.DataFrame
+        What differs of machine, versions, commit and parameters: ``what``, ``a``, ``b``.
+    changes : list of Change
+        What changed, the worse first.
+    shared : int
+        Claims that both runs have.
+    only : tuple of int
+        Claims that only the first run has, and only the second.
+    """
+
+    page: Path
+    runs: tuple[str, str]
+    settings: pd.DataFrame
+    changes: list[Change]
+    shared: int
+    only: tuple[int, int]
+
+    def of(self, effect: str) -> list[Change]:
+        """Return the changes of one effect: ``"worse"``, ``"better"`` or ``"changed"``."""
+        return [change for change in self.changes if change.effect == effect]
+
+    @property
+    def verdict(self) -> str:
+        """Whether anything is worse, in one line."""
+        count = len(self.of(WORSE))
+        worse = f"{count} {'thing is' if count == 1 else 'things are'} worse" if count else "nothing is worse"
+        others = [f"{len(some)} {effect}" for effect in (BETTER, OTHER) if (some := self.of(effect))]
+        return "; ".join([f"{worse} in {self.runs[1]} than in {self.runs[0]}", *others])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``compare --json`` prints."""
+        return {
+            "first": self.runs[0],
+            "second": self.runs[1],
+            "settings": self.settings[["what", "a", "b"]].astype(str).to_dict("records"),
+            "claims_in_both": self.shared,
+            "claims_only_in": dict(zip(("first", "second"), self.only, strict=True)),
+            **{
+                effect: [
+                    {"what": change.what, "first": change.first, "second": change.second}
+                    for change in self.of(effect)
+                ]
+                for effect in (WORSE, BETTER, OTHER)
+            },
+            "verdict": self.verdict,
+            "page": str(self.page),
+        }
+
+
+def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) -> Comparison:
+    """Compare two runs on a page: settings, what is worse, claims, figures overlaid, times, tables joined.
 
     Parameters
     ----------
@@ -38,8 +100,7 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
 
     Returns
     -------
-    pathlib.Path
-        Its ``index.html``; ``claims.csv``, ``tables/`` and ``figures/`` are in the same folder.
+    Comparison
 
     Raises
     ------
@@ -54,23 +115,33 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
     runs = _labels(first, second)
     claims = claims_side_by_side(first.claims, second.claims)
     claims.to_csv(folder / "claims.csv", index=False)
-    return write_page(
-        folder / "index.html",
+    about = _side_by_side(
+        *({what: said for what, said in facts(run) if what not in VARYING} for run in (first, second))
+    )
+    settings = pd.concat([_parameters(first, second), about[~about.same]], ignore_index=True)
+    pairs = _pairs(first, second)
+    only = (int((claims.change == ONLY[0]).sum()), int((claims.change == ONLY[1]).sum()))
+    shared = len(claims) - sum(only)
+    found = changes(first, second, claims, pairs)
+    result = Comparison(folder / "index.html", runs, settings, found, shared, only)
+    write_page(
+        result.page,
         "compare.html.j2",
         a=first,
         b=second,
         runs=runs,
         to=[quote(os.path.relpath(run.folder, folder.resolve())) for run in (first, second)],
-        facts=_side_by_side(
-            *({what: said for what, said in facts(run) if what != "started"} for run in (first, second))
-        ),
-        parameters=_parameters(first, second),
+        result=result,
+        equal=about[about.same],
         claims=claims,
+        one_sided=ONLY,
+        margin=f"{MARGIN:g}",
         times=_times(first, second, folder, runs),
         figures=_figures(first, second, folder, runs),
         **_tables(first, second, folder),
         titles=_titles(first, second),
     )
+    return result
 
 
 def _make(folder: Path, runs: tuple[Record, Record]) -> None:

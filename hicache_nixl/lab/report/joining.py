@@ -16,6 +16,7 @@ IDENTITY = (
     "arm",
     "before",
     "after",
+    "arms",
     "column",
     "unit",
     "what",
@@ -36,6 +37,9 @@ IDENTITY = (
 )
 
 
+ONLY = ("only in the first", "only in the second")  # changes of a claim that one run does not have
+
+
 def claims_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """Join two ledgers: ``expected``, ``measured``, ``verdict`` and ``cell`` of both runs, and the ``change``.
 
@@ -54,14 +58,15 @@ def claims_side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     both = both.fillna("")
     both.insert(2, "sentence", both.sentence_b.where(both.sentence_b != "", both.sentence_a))
     both["change"] = [_change(row) for row in both.itertuples()]
+    both["counted"] = [_is_count(expected) for expected in both.expected_a]
     return both.drop(columns=["sentence_a", "sentence_b"])
 
 
 def _change(row: Any) -> str:
     if not row.verdict_b:
-        return "only in the first"
+        return ONLY[0]
     if not row.verdict_a:
-        return "only in the second"
+        return ONLY[1]
     if row.verdict_a != row.verdict_b:
         return f"{row.verdict_a} -> {row.verdict_b}"
     if row.verdict_a == "fails" and row.measured_a != row.measured_b:

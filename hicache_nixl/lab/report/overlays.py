@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..figures import counts_of_two, intervals_of_two, ratios_of_two
+from ..runs.claims import NO_SLOWER
 from .joining import IDENTITY, row_keys, time_ratios
 from .pages import is_number
 
@@ -82,8 +83,9 @@ def _times(a: pd.DataFrame, b: pd.DataFrame, runs: Sequence[str]) -> Overlay | N
     ratios = time_ratios(a, b)
     if ratios is None:
         return None
-    slower, faster = int((ratios.low > 1).sum()), int((ratios.high < 1).sum())
-    title = f"{runs[1]} was slower than {runs[0]} at {slower} of {len(ratios)} points, and faster at {faster}"
+    slower, faster = int((ratios.low > NO_SLOWER).sum()), int((ratios.high < 1).sum())
+    points = f"{len(ratios)} points (margin {NO_SLOWER:g})"
+    title = f"{runs[1]} was slower than {runs[0]} at {slower} of {points}, and faster at {faster}"
     alt = f"Ratio of the times of {runs[1]} to those of {runs[0]} with its interval, {len(ratios)} points."
     keys = [name for name in IDENTITY if name in ratios]
     return Overlay(ratios_of_two(ratios, _labels(ratios, keys), runs, title), title, alt)

@@ -157,12 +157,12 @@ class TestOverlay:
             (
                 times(),
                 times(3.0),
-                "b was slower than a at 4 of 4 points, and faster at 0",
+                "b was slower than a at 4 of 4 points (margin 1.05), and faster at 0",
             ),
             (
                 times(),
                 times(0.3),
-                "b was slower than a at 0 of 4 points, and faster at 4",
+                "b was slower than a at 0 of 4 points (margin 1.05), and faster at 4",
             ),
             (
                 pd.DataFrame({"call": [1, 2], "open_fds": [2, 4]}),
@@ -216,48 +216,48 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 class TestPage:
     def test_it_lies_beside_the_first_run_with_what_it_joined(self, two):
-        page = compare_runs(*two)
+        page = compare_runs(*two).page
         assert page == two[0].parent / "ssd-vs-nvme" / "index.html"
         files = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
         assert {"claims.csv", f"tables/{LEAVES}_growth.csv", f"tables/{LEAVES}_steady_times.csv"} <= files
         assert {f"figures/{LEAVES}_growth_growth.png", f"figures/{LEAVES}_steady_times.png"} <= files
 
     def test_it_names_both_verdicts_what_changed_and_how_times_compare(self, two):
-        text = text_of(compare_runs(*two))
+        text = text_of(compare_runs(*two).page)
         assert "ssd: 2 of 2 claims hold" in text
         assert "nvme: 1 of 2 claims hold, 1 fail" in text
         assert re.search(r"growth holds -> fails 2 ✓ holds , cell 0 3 ✗ fails , cell 0", text)
         assert "nvme was slower than ssd at 4 of 4 points" in text
 
     def test_its_links_lead_to_cells_of_both_runs(self, two):
-        page = compare_runs(*two)
+        page = compare_runs(*two).page
         links = set(re.findall(r'href="([^"#]+)[#"]', page.read_text())) - {"data:,"}
         assert f"../ssd/html/{LEAVES}.html" in links
         assert [link for link in links if not (page.parent / link).exists()] == []
 
     def test_elsewhere_its_links_lead_there_too(self, two, tmp_path):
-        page = compare_runs(*two, tmp_path / "deep" / "er")
+        page = compare_runs(*two, tmp_path / "deep" / "er").page
         links = set(re.findall(r'href="([^"#]+)[#"]', page.read_text())) - {"data:,"}
         assert [link for link in links if not (page.parent / link).exists()] == []
 
     def test_runs_that_share_nothing_have_a_page_that_says_so(self, tmp_path):
         a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", notebook="01_reproduce_the_leak")
-        text = text_of(compare_runs(a, b))
+        text = text_of(compare_runs(a, b).page)
         for what in ("No table of times", "No figure is in both", "No table is in both", "only in the first"):
             assert what in text
 
     def test_a_comparison_is_replaced_without_what_an_earlier_one_left(self, two):
-        page = compare_runs(*two)
+        page = compare_runs(*two).page
         before = page.read_text()
         (page.parent / "tables" / "stale.csv").touch()
-        assert compare_runs(*two).read_text() == before
+        assert compare_runs(*two).page.read_text() == before
         assert not (page.parent / "tables" / "stale.csv").exists()
 
     def test_what_cannot_be_joined_and_what_only_one_run_has_is_named(self, two):
         pd.DataFrame({"fd": [3]}).to_csv(two[0] / "tables" / f"{LEAVES}_files.csv", index=False)
         pd.DataFrame({"fd": [4]}).to_csv(two[1] / "tables" / f"{LEAVES}_files.csv", index=False)
         pd.DataFrame({"call": [1]}).to_csv(two[1] / "tables" / f"{LEAVES}_more.csv", index=False)
-        text = text_of(compare_runs(*two))
+        text = text_of(compare_runs(*two).page)
         assert f"Not joined, because no columns identify their rows: {LEAVES}_files." in text
         assert f"Only in nvme: {LEAVES}_more." in text
 
@@ -265,7 +265,7 @@ class TestPage:
         (tmp_path / "old").mkdir()
         (tmp_path / "new").mkdir()
         a, b = make_run(tmp_path / "old" / "base"), make_run(tmp_path / "new" / "base")
-        text = text_of(compare_runs(a, b, tmp_path / "both"))
+        text = text_of(compare_runs(a, b, tmp_path / "both").page)
         assert "old/base: 2 of 2 claims hold" in text
         assert "new/base: 2 of 2 claims hold" in text
 
@@ -274,7 +274,7 @@ class TestPage:
         a, b = make_run(tmp_path / name), make_run(tmp_path / "other")
         build(a)
         build(b)
-        page = compare_runs(a, b)
+        page = compare_runs(a, b).page
         links = set(re.findall(r'href="([^"#]+)[#"]', page.read_text())) - {"data:,"}
         assert len(links) > 4
         assert [link for link in links if not (page.parent / unquote(link)).exists()] == []
@@ -283,7 +283,7 @@ class TestPage:
     def test_a_run_that_is_not_finished_is_not_shown_as_one_that_holds(self, two):
         known = json.loads((two[0] / "provenance.json").read_text())
         (two[0] / "provenance.json").write_text(json.dumps({**known, "planned": [LEAVES, "05_more"]}))
-        assert '<p class="verdict inconclusive">ssd: ' in compare_runs(*two).read_text()
+        assert '<p class="verdict inconclusive">ssd: ' in compare_runs(*two).page.read_text()
 
 
 class TestBadInput:
