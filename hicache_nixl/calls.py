@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .errors import ClosedError, HiCacheNixlError
+from .errors import ClosedError, HiCacheNixlError, KeyRefusedError
+from .interrupts import deferred
 from .lifetimes.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+
+INTERRUPTED_AFTER = 0.1  # seconds that ``close`` waits for calls before an interrupt can end it
 
 
 class Calls:
@@ -29,36 +31,39 @@ class Calls:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._running = 0
+        self._running: set[int] = set()  # threads
         self._closed = False
-        self._this_thread = threading.local()
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count as a running call, or as a part of one; raise ``ClosedError`` after ``close``."""
-        if getattr(self._this_thread, "inside", False):
-            yield
-            return
+    def run(self, action: Callable[..., Answer], *args: Any) -> Answer:
+        """Run an action as a call; interrupts wait for its end.  ``ClosedError`` after ``close``."""
+        return deferred(self._run, action, *args)
+
+    def _run(self, action: Callable[..., Answer], *args: Any) -> Answer:
+        this_thread = threading.get_ident()
         with self._changed:
             if self._closed:
                 raise ClosedError("the connector is closed")
-            self._running += 1
-        self._this_thread.inside = True
+            self._running.add(this_thread)
         try:
-            yield
+            return action(*args)
         finally:
-            self._this_thread.inside = False
             with self._changed:
-                self._running -= 1
+                self._running.discard(this_thread)
                 self._changed.notify_all()
 
     def guarded(
         self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
     ) -> Answer:
-        """Run an action; on an error log one line and return ``failure``."""
+        """Run an action as a call; on an error log one line and return ``failure``."""
+        return deferred(self._guarded, operation, keys, failure, action, *args)
+
+    def _guarded(
+        self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
+    ) -> Answer:
         try:
-            with self.running():
-                return action(*args)
+            if not is_list(keys):
+                raise KeyRefusedError(f"expected a list of keys, got {type(keys).__name__}")
+            return self._run(action, *args)
         except Exception as error:  # any error: the server's thread must go on
             _log(operation, keys, error)
         return failure
@@ -66,7 +71,7 @@ class Calls:
     def moved(
         self, operation: str, names: Sequence[str], action: Callable[..., Sequence[Outcome]], *args: Any
     ) -> list[bool]:
-        """Run an action that moves pieces; log each error once and return which pieces were moved.
+        """Run a part of a call that moves pieces; log each error once and return which pieces were moved.
 
         Parameters
         ----------
@@ -80,30 +85,51 @@ class Calls:
         list of bool
             Length n.
         """
-        nothing: Sequence[Outcome] = ()
-        outcomes = self.guarded(operation, names, nothing, action, *args)
+        try:
+            outcomes = action(*args)
+        except Exception as error:
+            _log(operation, names, error)
+            return [False] * len(names)
         failed: dict[int, list[str]] = {}  # names by the identity of their error
         errors: dict[int, Exception] = {}
         for name, outcome in zip(names, outcomes, strict=False):
             if outcome.error is not None:
                 errors[id(outcome.error)] = outcome.error
                 failed.setdefault(id(outcome.error), []).append(name)
-        for key, error in errors.items():
-            _log(operation, failed[key], error)
-        return [outcome.moved for outcome in outcomes] or [False] * len(names)
+        for key, cause in errors.items():
+            _log(operation, failed[key], cause)
+        return [outcome.moved for outcome in outcomes]
 
     def close(self) -> None:
-        """Refuse calls from now on and wait for running ones; may be called twice."""
+        """Refuse calls from now on and wait for running ones; may be called twice.
+
+        An interrupt ends the wait.
+        """
+        while not deferred(self._drained):
+            pass
+
+    def _drained(self) -> bool:
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._running)
+            return self._changed.wait_for(lambda: not self._running, INTERRUPTED_AFTER)
+
+
+def is_list(keys: Any) -> bool:
+    """Return whether something is a list of keys: not None, not a generator, not a single key."""
+    return isinstance(keys, Sequence) and not isinstance(keys, str | bytes)
+
+
+def one_each(answer: Answer, keys: Any) -> list[Answer]:
+    """Return an answer for each key; a single one for what is no list of keys, since ``all([])`` is True."""
+    return [answer] * (len(keys) if is_list(keys) else 1)
 
 
 def _log(operation: str, keys: Sequence[Any], error: Exception) -> None:
     """Log one line; with a traceback where the error is not one of ours."""
-    first = keys[0] if len(keys) else "(none)"
+    listed = keys if is_list(keys) else [keys]
+    count, first = len(listed), listed[0] if listed else "(none)"
     shown = repr(first) if isinstance(first, str) else type(first).__name__
     if isinstance(error, HiCacheNixlError):
-        logger.error("%s of %d, first %s: %s", operation, len(keys), shown, error)
+        logger.error("%s of %d, first %s: %s", operation, count, shown, error)
     else:
-        logger.error("%s of %d, first %s: unexpected error", operation, len(keys), shown, exc_info=error)
+        logger.error("%s of %d, first %s: unexpected error", operation, count, shown, exc_info=error)

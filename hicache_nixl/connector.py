@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from . import lifetimes
-from .calls import Calls
+from .calls import Calls, one_each
 from .config import DEFAULT_STORAGE_DIR, HiCacheStorageConfig, NixlBackendConfig, storage_folder
 from .contract import HiCacheStorage
 from .errors import PageIndexError
 from .host.buffers import Pages, pages_of
+from .interrupts import deferred
 from .names import PageNames
 from .transport.registration import Buffer
 
@@ -56,7 +57,7 @@ class HiCacheNixl(HiCacheStorage):
         lifetime = lifetimes.load(backend_config.lifetime)
         self.names = PageNames(config, plain=lifetime.as_released)
         self.pages: Pages | None = None
-        self.lifetime = lifetime(backend_config, storage_folder(file_path))
+        self.lifetime = deferred(lifetime, backend_config, storage_folder(file_path))
         self._calls = Calls()
         logger.info("HiCacheNixl: lifetime %s", backend_config.lifetime)
 
@@ -70,6 +71,9 @@ class HiCacheNixl(HiCacheStorage):
         ConfigError, RegistrationError
             An earlier pool and its names stay in use, but its memory is no longer registered.
         """
+        self._calls.run(self._register_pool, mem_pool_host)
+
+    def _register_pool(self, mem_pool_host: Any) -> None:
         pages = pages_of(mem_pool_host, self.lifetime.stages_copies, self.lifetime.direct)
         names = copy.copy(self.names)
         names.for_pool(mem_pool_host, pages.zero_copy)
@@ -100,17 +104,15 @@ class HiCacheNixl(HiCacheStorage):
             One per page.  A page that fails does not affect the others, except in ``leaky`` and
             ``try_finally``, where it fails the batch, as in every release of SGLang up to 0.5.23.
         """
-        return self._calls.guarded(
-            "batch_set_v1", keys, [False] * len(keys), self._set_pages, keys, host_indices
-        )
+        failed = one_each(False, keys)
+        return self._calls.guarded("batch_set_v1", keys, failed, self._set_pages, keys, host_indices)
 
     def batch_get_v1(
         self, keys: Sequence[str], host_indices: torch.Tensor, extra_info: Any = None
     ) -> list[bool]:
         """Load pages into the host pool; parameters and return value as in ``batch_set_v1``."""
-        return self._calls.guarded(
-            "batch_get_v1", keys, [False] * len(keys), self._get_pages, keys, host_indices
-        )
+        failed = one_each(False, keys)
+        return self._calls.guarded("batch_get_v1", keys, failed, self._get_pages, keys, host_indices)
 
     def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
         """Return the number of leading pages whose pieces are all present with all their bytes.
@@ -145,7 +147,7 @@ class HiCacheNixl(HiCacheStorage):
             The tensors, or None for each when one could not be loaded.  For addresses, always None, as in
             SGLang.
         """
-        nothing = [None] * len(keys)
+        nothing = one_each(None, keys)
         return self._calls.guarded(
             "batch_get", keys, nothing, self._get_values, keys, target_locations, target_sizes
         )
@@ -178,13 +180,9 @@ class HiCacheNixl(HiCacheStorage):
 
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
         """Register host memory with NIXL; return its registration, or None."""
-        return self._calls.guarded(
-            "register_buffers",
-            buffers if isinstance(buffers, list | tuple) else [buffers],
-            None,
-            self.lifetime.register_buffers,
-            buffers,
-        )
+        listed = buffers if isinstance(buffers, list | tuple) else [buffers]
+        register = self.lifetime.register_buffers
+        return self._calls.guarded("register_buffers", listed, None, register, buffers)
 
     def register_files(self, file_paths: Sequence[str]) -> Any:
         """Open files and register them with NIXL.
@@ -195,16 +193,14 @@ class HiCacheNixl(HiCacheStorage):
             In ``scoped`` an owner with ``close()``, otherwise NIXL's list; None when it failed, or when pages
             are not files.
         """
-        return self._calls.guarded(
-            "register_files", file_paths, None, self.lifetime.register_files, file_paths
-        )
+        register = self.lifetime.register_files
+        return self._calls.guarded("register_files", file_paths, None, register, file_paths)
 
     def register_objects(self, keys: Sequence[str], sizes: Sequence[int] | None = None) -> Any:
         """Register objects with NIXL; return their registration, or None."""
-        sizes = sizes or [0] * len(keys)
-        return self._calls.guarded(
-            "register_objects", keys, None, self.lifetime.register_objects, keys, sizes
-        )
+        sizes = sizes or one_each(0, keys)
+        register = self.lifetime.register_objects
+        return self._calls.guarded("register_objects", keys, None, register, keys, sizes)
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -218,7 +214,7 @@ class HiCacheNixl(HiCacheStorage):
         May be called twice; later calls answer False.
         """
         self._calls.close()
-        self.lifetime.close()
+        deferred(self.lifetime.close)
 
     def __enter__(self) -> HiCacheNixl:
         return self

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..config import NixlBackendConfig
+from ..interrupts import deferred
 from ..transport.files import NOT_OPEN, READ, WRITE
 from ..transport.registration import Buffer, StorageTuple, buffer_addresses, buffer_sizes, growing_pause
 from .file_per_piece import FilePerPiece
@@ -33,6 +34,9 @@ class RegisteredFiles(ExitStack):
     """
 
     registration: Any = None
+
+    def __exit__(self, *exc_info: Any) -> bool | None:
+        return deferred(super().__exit__, *exc_info)
 
 
 class Lifetime(FilePerPiece):
