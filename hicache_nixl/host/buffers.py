@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..config import ALIGNMENT, ZERO_COPY_LAYOUTS
-from ..errors import PageIndexError
+from ..errors import ConfigError, PageIndexError
 from ..transport.registration import Buffer
 from .pools import aligned_tensor
 
@@ -203,7 +203,17 @@ def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:
     direct : bool
         Whether files are opened with O_DIRECT: pages that are not aligned for it are copied, as in SGLang
         since 0.5.13.
+
+    Raises
+    ------
+    ConfigError
+        When it is not a host pool, such as None.
     """
+    missing = [name for name in ("layout", "page_size", "size", "dtype") if not hasattr(pool, name)]
+    if missing:
+        raise ConfigError(
+            f"mem_pool_host: expected a host pool, got {type(pool).__name__} without {', '.join(missing)}"
+        )
     if pool.layout not in ZERO_COPY_LAYOUTS:
         return Staged(pool) if staged else Copied(pool)
     if direct:

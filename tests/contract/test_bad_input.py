@@ -6,6 +6,8 @@ import pytest
 import torch
 from support import files_in, keys_of, make_pool
 
+from hicache_nixl.errors import ConfigError
+
 BAD_KEYS = ["", "/", "a/b", "../escape", "..", "a..b", "nul\0byte", "k" * 256, "ß" * 127]
 KEY_IDS = ["empty", "slash", "inner slash", "parent", "dots", "inner dots", "nul", "long", "long in bytes"]
 
@@ -113,4 +115,64 @@ def test_a_key_that_is_no_file_name_at_all_is_answered_with_one_line(store, raw,
     log.line()
     assert store.exists(key) is False
     log.line()
+    assert raw.names() == []
+
+
+# -- what is no list of keys, and what is no host pool ----------------------------------------------------
+
+NO_LISTS = {
+    "none": lambda: None,
+    "int": lambda: 5,
+    "generator": lambda: (key for key in keys_of(2)),
+    "text": lambda: "page",
+    "set": lambda: {"page"},
+}
+CALLS_WITH_KEYS = {
+    "batch_set_v1": (lambda store, keys, pool: store.batch_set_v1(keys, pool.page_indices(0, 2)), [False]),
+    "batch_get_v1": (lambda store, keys, pool: store.batch_get_v1(keys, pool.page_indices(0, 2)), [False]),
+    "batch_exists": (lambda store, keys, pool: store.batch_exists(keys), 0),
+    "batch_set": (lambda store, keys, pool: store.batch_set(keys, [torch.zeros(4)] * 2), False),
+    "batch_get": (lambda store, keys, pool: store.batch_get(keys, [torch.zeros(4)] * 2), [None]),
+    "register_files": (lambda store, keys, pool: store.register_files(keys), None),
+    "register_objects": (lambda store, keys, pool: store.register_objects(keys), None),
+}
+
+
+@pytest.mark.parametrize("keys", NO_LISTS)
+@pytest.mark.parametrize("name", CALLS_WITH_KEYS)
+def test_what_is_no_list_of_keys_fails_with_one_line(store, pool, raw, log, name, keys):
+    """A single False, not an empty list: the server takes ``all`` of the answers."""
+    call, answer = CALLS_WITH_KEYS[name]
+    assert call(store, NO_LISTS[keys](), pool) == answer
+    line = log.line()
+    assert name in line
+    assert "expected a list" in line
+    assert raw.names() == []
+
+
+@pytest.mark.parametrize("pool", [None, 5, "pool", torch.zeros(4)], ids=["none", "int", "text", "tensor"])
+def test_what_is_no_host_pool_is_an_error_of_the_configuration(make_store, lifetime, pool):
+    store = make_store(lifetime)
+    with pytest.raises(ConfigError, match="expected a host pool"):
+        store.register_mem_pool_host(pool)
+    assert not store.is_zero_copy
+
+
+@pytest.mark.parametrize("buffers", [None, 5, [None]], ids=["none", "int", "list of none"])
+def test_what_is_no_buffer_is_not_registered(make_store, lifetime, log, buffers):
+    assert make_store(lifetime).register_buffers(buffers) is None
+    assert "register_buffers" in log.line()
+
+
+@pytest.mark.parametrize("value", [None, 5, "text"])
+def test_what_is_no_value_or_target_fails_with_one_line(make_store, lifetime, raw, log, value):
+    store = make_store(lifetime)
+    for call, answer in (
+        (lambda: store.set("key", value), False),
+        (lambda: store.batch_set(["key"], [value]), False),
+        (lambda: store.batch_set(["key"], value), False),
+        (lambda: store.batch_get(["key"], [value]), [None]),
+    ):
+        assert call() == answer
+        log.line()
     assert raw.names() == []
