@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from ..config import OBJ_PLUGINS, NixlBackendConfig
 from ..errors import ConfigError, FileError, TransferError
 from ..transport.agent import make_backend
-from ..transport.files import NixlFileManager
+from ..transport.files import NixlFileManager, most_files
 from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
 from .outcome import Outcome
 
@@ -89,14 +89,19 @@ class FilePerPiece(ABC):
 
     def store(self, names: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int) -> list[Outcome]:
         """Write each buffer to its file or object, see ``protocol.Lifetime``."""
-        keys = self._keys(names)
+        keys, outcomes = self._keys(names), []
+        for part in self._parts(len(keys), pieces_per_page):
+            outcomes += self._store(keys[part], buffers[part], pieces_per_page)
+        return outcomes
+
+    def _store(self, keys: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int) -> list[Outcome]:
         if self._files is None:
             return self._move(buffers, keys, "WRITE")
         written: list[str] = []
         outcomes: list[Outcome] = []
         try:
             if not self.as_released:
-                written = keys  # opening a file to write creates or empties it
+                written = list(keys)  # opening a file to write creates or empties it
             else:
                 for path in keys:
                     if self._files.create_file(path):
@@ -109,7 +114,18 @@ class FilePerPiece(ABC):
 
     def load(self, names: Sequence[str], buffers: Sequence[Buffer]) -> list[Outcome]:
         """Read each file or object into its buffer, see ``protocol.Lifetime``."""
-        return self._move(buffers, self._keys(names), "READ")
+        keys, outcomes = self._keys(names), []
+        for part in self._parts(len(keys), 1):
+            outcomes += self._move(buffers[part], keys[part], "READ")
+        return outcomes
+
+    def _parts(self, pieces: int, pieces_per_page: int) -> Iterator[slice]:
+        """Yield the pieces of each transfer: whole pages, and as many as files may be open at a time."""
+        size = pieces
+        if self._files is not None and not self.as_released:
+            size = max(1, most_files() // pieces_per_page) * pieces_per_page
+        for first in range(0, pieces, size or 1):
+            yield slice(first, first + size)
 
     def _keys(self, names: Sequence[str]) -> list[str]:
         """Return what NIXL addresses: paths of files, or keys of objects."""

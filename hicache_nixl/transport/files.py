@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import stat
 import tempfile
 from collections import deque
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 # A KV page contains the input of a user: only the owner of the process may read it.
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 NOT_OPEN = -1  # instead of a descriptor
+MOST_FILES = 512  # that a call holds open at a time; 128 pages of two pieces, the most of SGLang, are 256
 
 # Symbolic links are not followed, since they may lead out of the folder.  A FIFO that is opened to read only would wait
 # for a writer, and with O_NONBLOCK io_uring would not wait for the disk.  A file that exists is opened in a second
@@ -272,6 +274,12 @@ class NixlFileManager:
     def _free_bytes(self) -> int:
         space = os.statvfs(self.base_dir)
         return space.f_bavail * space.f_frsize
+
+
+def most_files() -> int:
+    """Return how many files a call may hold open: the server needs descriptors for its connections, too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_FILES if soft == resource.RLIM_INFINITY else max(1, min(MOST_FILES, soft // 4))
 
 
 def _fault(error: OSError, path: str) -> FileError:
