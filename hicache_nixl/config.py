@@ -31,7 +31,16 @@ QUEUES = {"libaio": "use_aio", "io_uring": "use_uring", "posix_aio": "use_posix_
 
 # Keys of the flat form that are not for NIXL; SGLang adds some of them when it loads a backend dynamically.
 _NOT_FOR_NIXL = frozenset(
-    {"lifetime", "use_direct_io", "backend_name", "module_path", "class_name", "interface_v1", "active"}
+    {
+        "lifetime",
+        "use_direct_io",
+        "allow_shared_folder",
+        "backend_name",
+        "module_path",
+        "class_name",
+        "interface_v1",
+        "active",
+    }
 )
 
 Checked = TypeVar("Checked")
@@ -112,8 +121,8 @@ class NixlBackendConfig:
     Flat form: ``{"use_uring": "true"}``; parameters of the plugin that ``SGLANG_HICACHE_NIXL_BACKEND_PLUGIN``
     names, or of the plugin that auto mode selects.
 
-    Both forms accept ``"lifetime"``, an addition of this package, and ``"use_direct_io"``, which SGLang has
-    since 0.5.13.
+    Both forms accept ``"lifetime"`` and ``"allow_shared_folder"``, additions of this package, and
+    ``"use_direct_io"``, which SGLang has since 0.5.13.
 
     Attributes
     ----------
@@ -123,6 +132,8 @@ class NixlBackendConfig:
         One of ``FILE_PLUGINS`` or ``OBJ_PLUGINS``, or ``"auto"``.
     use_direct_io : bool
         Whether files are opened with O_DIRECT, past the page cache, where sizes and addresses allow it.
+    allow_shared_folder : bool
+        Whether ``scoped`` uses a storage folder to which other users can write.
 
     Raises
     ------
@@ -141,9 +152,8 @@ class NixlBackendConfig:
             raise ConfigError(f"extra_config: expected a dict, got a {type(extra_config).__name__}")
         self._extra = dict(extra_config or {})
         self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), tuple(BY_NAME))
-        self.use_direct_io = _checked(
-            TypeAdapter(bool), self._extra.get("use_direct_io", False), "use_direct_io"
-        )
+        self.use_direct_io = self._flag("use_direct_io")
+        self.allow_shared_folder = self._flag("allow_shared_folder")
         if self.use_direct_io and self.lifetime in RELEASED:
             raise ConfigError(
                 f"use_direct_io: lifetime {self.lifetime} reproduces {RELEASED[self.lifetime]}, which has no "
@@ -152,6 +162,9 @@ class NixlBackendConfig:
         self.plugin = self._active_plugin() if "plugin" in self._extra else self._named_plugin()
         if self.plugin != "auto":
             self.init_params(self.plugin)  # a wrong parameter is an error at construction
+
+    def _flag(self, key: str) -> bool:
+        return _checked(TypeAdapter(bool), self._extra.get(key, False), key)
 
     def _active_plugin(self) -> str:
         sections = self._extra["plugin"]

@@ -12,15 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
-from pathlib import Path
 
 from ..config import ALIGNMENT
 from ..errors import ConfigError, FileError
+from .folder import FILE_MODE, make_folder, refuse_shared
 
 logger = logging.getLogger(__name__)
 
-# A KV page contains the input of a user: only the owner of the process may read it.
-FILE_MODE, FOLDER_MODE = 0o600, 0o700
 NOT_OPEN = -1  # instead of a descriptor
 MOST_FILES = 512  # that a call holds open at a time; 128 pages of two pieces, the most of SGLang, are 256
 
@@ -44,30 +42,30 @@ class NixlFileManager:
     direct : bool
         Whether to use O_DIRECT; if the file system does not support it, that is logged and ``direct`` is
         False.
+    shared : bool
+        Whether others may write to the folder.
 
     Raises
     ------
     ConfigError
-        When ``base_dir`` is not usable: a file, read-only, not writable.
+        When ``base_dir`` is not usable: a file, read-only, not writable; or others may write to it.
     """
 
-    def __init__(self, base_dir: str, direct: bool = False):
+    def __init__(self, base_dir: str, direct: bool = False, shared: bool = False):
         self.base_dir = os.path.abspath(base_dir)
-        self._fell_back = False
+        self._fell_back = self._named_other = False
         try:
-            self._make_folder()
+            make_folder(self.base_dir)
             with os.scandir(self.base_dir), tempfile.NamedTemporaryFile(dir=self.base_dir) as probe:
+                status = os.fstat(probe.fileno())
+                self._owner = status.st_uid  # of the files that this process makes here
+                self._umask_forbids = stat.S_IMODE(status.st_mode) != FILE_MODE  # even what the owner needs
+                os.fchmod(probe.fileno(), FILE_MODE)
                 self.direct = direct and self._takes_direct_io(probe.name)
         except OSError as error:
             raise ConfigError(f"storage folder {self.base_dir}: {error}") from error
-
-    def _make_folder(self) -> None:
-        folder = Path(self.base_dir)
-        try:
-            for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
-                missing.mkdir(FOLDER_MODE, exist_ok=True)
-        except OSError as error:
-            raise FileError.of(error, self.base_dir) from error
+        if not shared:
+            refuse_shared(self.base_dir, self._owner)
 
     def _takes_direct_io(self, path: str) -> bool:
         try:
@@ -107,7 +105,7 @@ class NixlFileManager:
         """Create an empty page file, and the folder if it was removed; return False if the file existed."""
         try:
             if not os.path.isdir(self.base_dir):
-                self._make_folder()
+                make_folder(self.base_dir)
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE))
             return True
         except FileExistsError:
@@ -169,7 +167,7 @@ class NixlFileManager:
             The errors of the files with a fault, by position.
         """
         if flags & os.O_CREAT and not os.path.isdir(self.base_dir):  # removed while the server was running
-            self._make_folder()
+            make_folder(self.base_dir)
         fds: list[int] = []
         faults: dict[int, FileError] = {}
         closing = map(os.close, filter(NOT_OPEN.__ne__, fds))  # what is in fds by then; also in C
@@ -184,11 +182,14 @@ class NixlFileManager:
                     fds.append(NOT_OPEN)
             usable = [NOT_OPEN if place in faults else fd for place, fd in enumerate(fds)]
             for index, size in enumerate(sizes or ()):
-                fd = usable[index]
-                if fd == NOT_OPEN or _length(fd) == size:
-                    continue
-                if fault := _not_a_page(os.fstat(fd), size, paths[index]):  # None: it has become whole since
-                    faults[index], usable[index] = fault, NOT_OPEN
+                if usable[index] != NOT_OPEN and (
+                    fault := self._not_a_page(os.fstat(usable[index]), size, paths[index])
+                ):
+                    faults[index], usable[index] = _once(fault, faults), NOT_OPEN
+            if self._umask_forbids and flags & os.O_CREAT:
+                for fd in usable:
+                    if fd != NOT_OPEN:
+                        os.fchmod(fd, FILE_MODE)
             yield usable, faults
         finally:
             while True:
@@ -198,8 +199,7 @@ class NixlFileManager:
                 except OSError as error:  # the ones after it are still open
                     logger.error("cannot close a descriptor: %s", error)
 
-    @staticmethod
-    def _open_existing(path: str, flags: int, fds: list[int], faults: dict[int, FileError]) -> None:
+    def _open_existing(self, path: str, flags: int, fds: list[int], faults: dict[int, FileError]) -> None:
         """Open and empty a file that ``WRITE`` found; what is not a file of one name is a fault and stays as it is."""
         place = len(fds)
         try:
@@ -212,8 +212,8 @@ class NixlFileManager:
             return
         try:
             status = os.fstat(fds[place])
-            if fault := _not_a_page(status, status.st_size, path):
-                faults[place] = fault
+            if fault := self._not_a_page(status, status.st_size, path):
+                faults[place] = _once(fault, faults)
             elif status.st_nlink > 1:
                 faults[place] = FileError(errno.EMLINK, "has other names, whose content would change", path)
             else:
@@ -227,7 +227,11 @@ class NixlFileManager:
             status = os.lstat(path)
         except OSError:
             return False
-        return _not_a_page(status, size or status.st_size or 1, path) is None
+        fault = self._not_a_page(status, size or status.st_size or 1, path)
+        if fault and fault.errno == errno.EPERM and not self._named_other:
+            self._named_other = True
+            logger.warning("page files of other users are treated as missing, the first is: %s", fault)
+        return fault is None
 
     def discard(self, paths: Iterable[str]) -> None:
         """Remove page files that must not be read again; files that do not exist are ignored."""
@@ -264,11 +268,25 @@ class NixlFileManager:
                 status = os.lstat(path)
             except OSError as error:
                 return FileError.of(error, path)
-            fault = _not_a_page(status, max(size, status.st_size), path)  # a longer file cannot be the reason
+            fault = self._not_a_page(
+                status, max(size, status.st_size), path
+            )  # a longer file cannot be the reason
             if fault and writing and self._free_bytes() < size:
                 return FileError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {fault.strerror}", path)
             if fault:
                 return fault
+        return None
+
+    def _not_a_page(self, status: os.stat_result, size: int, path: str) -> FileError | None:
+        """Return why a file is not a page of ``size`` bytes, or None."""
+        if stat.S_ISDIR(status.st_mode):
+            return FileError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(status.st_mode):
+            return FileError(errno.EINVAL, "not a regular file", path)
+        if status.st_uid != self._owner:
+            return FileError(errno.EPERM, f"belongs to user {status.st_uid}, not to user {self._owner}", path)
+        if status.st_size != size:
+            return FileError(errno.EIO, f"holds {status.st_size} of {size} bytes", path)
         return None
 
     def _free_bytes(self) -> int:
@@ -289,20 +307,8 @@ def _fault(error: OSError, path: str) -> FileError:
     return FileError.of(error, path)
 
 
-def _length(fd: int) -> int:
-    """Return the size of an open file, -1 if it has none; four times as fast as ``fstat``."""
-    try:
-        return os.lseek(fd, 0, os.SEEK_END)
-    except OSError:
-        return -1
-
-
-def _not_a_page(status: os.stat_result, size: int, path: str) -> FileError | None:
-    """Return why a file is not a page of ``size`` bytes, or None."""
-    if stat.S_ISDIR(status.st_mode):
-        return FileError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not stat.S_ISREG(status.st_mode):
-        return FileError(errno.EINVAL, "not a regular file", path)
-    if status.st_size != size:
-        return FileError(errno.EIO, f"holds {status.st_size} of {size} bytes", path)
-    return None
+def _once(fault: FileError, faults: dict[int, FileError]) -> FileError:
+    """Return one fault for all files of other users, so that they are one line in the log."""
+    if fault.errno != errno.EPERM:
+        return fault
+    return next((other for other in faults.values() if other.errno == errno.EPERM), fault)

@@ -111,14 +111,6 @@ def test_every_bad_file_has_its_own_line(make_store, pool, folder, log):
     assert [line.split("'")[-2] for line in log.lines()] == [str(path) for path in bad]
 
 
-def test_a_page_that_grows_to_its_size_between_two_looks_is_no_fault(make_store, pool, monkeypatch):
-    """Another rank may be about to finish it."""
-    store = make_store(pool=pool)
-    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
-    monkeypatch.setattr("hicache_nixl.transport.files._length", lambda fd: 0)
-    assert store.batch_get_v1(keys_of(2), pool.page_indices(0, 2)) == [True, True]
-
-
 # -- set -------------------------------------------------------------------------------------------------
 
 

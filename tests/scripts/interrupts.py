@@ -18,7 +18,7 @@ from support import files_in, keys_of, make_pool, storage_config
 
 from hicache_nixl import HiCacheNixl
 
-PAGES, INTERRUPTS, SECONDS = 4, 1500, 40
+PAGES, INTERRUPTS, SECONDS = 4, 500, 40
 
 
 class Counted:

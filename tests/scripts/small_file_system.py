@@ -90,7 +90,7 @@ def make_read_only(folder: Path, lines: Lines, lifetime: str) -> dict:
 def main(folder: Path) -> None:
     lines = Lines()
     logging.getLogger("hicache_nixl").addHandler(lines)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs", str(folder)], check=True)
     answers = {
         "full": {
             f"{lifetime}-{queue}": fill(folder, lines, lifetime, queue)

@@ -77,7 +77,7 @@ def test_many_may_start_on_one_folder_at_the_same_time(tmp_path):
 # -- who may read ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[0, 0o022, 0o077], ids=oct)
+@pytest.fixture(params=[0, 0o022, 0o077, 0o777], ids=oct)
 def umask(request):
     before = os.umask(request.param)
     yield request.param
@@ -99,9 +99,8 @@ def test_folders_that_are_made_are_their_owner_s_alone_whatever_the_umask(tmp_pa
 
 def test_page_files_are_their_owner_s_alone_whatever_the_umask(tmp_path, umask):
     manager = NixlFileManager(str(tmp_path))
-    assert manager.create_file(manager.get_file_path("created"))
-    with manager.opened([manager.get_file_path("opened")], WRITE):
-        assert [mode_of(tmp_path / name) for name in ("created", "opened")] == [0o600, 0o600]
+    with manager.opened([manager.get_file_path(name) for name in ("a", "b")], WRITE):
+        assert [mode_of(tmp_path / name) for name in ("a", "b")] == [0o600, 0o600]
 
 
 def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
