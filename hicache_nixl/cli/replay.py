@@ -33,8 +33,8 @@ def replay(
     schedule: Annotated[
         str,
         typer.Argument(
-            help="pr24671, single_call, steady, or a CSV file with the columns operation and keys, such as the log "
-            "of a server.",
+            help="pr24671, single_call, steady, the log of a SGLang server with --log-level debug, or a CSV file "
+            "with the columns operation and keys.",
             autocompletion=_one_of(SCHEDULES),
         ),
     ] = "pr24671",
@@ -114,7 +114,7 @@ def replay(
 
     The log of a server, with the pages of its model:
 
-        hicache-nixl replay log.csv --storage-dir /mnt/nvme \
+        hicache-nixl replay server.log --storage-dir /mnt/nvme \
             --model Qwen2.5-32B --layers 8 --csv fds.csv
 
     A released SGLang (fetched from the package registry), 40 calls:
@@ -204,9 +204,9 @@ def _schedule(name: str, calls: int | None, keys: int | None) -> Any:
         return getattr(Schedule, name)()
     if not Path(name).exists():
         raise ConfigError(
-            f"schedule {name!r} is unknown; expected one of {', '.join(SCHEDULES)}, or an existing CSV file"
+            f"schedule {name!r} is unknown; expected one of {', '.join(SCHEDULES)}, or an existing log or CSV file"
         )
-    return Schedule.from_csv(name)
+    return Schedule.from_file(name)
 
 
 def _write_csv(path: Path, tables: dict[str, Any]) -> None:

@@ -8,14 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product, takewhile
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
 from ...errors import ConfigError
 from ...resources import resource
+from .server_log import EXAMPLE, calls_of
 
 OPERATIONS = ("set", "get", "exists")
 MOST_CALLS, MOST_KEYS = 1_000_000, 1_000_000  # far beyond any server: SGLang puts 128 keys into a call
+HEADER = 10_000  # characters of a first line
 RECORDED_LOG = "data/pr24671_log.csv"
 RECORDED_BASELINE = 135  # descriptors of the PR's server before the first call: 167 - 2 x 16
 RECORDED_CALLS = (1, 10, 21)  # which calls of Schedule.pr24671() the log's three lines follow
@@ -127,6 +130,26 @@ class Schedule:
         return cls.of([(operations[i % len(operations)], keys) for i in range(calls)], "steady")
 
     @classmethod
+    def from_file(cls, path: str | Path) -> Schedule:
+        """Read a schedule from a server's log (``from_log``), or a CSV file (``from_csv``), as its first line tells."""
+        with _opened(path) as file:
+            header = {name.strip() for name in file.readline(HEADER).split(",")}
+        is_csv = {"operation", "keys"} <= header or Path(path).suffix == ".csv"
+        return cls.from_csv(path) if is_csv else cls.from_log(path)
+
+    @classmethod
+    def from_log(cls, path: str | Path) -> Schedule:
+        """Read a schedule from the log of a SGLang server that was started with ``--log-level debug``."""
+        with _opened(path) as file:
+            calls = calls_of(file)
+        if not calls:
+            raise ScheduleError(
+                f"schedule {path}: no line has a call, such as {EXAMPLE!r}; expected the log of a SGLang server with "
+                "--log-level debug, or a CSV file with the columns operation and keys"
+            )
+        return cls.of(calls, Path(path).stem)
+
+    @classmethod
     def from_csv(cls, path: str | Path) -> Schedule:
         """Read a schedule from a file: columns ``operation`` and ``keys``; others are ignored."""
         try:
@@ -154,6 +177,15 @@ class Schedule:
         if not calls:
             raise ScheduleError(f"schedule {path}: it has no calls")
         return cls(tuple(calls), Path(path).stem)
+
+
+def _opened(path: str | Path) -> TextIO:
+    try:
+        return open(path, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ScheduleError(
+            f"schedule {path}: {error.strerror}; expected a CSV file or a server's log"
+        ) from error
 
 
 def _call(operation: str, keys: str, where: str) -> Call:

@@ -273,3 +273,42 @@ class TestSplits:
 
     def test_a_number_that_cannot_be_made_has_no_way(self):
         assert len(splits(15, (16, 128))) == 0
+
+
+class TestFromLog:
+    LINE = (
+        "[2026-01-02 03:04:05{rank}] HiCacheNixl batch_{operation}_v1 transferred: {keys} keys (pages), 1024 "
+        "host_indices, 2097152 bytes, total time: 1.234 ms, effective bandwidth: 1620.75 MB/s\n"
+    )
+
+    def log(self, folder: Path, *calls: tuple[str, str, int]) -> Path:
+        lines = [
+            self.LINE.format(rank=rank, operation=operation, keys=keys) for rank, operation, keys in calls
+        ]
+        path = folder / "server.log"
+        path.write_text("[2026-01-02 03:04:05] server_args=ServerArgs(a=1, operation=2)\n" + "".join(lines))
+        return path
+
+    def test_the_debug_lines_of_the_backend_are_its_calls(self, tmp_path):
+        schedule = Schedule.from_file(self.log(tmp_path, ("", "get", 16), ("", "set", 128)))
+        assert schedule.calls == (Call("get", 16), Call("set", 128))
+        assert schedule.name == "server"
+
+    def test_of_several_ranks_it_is_one_since_each_is_a_process(self, tmp_path):
+        calls = [(f" DP0 TP{rank}", "set", keys) for keys in (16, 32) for rank in (1, 0)]
+        assert Schedule.from_file(self.log(tmp_path, *calls)).calls == (Call("set", 16), Call("set", 32))
+
+    def test_bytes_that_are_no_text_do_not_end_it(self, tmp_path):
+        path = self.log(tmp_path, ("", "set", 16))
+        path.write_bytes(b"\xff\xfe\n" + path.read_bytes())
+        assert len(Schedule.from_file(path)) == 1
+
+    def test_a_log_without_calls_says_how_to_get_them(self, tmp_path):
+        with pytest.raises(ScheduleError, match=r"server\.log: no line has a call, .* --log-level debug"):
+            Schedule.from_file(self.log(tmp_path))
+
+    def test_a_csv_file_is_known_by_its_first_line_or_its_name(self, tmp_path):
+        (tmp_path / "calls.txt").write_text("time,operation,keys\n1,set,3\n")
+        assert Schedule.from_file(tmp_path / "calls.txt").calls == (Call("set", 3),)
+        with pytest.raises(ScheduleError, match="no column keys"):
+            Schedule.from_file(csv_file(tmp_path, "operation,pages\nset,3\n"))
