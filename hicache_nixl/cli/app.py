@@ -44,7 +44,7 @@ Model = Annotated[
     str | None,
     typer.Option(help="Use the page size of a model, such as Qwen2.5-32B; overrides page_bytes and mla."),
 ]
-PageSize = Annotated[int, typer.Option(help="With --model: tokens per page.")]
+PageSize = Annotated[int, typer.Option(min=1, help="With --model: tokens per page.")]
 Layers = Annotated[
     int | None, typer.Option(help="With --model: use fewer layers than the model has, for smaller pages.")
 ]

@@ -90,8 +90,8 @@ def replay(
         typer.Option(help="With steady: number of calls, alternately set and get.", show_default="20"),
     ] = None,
     keys: Annotated[int | None, typer.Option(help="With steady: keys per call.", show_default="128")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of keys and page contents.")] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds for the replay of a connector.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of keys and page contents.")] = 0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds for the replay of a connector.")] = 600,
     every: Annotated[bool, typer.Option("--all", help="Show every call, not only the summary.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a row for each call to this new file.")] = None,
     png: Annotated[

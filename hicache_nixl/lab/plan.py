@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import math
 import resource as limits
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import papermill
+import psutil
 import yaml
 
 from ..config import LAYOUTS, QUEUES
 from ..errors import ConfigError
 from ..resources import resource
 from ..watch import read_watch
+from .experiments.replay import POOL as HOST_POOL
+from .worker.schedule import MOST_CALLS, MOST_KEYS
 
 PROFILES = "notebooks/parameters"
 NUMBERED = "[0-9][0-9]_*.ipynb"
 CHOICES = {"queue": QUEUES, "layout": LAYOUTS}
-MAY_BE_ZERO = ("baseline_fds", "seed")
+# The least and the most that a number may be; 1 and without end where nothing is said.
+LEAST = {"seed": 0, "baseline_fds": 16}  # a worker has some descriptors of its own
+MOST = {
+    **dict.fromkeys(("keys_per_call", "keys_sweep"), MOST_KEYS),
+    **dict.fromkeys(("calls", "soak_calls", "small_reads", "deleted_files"), MOST_CALLS),
+    **dict.fromkeys(("page_bytes", "page_sweep"), 2**30),
+    "repeats": 10_000,
+}
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
@@ -139,6 +150,7 @@ def parameters_for(
         result[notebook] = {name: value for name, value in wanted.items() if name in own}
         for name, value in result[notebook].items():
             check_value(f"parameter {name} of {notebook}", name, value, own[name])
+        check_together(notebook, {**own, **result[notebook]})
     return result
 
 
@@ -167,12 +179,36 @@ def check_value(what: str, name: str, value: Any, default: Any) -> None:
         read_watch(value)
 
 
+def check_together(notebook: str, values: Mapping[str, Any]) -> None:
+    """Refuse parameters of a notebook, defaults among them, that cannot work with each other."""
+    before, limit = values.get("baseline_fds"), values.get("nofile_limit")
+    if before is not None and limit is not None and before >= limit:
+        raise ConfigError(
+            f"parameter baseline_fds of {notebook}: {before} descriptors do not fit below nofile_limit, which is {limit}"
+        )
+    keys = max([values.get("keys_per_call", 1), *values.get("keys_sweep", ())])
+    page = max([values.get("page_bytes", 8), *values.get("page_sweep", ())])
+    needed, free = keys * page * HOST_POOL, psutil.virtual_memory().available
+    if needed > free:
+        raise ConfigError(
+            f"{notebook}: up to {keys} keys per call with pages of up to {page} bytes need {needed / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are available; reduce keys_per_call, page_bytes or a sweep"
+        )
+
+
 def existing_folder(path: str) -> Path:
     """Return a storage folder that a user named, as an absolute path."""
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
         raise ConfigError(f"storage_dir {path}: no such folder; expected an existing, writable folder")
-    return folder
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="hicache-nixl-"):
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            f"storage_dir {path}: nothing can be created in it ({error.strerror}); expected an existing, writable "
+            "folder"
+        ) from error
 
 
 def _check_type(what: str, value: Any, default: Any) -> None:
@@ -186,8 +222,10 @@ def _check_type(what: str, value: Any, default: Any) -> None:
 def _check_number(what: str, name: str, value: float, whole: bool) -> None:
     if not math.isfinite(value):
         raise ConfigError(f"{what}: {value} is not a finite number")
-    if whole and value < (least := 0 if name in MAY_BE_ZERO else 1):
+    if whole and value < (least := LEAST.get(name, 1)):
         raise ConfigError(f"{what}: {value} is too small; expected {least} or more")
+    if value > (most := MOST.get(name, math.inf)):
+        raise ConfigError(f"{what}: {value} is too large; expected {most} or less")
     if value <= 0 and not whole:
         raise ConfigError(f"{what}: {value} is too small; expected a number above 0")
     if name in ("page_bytes", "page_sweep") and value % 8:

@@ -15,6 +15,28 @@ from hicache_nixl.lab.plan import choose_notebooks, parameters_for, parse_parame
 
 KNOWN = ("margin", "mla", "page_bytes", "queue", "sizes", "storage_dir", "strict")
 
+BAD = {  # for each parameter of a notebook, a value that cannot work
+    "calls": 0,
+    "queue": "uring",
+    "layout": "",
+    "repeats": 0,
+    "keys_per_call": -1,
+    "page_bytes": 12,
+    "page_sweep": [0],
+    "keys_sweep": ["a"],
+    "strict": "maybe",
+    "mla": 2,
+    "baseline_fds": 3,
+    "nofile_limit": 0,
+    "soak_calls": 0,
+    "memory_margin": 0,
+    "core_margin": float("inf"),
+    "small_reads": 1.5,
+    "deleted_files": None,
+    "storage_dir": 7,
+    "watched": "/nowhere.csv",
+}
+
 
 class TestParameterPairs:
     @pytest.mark.parametrize(
@@ -115,7 +137,16 @@ class TestParameters:
         [
             ("layout", "page_last", f"expected one of {', '.join(LAYOUTS)}"),
             ("calls", -3, "expected 1 or more"),
-            ("baseline_fds", -1, "expected 0 or more"),
+            ("calls", 10**20, "is too large; expected 1000000 or less"),
+            ("keys_per_call", 10**7, "is too large; expected 1000000 or less"),
+            ("page_bytes", 2**40, "is too large; expected 1073741824 or less"),
+            ("baseline_fds", -1, "expected 16 or more"),
+            ("baseline_fds", 1024, "1024 descriptors do not fit below nofile_limit, which is 1024"),
+            (
+                "storage_dir",
+                "/proc",
+                r"/proc: nothing can be created in it .*; expected an existing, writable",
+            ),
             ("nofile_limit", 20001, "above the hard limit of RLIMIT_NOFILE, which is 20000"),
         ],
     )
@@ -123,6 +154,23 @@ class TestParameters:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 20000))
         with pytest.raises(ConfigError, match=says):
             parameters_for(choose_notebooks(["01"], plan.notebooks()), {}, {name: value})
+
+    def test_pages_that_no_memory_holds_are_refused(self):
+        given = {"keys_per_call": 1_000_000, "page_bytes": 2**30}
+        with pytest.raises(
+            ConfigError, match=r"01_reproduce_the_leak: up to 1000000 keys per call .* GB of memory"
+        ):
+            parameters_for(choose_notebooks(["01"], plan.notebooks()), {}, given)
+
+    @pytest.mark.parametrize(("name", "value"), BAD.items())
+    def test_every_parameter_is_checked_in_plain_words(self, name, value):
+        with pytest.raises(ConfigError, match=rf"{name}|/nowhere\.csv") as caught:
+            parameters_for(plan.notebooks(), {}, {name: value})
+        assert "<class" not in str(caught.value)
+
+    def test_there_is_a_bad_value_for_every_parameter(self):
+        every = set().union(*(plan._defaults(path) for path in plan.notebooks().values()))
+        assert every - {"run_dir"} == set(BAD)
 
     def test_a_profile_is_checked_as_what_is_given_is(self, chosen):
         with pytest.raises(ConfigError, match="parameter queue of 00_holds: 'uring' is unknown"):

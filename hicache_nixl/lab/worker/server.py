@@ -187,15 +187,15 @@ class Host:
     def limits(self, baseline_fds: int | None, nofile_limit: int | None) -> dict[str, Any]:
         """Pad this process with open descriptors up to a number, and set its limit."""
         now = descriptors.count_fds(os.getpid()) - 1  # the listing has one of its own
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         if baseline_fds is not None:
-            if baseline_fds < now:
+            if not now <= baseline_fds < hard:
                 raise HiCacheNixlError(
-                    f"baseline_fds is {baseline_fds}; expected {now} or more, which the worker itself has open"
+                    f"baseline_fds is {baseline_fds}; expected {now}, which the worker itself has open, to {hard - 1}"
                 )
             self.padding += [os.open(os.devnull, os.O_RDONLY) for _ in range(baseline_fds - now)]
             now = baseline_fds
         if nofile_limit is not None:
-            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             if not now < nofile_limit <= hard:
                 raise HiCacheNixlError(
                     f"nofile_limit is {nofile_limit}; expected {now + 1} to {hard}, the hard limit (ulimit -Hn)"
