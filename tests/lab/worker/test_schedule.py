@@ -276,9 +276,11 @@ class TestSplits:
 
 
 class TestFromLog:
+    """The lines are those of a real server, 0.5.11."""
+
     LINE = (
-        "[2026-01-02 03:04:05{rank}] HiCacheNixl batch_{operation}_v1 transferred: {keys} keys (pages), 1024 "
-        "host_indices, 2097152 bytes, total time: 1.234 ms, effective bandwidth: 1620.75 MB/s\n"
+        "[2026-11-26 01:57:04{rank}] HiCacheNixl batch_{operation}_v1 transferred: {keys} keys (pages), 2048 "
+        "host_indices, 2097152 bytes, total time: 31.198 ms, effective bandwidth: 64.11 MB/s\n"
     )
 
     def log(self, folder: Path, *calls: tuple[str, str, int]) -> Path:
