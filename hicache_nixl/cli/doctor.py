@@ -1,9 +1,8 @@
-"""hicache-nixl doctor: what can run on this machine, on one screen."""
+"""hicache-nixl doctor: whose connector leaks, and what can run on this machine, on one screen."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,13 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .app import app, out
+from ..config import FILE_PLUGINS, OBJ_PLUGINS
+from .app import AsJson, app, out, print_json
 
 if TYPE_CHECKING:
     from ..doctor.diagnosis import Diagnosis
     from ..doctor.finding import Finding
     from ..doctor.plugin_check import Build
 
+USED = FILE_PLUGINS + OBJ_PLUGINS
 CHOSEN = " (loaded by import nixl)"
 STYLES = {"ok": "green", "note": "yellow", "no": "red"}
 
@@ -40,27 +41,36 @@ def doctor(
             show_default="this environment",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Check what can run on this machine.
+    """Check whose connector leaks, and what can run on this machine.
 
-    Tries everything in some seconds: the builds and plugins of NIXL, the I/O
-    queues of its POSIX plugin, the limits of open files, the storage folder with
-    its file system and O_DIRECT, and whether the connector of the installed
-    SGLang has the leak (open files), the second leak (memory registrations), or
-    neither. Nothing is left behind, and no other host is contacted.
+    Two answers, in some seconds. First, whether the connector of the installed
+    SGLang leaks file descriptors or memory registrations: it is run, and what
+    stays is counted. Second, what can run here: the I/O queues and plugins of
+    NIXL, the limit of open files, the storage folder with its file system and
+    O_DIRECT are tried. Nothing is left behind, and no other host is contacted.
 
     [bold]Examples[/]
 
         hicache-nixl doctor
         hicache-nixl doctor --storage-dir /mnt/nvme --sglang /opt/sglang/venv
 
+    [bold]--json[/]
+
+    versions, leak, can_run and machine (lists of what, state, detail, advice; the
+    state is ok, note or no), builds (name, version, chosen, plugins, problem),
+    leaking, usable, enough_files.
+
     [bold]Exit codes[/]
 
-        0  the connector can run here: the POSIX plugin works on a queue, and
-           the storage folder can be written to
-        1  it cannot
+        0  the connector can run here, and no leak was found
+        1  it cannot run here: no queue works, or the storage folder cannot
+           be written to
         2  an option cannot work
+        3  it can run, but the connector of your SGLang leaks
+        4  it can run, but the limit of open files is too low for a server
+           or for the notebooks
     """
     from ..doctor import diagnosis as checks
     from ..doctor import sglang_check
@@ -69,37 +79,47 @@ def doctor(
     with Console(stderr=True).status("checking") as status:
         diagnosis = checks.diagnose(storage_dir, found, progress=lambda step: status.update(f"trying {step}"))
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(diagnosis), indent=2))
+        print_json(dataclasses.asdict(diagnosis))
     else:
         _show(diagnosis)
-    raise typer.Exit(0 if diagnosis.usable else 1)
+    raise typer.Exit(_ending(diagnosis)[0])
+
+
+def _ending(diagnosis: Diagnosis) -> tuple[int, str]:
+    """Return the exit code, and the last line."""
+    if not diagnosis.usable:
+        return 1, "The connector cannot run here."
+    if diagnosis.leaking:
+        return 3, "The connector can run here. That of your SGLang leaks."
+    if not diagnosis.enough_files:
+        return 4, "The connector can run here, but the limit of open files is too low."
+    return 0, "The connector can run here."
 
 
 def _show(diagnosis: Diagnosis) -> None:
     versions = [f"{name} {version or 'not installed'}" for name, version in diagnosis.versions.items()]
     out.print(", ".join(versions), highlight=False)
-    if diagnosis.builds:
-        builds = [f"{build.name} {build.version}{CHOSEN * build.chosen}" for build in diagnosis.builds]
-        out.print(f"builds of NIXL: {', '.join(builds)}", highlight=False)
     for part in (
+        _findings("Which connector leaks?", diagnosis.leak),
+        _findings("What can run here?", diagnosis.can_run),
+        _findings("This machine", diagnosis.machine),
         _plugins(diagnosis.builds),
-        _findings("this machine", diagnosis.machine),
-        _findings("can run", diagnosis.can_run),
     ):
         out.print()
         out.print(part)
+    code, line = _ending(diagnosis)
     out.print()
-    if diagnosis.usable:
-        out.print("The connector can run here.", style="green")
-    else:
-        out.print("The connector cannot run here.", style="red")
+    out.print(line, style="red" if code == 1 else "yellow" if code else "green")
 
 
 def _plugins(builds: Sequence[Build]) -> Table | str:
     if not builds:
         return "NIXL is not installed: pip install nixl"
+    chosen = [f"{build.name} {build.version}{CHOSEN * build.chosen}" for build in builds]
     table = _table("NIXL plugin", *(build.name for build in builds), "reason")
-    for name in sorted({plugin.name for build in builds for plugin in build.plugins}):
+    table.title = f"builds of NIXL: {', '.join(chosen)}"
+    every = sorted({plugin.name for build in builds for plugin in build.plugins})
+    for name in (plugin for plugin in every if plugin in USED):
         found = [build.plugin(name) for build in builds]
         reasons = dict.fromkeys(plugin.reason for plugin in found if plugin is not None and plugin.reason)
         states = (Text("") if plugin is None else _state(plugin.state) for plugin in found)
@@ -125,7 +145,13 @@ def _state(state: str) -> Text:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold underline")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold underline",
+        title_justify="left",
+        title_style="",
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

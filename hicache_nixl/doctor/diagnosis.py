@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from . import machine, plugin_check, storage_check
-from .finding import OK, Finding
+from .finding import NO, OK, Finding
 from .plugin_check import Build
 from .sglang_check import SGLang
-from .verdicts import verdicts
+from .verdicts import enough_for_notebooks, verdicts
 
 PACKAGES = ("hicache-nixl", "nixl", "torch")
 
@@ -24,21 +24,30 @@ class Diagnosis:
     ----------
     versions : dict
         Version by package; None for what is not installed.
-    builds : tuple of Build
-        NIXL's builds and their plugins.
-    machine : tuple of Finding
-        Queues, descriptors, storage folder, SGLang.
+    leak : tuple of Finding
+        Which connector leaks: that of the installed SGLang, of the releases, and of this package.
     can_run : tuple of Finding
         What can run here.
+    machine : tuple of Finding
+        Queues, descriptors, storage folder.
+    builds : tuple of Build
+        NIXL's builds and their plugins.
+    leaking : bool
+        Whether the connector of the installed SGLang leaks.
     usable : bool
         Whether the connector can run here: the POSIX plugin works on a queue, and the folder can be written to.
+    enough_files : bool
+        Whether the limit of open files is high enough for a server, and for the notebooks.
     """
 
     versions: dict[str, str | None]
-    builds: tuple[Build, ...]
-    machine: tuple[Finding, ...]
+    leak: tuple[Finding, ...]
     can_run: tuple[Finding, ...]
+    machine: tuple[Finding, ...]
+    builds: tuple[Build, ...]
+    leaking: bool
     usable: bool
+    enough_files: bool
 
 
 def diagnose(
@@ -65,12 +74,21 @@ def diagnose(
         progress("open files and the storage folder")
         folder = machine.storage_findings(storage)
         progress("the connector of SGLang")
-        leaks = machine.sglang_finding(sglang, storage)
+        leak = machine.leak_findings(sglang, storage)
         progress("plugins of NIXL")
         builds = tuple(plugins())
-    found = (*queues, machine.descriptor_finding(), *folder, leaks)
+    files = machine.descriptor_finding()
     can_run = verdicts(storage, queues, folder, builds)
-    return Diagnosis(versions(), builds, found, can_run, usable=can_run[0].state == OK)
+    return Diagnosis(
+        versions(),
+        leak,
+        can_run,
+        (*queues, files, *folder),
+        builds,
+        leaking=leak[0].state == NO,
+        usable=can_run[0].state == OK,
+        enough_files=files.state != NO and enough_for_notebooks(),
+    )
 
 
 def versions() -> dict[str, str | None]:

@@ -23,6 +23,8 @@ LARGEST_CALL = 128  # pages, of SGLang's controller
 SGLANG_ASKS_FOR = 65535  # set_ulimit() of SGLang, which keeps the soft limit where the hard one is lower
 RAISE_LIMIT = "Raise it: ulimit -n, LimitNOFILE=, docker run --ulimit nofile=65535"
 NO_FOLDER = "no storage folder"
+YOUR_SGLANG = "your SGLang"
+RELEASES = "up to 0.5.11 file descriptors leak, in 0.5.12 memory registrations, later neither"
 # Settings of the kernel that explain why it refuses a queue.
 REFUSED = "cannot be created"
 KERNEL = {
@@ -73,12 +75,12 @@ def descriptor_finding() -> Finding:
         need = f"a server has about {RECORDED_BASELINE} open, and a call of {LARGEST_CALL} pages opens {call} more"
         return Finding("open files", NO, f"{limits}; {need}", RAISE_LIMIT)
     if server < SGLANG_ASKS_FOR:
-        end = (
-            f"SGLang asks for {SGLANG_ASKS_FOR} and gets {server}: the leak uses them up after {pages} pages"
-        )
+        end = f"SGLang asks for {SGLANG_ASKS_FOR} and gets {server}: a connector that leaks uses them up after {pages} pages"
         return Finding("open files", NOTE, f"{limits}; {end}", RAISE_LIMIT)
     return Finding(
-        "open files", OK, f"{limits}; SGLang gets {server}: the leak uses them up after {pages} pages"
+        "open files",
+        OK,
+        f"{limits}; SGLang gets {server}: a connector that leaks uses them up after {pages} pages",
     )
 
 
@@ -115,14 +117,23 @@ def storage_findings(storage: Storage) -> list[Finding]:
     return found
 
 
+def leak_findings(sglang: SGLang | None, storage: Storage) -> tuple[Finding, ...]:
+    """Find which connector leaks: that of the installed SGLang, of the releases, and of this package."""
+    return (
+        sglang_finding(sglang, storage),
+        Finding("SGLang's releases", NOTE, RELEASES),
+        Finding("this package", OK, "leaks neither (lifetime scoped, the default)"),
+    )
+
+
 def sglang_finding(sglang: SGLang | None, storage: Storage) -> Finding:
-    """Find which SGLang is installed, and whether it has the leak, the second leak, or neither."""
+    """Find which SGLang is installed, and what its connector leaks."""
     if sglang is None:
         advice = "Check another environment with --sglang FOLDER"
-        return Finding("SGLang", NOTE, "not installed in this environment", advice)
+        return Finding(YOUR_SGLANG, NOTE, "not installed in this environment", advice)
     judged = sglang_check.judge(sglang, storage.place, timeout=SECONDS)
-    about = f"{sglang.name} in {sglang.folder}: {judged.leak} ({judged.evidence})"
-    return Finding("SGLang", _state_of(judged), about, _advice_on(judged))
+    about = f"{sglang.name} {judged.leak} ({judged.evidence}); it is in {sglang.folder}"
+    return Finding(YOUR_SGLANG, _state_of(judged), about, _advice_on(judged))
 
 
 def _state_of(judged: Verdict) -> str:

@@ -27,9 +27,13 @@ TELEMETRY = "NIXL_TELEMETRY"
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _REASONS = (  # what NIXL 1.5 logs when a plugin cannot be created, the most specific first
-    ("no", re.compile(r"Failed to load plugin from .*?: (\S+): cannot open shared object file"), "needs {}"),
+    (
+        "no",
+        re.compile(r"Failed to load plugin from .*?: (\S+): cannot open shared object file"),
+        "{} is not installed",
+    ),
     ("no", re.compile(r"Failed to load plugin from .*?\.so: (.+)"), "{}"),
-    ("note", re.compile(r"Failed to create engine: Missing config entry '([^']+)'"), "needs {}"),
+    ("note", re.compile(r"Failed to create engine: Missing config entry '([^']+)'"), "needs the setting {}"),
     ("no", re.compile(r"Failed to create engine: (.+)"), "{}"),
 )
 
@@ -160,7 +164,7 @@ def outcome_of(ended: int | str, log: str) -> tuple[str, str]:
     Examples
     --------
     >>> outcome_of(1, "Failed to load plugin from /x/libplugin_GDS.so: libcufile.so.0: cannot open shared object file: ...")
-    ('no', 'needs libcufile.so.0')
+    ('no', 'libcufile.so.0 is not installed')
     >>> outcome_of(-11, "")
     ('no', 'crashes (SIGSEGV)')
     """

@@ -20,7 +20,8 @@ ROUNDS = 3  # of a set and a get; what only the first one keeps is not a leak, s
 # From the releases that were measured: 0.5.11, 0.5.12, 0.5.13.post1 and 0.5.23.
 FIRST_FIXED, FIRST_CLEAN = (0, 5, 12), (0, 5, 13)
 
-LEAK, SECOND_LEAK, NEITHER, UNKNOWN = "the leak", "the second leak", "neither leak", "unknown"
+LEAK, SECOND_LEAK = "leaks file descriptors", "leaks memory registrations"
+NEITHER, UNKNOWN = "leaks neither descriptors nor registrations", "may leak"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def by_version(version: str | None) -> str:
     Examples
     --------
     >>> by_version("0.5.11"), by_version("0.5.12.post1"), by_version("0.5.13.post1")
-    ('the leak', 'the second leak', 'neither leak')
+    ('leaks file descriptors', 'leaks memory registrations', 'leaks neither descriptors nor registrations')
     """
     numbers = re.match(r"[0-9]+(\.[0-9]+)*", version or "")
     if not numbers:

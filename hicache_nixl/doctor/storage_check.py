@@ -15,7 +15,9 @@ import psutil
 from ..config import ALIGNMENT, DEFAULT_STORAGE_DIR, STORAGE_DIR_VARIABLE
 from ..lab.runs.provenance import mount_of
 
+A_DISK = "Choose a folder on a disk"
 IN_MEMORY = ("tmpfs", "ramfs")
+KERNEL = ("proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "securityfs", "debugfs", "tracefs", "bpf")
 UNALIGNED = 1000  # bytes
 
 
@@ -62,14 +64,16 @@ def find(given: str | None = None) -> Storage:
     One that was given must exist; that of a server is created by the connector.
     """
     if given is not None:
-        return _tried(Path(given), "--storage-dir", make=False)
+        return _tried(given, "--storage-dir", make=False)
     if from_environment := os.environ.get(STORAGE_DIR_VARIABLE):
-        return _tried(Path(from_environment), STORAGE_DIR_VARIABLE, make=True)
-    return _tried(Path(DEFAULT_STORAGE_DIR), "the default", make=True)
+        return _tried(from_environment, STORAGE_DIR_VARIABLE, make=True)
+    return _tried(DEFAULT_STORAGE_DIR, "the default", make=True)
 
 
-def _tried(named: Path, source: str, make: bool) -> Storage:
-    folder = Path(os.path.abspath(named.expanduser()))
+def _tried(named: str, source: str, make: bool) -> Storage:
+    if not named or "\0" in named:
+        return Storage(Path(repr(named)), source, None, "cannot be the name of a folder", "Choose a folder")
+    folder = Path(os.path.abspath(Path(named).expanduser()))
     place = folder
     while make and not os.path.lexists(place):
         place = place.parent
@@ -82,6 +86,10 @@ def _tried(named: Path, source: str, make: bool) -> Storage:
     except OSError as error:
         advice = f"Create it (mkdir -p {place}), or choose a folder that exists"
         return Storage(folder, source, None, f"cannot be found: {error.strerror}", advice)
+    if (kind := mount_of(place).fstype) in KERNEL:
+        return Storage(
+            folder, source, None, f"cannot hold files: it is in {kind}, a file system of the kernel", A_DISK
+        )
     try:
         with os.scandir(place), tempfile.TemporaryFile(dir=place):
             return Storage(folder, source, place)
@@ -95,7 +103,7 @@ def _advice_on(error: OSError, place: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"Choose another folder, or let uid {os.geteuid()} write to it"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Choose a folder on a disk with free space, or free some"
+        return f"{A_DISK} with free space, or free some"
     return "Choose a folder that can be written to"
 
 

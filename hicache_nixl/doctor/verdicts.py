@@ -16,6 +16,13 @@ from .storage_check import Storage
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 NEEDS_GPU = "needs an NVIDIA GPU with GPUDirect Storage"
+WHAT = {
+    "POSIX": "pages in files",
+    "O_DIRECT": "files, O_DIRECT",
+    "OBJ": "pages in S3 (OBJ)",
+    "GDS": "GPU storage (GDS)",
+    "3FS": "pages in 3FS",
+}
 # What the profiles of the notebooks need: the hard limit of RLIMIT_NOFILE, and GB of pages at a time.
 NOTEBOOKS = {"quick": (6144, 2), "full": (16500, 6)}
 
@@ -28,11 +35,11 @@ def verdicts(
     return (
         posix,
         _direct_verdict(posix, folder[-1]),
-        _plugin_verdict("OBJ", builds, "nixl_cu12 has a build that loads without CUDA"),
+        _plugin_verdict("OBJ", builds, "the build nixl_cu12 has a plugin OBJ that loads without CUDA"),
         _plugin_verdict(
             "GDS", builds, NEEDS_GPU + ("" if NVIDIA_DRIVER.exists() else "; no NVIDIA driver here")
         ),
-        _plugin_verdict("3FS", builds, "not in the wheels of NIXL"),
+        _plugin_verdict("3FS", builds, "the wheels of NIXL do not contain this plugin"),
         *(_notebooks_verdict(profile, posix, storage) for profile in NOTEBOOKS),
         peers_verdict(),
     )
@@ -41,24 +48,22 @@ def verdicts(
 def _posix_verdict(storage: Storage, queues: Sequence[Finding]) -> Finding:
     working = [finding.what.removeprefix("queue ") for finding in queues if finding.state == OK]
     if storage.place is not None and working:
-        return Finding("connector on POSIX", OK, f"on {', '.join(working)}")
-    return Finding("connector on POSIX", NO, NO_FOLDER if working else "no queue works")
+        return Finding(WHAT["POSIX"], OK, f"on {', '.join(working)}")
+    return Finding(WHAT["POSIX"], NO, NO_FOLDER if working else "no queue works")
 
 
 def _direct_verdict(posix: Finding, tried: Finding) -> Finding:
     if posix.state == NO:
-        return Finding("with O_DIRECT", NO, posix.detail)
+        return Finding(WHAT["O_DIRECT"], NO, posix.detail)
     meaning = {OK: "bypasses the page cache", NOTE: "without effect", NO: "uses the page cache"}
-    return Finding("with O_DIRECT", tried.state, meaning[tried.state])
+    return Finding(WHAT["O_DIRECT"], tried.state, meaning[tried.state])
 
 
 def _plugin_verdict(name: str, builds: Sequence[Build], otherwise: str) -> Finding:
     created = [build.name for build in builds if (plugin := build.plugin(name)) and plugin.state == OK]
     if not created:
-        return Finding(f"connector on {name}", NO, otherwise)
-    return Finding(
-        f"connector on {name}", OK, f"{' and '.join(created)} can create it; not tried with a page"
-    )
+        return Finding(WHAT[name], NO, otherwise)
+    return Finding(WHAT[name], OK, f"{' and '.join(created)} can create it; not tried with a page")
 
 
 def _notebooks_verdict(profile: str, posix: Finding, storage: Storage) -> Finding:
@@ -76,11 +81,16 @@ def _notebooks_verdict(profile: str, posix: Finding, storage: Storage) -> Findin
     return Finding(what, OK, f"{limit} open files and {gigabytes} GB are available")
 
 
+def enough_for_notebooks() -> bool:
+    """Return whether the hard limit of open files is high enough for the quick profile of the notebooks."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= NOTEBOOKS["quick"][0]
+
+
 def peers_verdict() -> Finding:
-    """Say which released connectors are in the cache, without asking a registry."""
+    """Say which released connectors, which the notebooks compare, are in the cache, without asking a registry."""
     folder = cache_folder()
     kept = [name for name, row in known_releases().items() if os.path.isfile(folder / row.wheel)]
     missing = [name for name in known_releases() if name not in kept]
-    parts = [f"in the cache: {', '.join(kept)}"] if kept else []
-    parts += [f"not in the cache, fetched with pip when used: {', '.join(missing)}"] if missing else []
-    return Finding("released peers", OK if not missing else NOTE, "; ".join(parts))
+    parts = [f"downloaded: {', '.join(kept)}"] if kept else []
+    parts += [f"downloaded with pip when they are compared: {', '.join(missing)}"] if missing else []
+    return Finding("releases to compare", OK if not missing else NOTE, "; ".join(parts))

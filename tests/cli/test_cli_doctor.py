@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from test_cli import Run
 from test_cli import run as run_in_this_process
 
 from hicache_nixl.config import QUEUES
+from hicache_nixl.lab.worker.releases import source_of
 
 run_here = run_in_this_process  # the fixture that runs a command line
 COMMAND = [sys.executable, "-c", "from hicache_nixl.cli import main; main()", "doctor"]
@@ -69,26 +71,34 @@ class TestOneScreen:
         lines = [line.split() for line in healthy.stdout.splitlines()]
         assert ["NIXL", "plugin", "nixl_cu12", "nixl_cu13", "reason"] in lines
         assert ["POSIX", "ok", "ok"] in lines
-        assert ["OBJ", "ok", "no", "needs", "libcuobjclient.so.1"] in lines
-        assert any(line[:4] == ["GDS", "no", "no", "needs"] for line in lines)
+        assert ["OBJ", "ok", "no", "libcuobjclient.so.1", "is", "not", "installed"] in lines
+        assert any(line[:3] == ["GDS", "no", "no"] for line in lines)
 
     @pytest.mark.parametrize(
         "what",
         [
             *(f"queue {queue}" for queue in QUEUES),
-            *("open files", "storage folder", "file system", "O_DIRECT", "SGLang"),
+            *("open files", "storage folder", "file system", "O_DIRECT", "your SGLang", "this package"),
             *(
-                "connector on POSIX",
-                "with O_DIRECT",
-                "connector on OBJ",
-                "connector on GDS",
-                "connector on 3FS",
+                "pages in files",
+                "files, O_DIRECT",
+                "pages in S3 (OBJ)",
+                "GPU storage (GDS)",
+                "pages in 3FS",
             ),
-            *("notebooks, quick", "notebooks, full", "released peers"),
+            *("notebooks, quick", "notebooks, full", "releases to compare"),
         ],
     )
     def test_every_check_has_its_line_with_a_state(self, healthy, what):
-        assert re.search(rf"^{what} +(ok|note|no) +\S", healthy.stdout, re.MULTILINE)
+        assert re.search(rf"^{re.escape(what)} +(ok|note|no) +\S", healthy.stdout, re.MULTILINE)
+
+    def test_the_leak_is_the_first_answer_and_what_can_run_the_second(self, healthy):
+        answers = ("Which connector leaks?", "What can run here?", "This machine", "NIXL plugin")
+        places = [healthy.stdout.index(f"\n{answer}") for answer in answers]
+        assert places == sorted(places)
+
+    def test_only_plugins_that_hicache_uses_are_shown(self, healthy):
+        assert not {"GUSLI", "UCX", "INFINIA"} & set(healthy.stdout.split())
 
     def test_it_leaves_nothing(self, healthy, temporary):
         assert list(temporary.iterdir()) == []
@@ -107,12 +117,38 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(ended.stdout)
 
 
+class TestExitCodes:
+    """0 is in TestOneScreen, 1 in TestBrokenMachine, 2 below."""
+
+    @pytest.mark.parametrize("limit", [300, 1024])
+    def test_few_descriptors_end_it_with_4_and_the_last_line_says_so(self, tmp_path, limit):
+        ended = run("--storage-dir", str(tmp_path), prefix=("prlimit", f"--nofile={limit}:{limit}"))
+        assert ended.returncode == 4
+        assert ended.stdout.endswith("The connector can run here, but the limit of open files is too low.\n")
+
+    @pytest.mark.slow
+    def test_an_sglang_that_leaks_ends_it_with_3_and_the_last_line_says_so(self, tmp_path):
+        wheel = source_of("sglang==0.5.11")
+        with zipfile.ZipFile(wheel) as files:
+            files.extractall(tmp_path / "site-packages")
+        ended = run("--storage-dir", str(tmp_path), "--sglang", f"{tmp_path}/site-packages")
+        assert ended.returncode == 3
+        words = " ".join(ended.stdout.split())
+        assert "leaks file descriptors (measured: 2 open files" in words
+        assert words.endswith("The connector can run here. That of your SGLang leaks.")
+
+    def test_the_keys_of_the_json_are_those_that_the_help_names(self, run_here: Run, broken):
+        told = run_here("doctor --help").prose
+        names = [*broken, *broken["machine"][0], *broken["builds"][0]]
+        assert [name for name in names if name not in told] == []
+
+
 class TestBrokenMachine:
     def test_it_is_not_usable_and_says_why(self, broken):
         assert broken["usable"] is False
         can_run = by_what(broken["can_run"])
-        assert can_run["connector on POSIX"]["detail"] == "no storage folder"
-        assert can_run["connector on OBJ"]["state"] == "no"
+        assert can_run["pages in files"]["detail"] == "no storage folder"
+        assert can_run["pages in S3 (OBJ)"]["state"] == "no"
 
     def test_the_folder_has_a_way_out(self, broken):
         row = by_what(broken["machine"])["storage folder"]

@@ -34,8 +34,12 @@ class TestOpenFiles:
         [
             (64, NO, "a call of 128 pages opens 256 more"),
             (390, NO, "a server has about 135 open"),
-            (391, NOTE, "gets 391: the leak uses them up after 128 pages"),
-            (1024, NOTE, "SGLang asks for 65535 and gets 1024: the leak uses them up after 444 pages"),
+            (391, NOTE, "gets 391: a connector that leaks uses them up after 128 pages"),
+            (
+                1024,
+                NOTE,
+                "SGLang asks for 65535 and gets 1024: a connector that leaks uses them up after 444 pages",
+            ),
         ],
     )
     def test_a_limit_comes_with_what_it_means_to_a_server(self, soft, state, expected):
@@ -52,7 +56,7 @@ class TestOpenFiles:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, 70000))
         finding = machine.descriptor_finding()
         assert (finding.state, finding.advice) == (OK, "")
-        assert "SGLang gets 65535: the leak uses them up after 32700 pages" in finding.detail
+        assert "SGLang gets 65535: a connector that leaks uses them up after 32700 pages" in finding.detail
 
 
 # Lets the kernel refuse io_uring_setup (425) with EPERM, as seccomp profiles of containers do.
@@ -112,15 +116,15 @@ def verdicts(storage_dir: Path, queues: list[Finding], builds: dict[str, Build])
 class TestVerdicts:
     def test_each_thing_that_can_run_has_one(self, tmp_path, builds):
         can_do = verdicts(tmp_path, QUEUES_OK, builds)
-        assert found(can_do, "connector on POSIX").detail == "on libaio, io_uring, posix_aio"
-        assert found(can_do, "with O_DIRECT").detail == "bypasses the page cache"
-        assert found(can_do, "connector on OBJ").detail == "nixl_cu12 can create it; not tried with a page"
-        assert found(can_do, "connector on GDS").detail.startswith("needs an NVIDIA GPU")
-        assert found(can_do, "connector on 3FS").state == NO
+        assert found(can_do, "pages in files").detail == "on libaio, io_uring, posix_aio"
+        assert found(can_do, "files, O_DIRECT").detail == "bypasses the page cache"
+        assert found(can_do, "pages in S3 (OBJ)").detail == "nixl_cu12 can create it; not tried with a page"
+        assert found(can_do, "GPU storage (GDS)").detail.startswith("needs an NVIDIA GPU")
+        assert found(can_do, "pages in 3FS").state == NO
 
     def test_one_queue_is_enough(self, tmp_path, builds):
         can_do = verdicts(tmp_path, [QUEUES_BAD[0], QUEUES_BAD[1], QUEUES_OK[2]], builds)
-        assert found(can_do, "connector on POSIX").detail == "on posix_aio"
+        assert found(can_do, "pages in files").detail == "on posix_aio"
 
     @pytest.mark.parametrize(
         ("name", "queues", "reason"),
@@ -128,7 +132,7 @@ class TestVerdicts:
     )
     def test_what_needs_the_connector_cannot_run_without_it(self, tmp_path, builds, name, queues, reason):
         can_do = verdicts(tmp_path / name, queues, builds)
-        for what in ("connector on POSIX", "with O_DIRECT", "notebooks, quick", "notebooks, full"):
+        for what in ("pages in files", "files, O_DIRECT", "notebooks, quick", "notebooks, full"):
             assert found(can_do, what) == Finding(what, NO, reason)
 
     @pytest.mark.parametrize(
@@ -157,14 +161,18 @@ class TestVerdicts:
         names = list(known_releases())
         assert (
             can_run.peers_verdict().detail
-            == f"not in the cache, fetched with pip when used: {', '.join(names)}"
+            == f"downloaded with pip when they are compared: {', '.join(names)}"
         )
         for name in names[:-1]:
             (tmp_path / known_releases()[name].wheel).touch()
-        expected = f"in the cache: {', '.join(names[:-1])}; not in the cache, fetched with pip when used: {names[-1]}"
-        assert can_run.peers_verdict() == Finding("released peers", NOTE, expected)
+        expected = (
+            f"downloaded: {', '.join(names[:-1])}; downloaded with pip when they are compared: {names[-1]}"
+        )
+        assert can_run.peers_verdict() == Finding("releases to compare", NOTE, expected)
         (tmp_path / known_releases()[names[-1]].wheel).touch()
-        assert can_run.peers_verdict() == Finding("released peers", OK, f"in the cache: {', '.join(names)}")
+        assert can_run.peers_verdict() == Finding(
+            "releases to compare", OK, f"downloaded: {', '.join(names)}"
+        )
 
 
 class TestDiagnosis:

@@ -46,15 +46,15 @@ print("\\n" + json.dumps(nixl_agent("lists", nixl_agent_config(backends=[])).get
             assert build.plugin("POSIX").state == OK
             for gds in ("GDS", "GDS_MT"):
                 assert build.plugin(gds).state == NO
-                assert build.plugin(gds).reason.startswith(("needs libcudart.so", "needs libcufile.so"))
+                assert build.plugin(gds).reason.startswith(("libcudart.so", "libcufile.so"))
 
     def test_obj_can_be_created_from_the_build_for_cuda_12_alone(self, builds):
         assert builds["nixl_cu12"].plugin("OBJ").state == OK
-        assert builds["nixl_cu13"].plugin("OBJ").reason == "needs libcuobjclient.so.1"
+        assert builds["nixl_cu13"].plugin("OBJ").reason == "libcuobjclient.so.1 is not installed"
 
     def test_a_plugin_that_only_wants_settings_is_no_failure(self, builds):
         azure = builds["nixl_cu13"].plugin("AZURE_BLOB")
-        assert (azure.state, azure.reason) == (NOTE, "needs AZURE_STORAGE_CONTAINER_NAME")
+        assert (azure.state, azure.reason) == (NOTE, "needs the setting AZURE_STORAGE_CONTAINER_NAME")
 
     def test_what_nixl_does_not_list_is_none(self, builds):
         assert builds["nixl_cu13"].plugin("3FS") is None
@@ -102,10 +102,10 @@ print("\\n" + json.dumps(nixl_agent("lists", nixl_agent_config(backends=[])).get
             (-signal.SIGSEGV, "", NO, "crashes (SIGSEGV)"),
             (plugin_probe.HANGS, "", NO, "hangs"),
             (1, "", NO, "no reason was logged"),
-            (1, "x.cpp:3] Failed to load plugin from /a b/libplugin_X.so: libx.so.1: cannot open shared object file: No", NO, "needs libx.so.1"),
+            (1, "x.cpp:3] Failed to load plugin from /a b/libplugin_X.so: libx.so.1: cannot open shared object file: No", NO, "libx.so.1 is not installed"),
             (1, "x.cpp:3] Failed to load plugin from /a/libplugin_X.so: undefined symbol: y", NO, "undefined symbol: y"),
             (1, "x.h:1] Failed to create engine: \x1b[32mno server\x1b[0m\nERR", NO, "no server"),
-            (1, "x.h:1] Failed to create engine: Missing config entry 'A'\nERR", NOTE, "needs A"),
+            (1, "x.h:1] Failed to create engine: Missing config entry 'A'\nERR", NOTE, "needs the setting A"),
             (1, "Traceback:\n  File x\nnixl_cu13._bindings.nixlBackendError: NIXL_ERR_BACKEND\n", NO, "NIXL_ERR_BACKEND"),
         ],
     )  # fmt: skip

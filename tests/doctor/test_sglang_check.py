@@ -111,7 +111,7 @@ class TestSGLang:
         assert sglang_check.judge(sglang).leak == UNKNOWN
         finding = machine.sglang_finding(sglang, storage_check.find(str(tmp_path)))
         assert finding.state == NOTE
-        assert finding.detail.startswith(f"SGLang of an unknown version in {tmp_path}: unknown (by version")
+        assert finding.detail.startswith("SGLang of an unknown version may leak (by version")
 
     def test_one_without_a_connector_for_nixl_has_neither_leak(self, tmp_path):
         (tmp_path / "sglang").mkdir()
@@ -166,7 +166,7 @@ class TestSGLang:
         monkeypatch.setattr(sglang_check, "judge", lambda *args, **kwargs: verdict)
         finding = machine.sglang_finding(SGLang(tmp_path, "9"), storage_check.find())
         assert finding.state == state
-        assert finding.detail == f"SGLang 9 in {tmp_path}: {leak} (as it was found)"
+        assert finding.detail == f"SGLang 9 {leak} (as it was found); it is in {tmp_path}"
         assert finding.advice.startswith(advice)
         assert bool(finding.advice) == bool(advice)
 

@@ -52,6 +52,21 @@ class TestStorageFolder:
         assert (storage.place, storage.problem) == (None, problem)
         assert advice.format(storage.folder) in storage.advice
 
+    @pytest.mark.parametrize(
+        ("folder", "problem"),
+        [
+            ("/proc", "cannot hold files: it is in proc, a file system of the kernel"),
+            ("/sys/kernel", "cannot hold files: it is in sysfs, a file system of the kernel"),
+            ("", "cannot be the name of a folder"),
+            ("a\0b", "cannot be the name of a folder"),
+            ("x" * 300, "cannot be found: File name too long"),
+        ],
+    )
+    def test_an_odd_one_is_one_clear_line(self, folder, problem):
+        storage = storage_check.find(folder)
+        assert (storage.place, storage.problem) == (None, problem)
+        assert storage.advice
+
     def test_a_file_in_the_path_of_the_folder_of_a_server_is_named(self, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv(STORAGE_DIR_VARIABLE, f"{tmp_path}/file/pages")
