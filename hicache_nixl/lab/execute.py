@@ -226,7 +226,11 @@ def run_notebook(
         at = Step(name, done, cells)
         watch(at)
 
-    with _without_bars_in_notebooks(), tempfile.TemporaryFile() as printed:
+    with (
+        _without_bars_in_notebooks(),
+        tempfile.TemporaryFile() as printed,
+        tempfile.TemporaryDirectory(prefix="hicache-nixl-") as sockets,
+    ):
         try:
             papermill.execute_notebook(
                 str(path),
@@ -237,9 +241,8 @@ def run_notebook(
                 kernel_output=printed,
                 progress_bar=False,
                 execution_timeout=CELL_TIMEOUT,
-                config=Config(
-                    {"KernelManager": {"transport": "ipc"}}
-                ),  # no port that others could connect to
+                # no port that others could connect to; a short path, of which a socket has at most 107 bytes
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}),
                 cwd=str(folder),
                 kernel_name="python3",  # this interpreter, also where the project's kernel is not registered
             )

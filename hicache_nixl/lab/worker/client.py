@@ -100,7 +100,8 @@ class Worker:
         }  # a replay must never clear the folder of a server
         environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
         try:
-            return FORK_SERVER.fork(str(self._folder), socket, self._output.fileno(), environment)
+            left = max(0.0, self._deadline - time.monotonic())
+            return FORK_SERVER.fork(str(self._folder), socket, self._output.fileno(), environment, left)
         except OSError as error:
             raise WorkerError(f"no worker could be forked: {error}") from error
 

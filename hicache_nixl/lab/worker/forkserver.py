@@ -23,40 +23,74 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+REPORT_SECONDS = 2  # for the fork server to report an exit code
 LONGEST_REQUEST = 2**18  # bytes; most of it is the environment
 # A pool of threads that is started by an import would be missing after a fork.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Forked:
-    """A worker process; the fork server reports its exit code through a pipe."""
+    """A worker process.  Its end is seen without the fork server, which reports only the exit code.
 
-    def __init__(self, status: int):
-        self._status = os.fdopen(status, "rb")
+    Parameters
+    ----------
+    status : int
+        The end of a pipe, from which the process id and the exit code are read.
+    timeout : float
+        Seconds for the fork.
+
+    Raises
+    ------
+    OSError
+        When the fork server has ended, or does not answer in time.
+    """
+
+    def __init__(self, status: int, timeout: float):
         self.returncode: int | None = None
-        self.pid = int(self._status.readline() or 0)
-        if not self.pid:
-            self._status.close()
-            raise OSError("the fork server ended before it forked a worker")
+        with ExitStack() as ends:
+            self._status = ends.enter_context(os.fdopen(status, "rb"))
+            if not _readable(status, timeout):
+                raise TimeoutError(f"the fork server did not answer within {timeout:.0f} s")
+            self.pid = int(self._status.readline() or 0)
+            if not self.pid:
+                raise OSError("the fork server ended before it forked a worker")
+            try:
+                self._process = os.pidfd_open(self.pid)
+            except ProcessLookupError:  # it has ended already
+                self.returncode = self._reported()
+                return
+            ends.callback(os.close, self._process)
+            self._ends = ends.pop_all()
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until it ends, and return its exit code; negative for a signal, as in ``subprocess``."""
         if self.returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
+            if not _readable(self._process, timeout):
                 raise subprocess.TimeoutExpired(f"worker {self.pid}", timeout or 0)
-            # unknown when the fork server has ended
-            self.returncode = int(self._status.readline() or -signal.SIGKILL)
-            self._status.close()
+            self.returncode = self._reported()
+            self._ends.close()
         return self.returncode
+
+    def _reported(self) -> int:
+        """Return the exit code, or that of SIGKILL when the fork server has ended or was stopped."""
+        known = _readable(self._status.fileno(), REPORT_SECONDS)
+        return int((self._status.readline() if known else b"") or -signal.SIGKILL)
 
     def kill(self) -> None:
         """Kill it, unless it has ended."""
-        if self.returncode is None and not select.select([self._status], [], [], 0)[0]:
-            os.kill(self.pid, signal.SIGKILL)
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+
+
+def _readable(fd: int, timeout: float | None) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 class ForkServer:
@@ -66,8 +100,10 @@ class ForkServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def fork(self, folder: str, connection: int, output: int, environment: dict[str, str]) -> Forked:
-        """Fork a worker.
+    def fork(
+        self, folder: str, connection: int, output: int, environment: dict[str, str], timeout: float
+    ) -> Forked:
+        """Fork a worker.  A fork server that does not answer is ended, so that the next worker has another one.
 
         Parameters
         ----------
@@ -77,6 +113,8 @@ class ForkServer:
             Descriptors of its socket, and of the file that it writes its output to.
         environment : dict
             Its environment variables.
+        timeout : float
+            Seconds for the fork.
         """
         request = {"folder": folder, "environment": environment, "cwd": os.getcwd()}
         ours, theirs = os.pipe()
@@ -90,7 +128,12 @@ class ForkServer:
             raise
         finally:
             os.close(theirs)
-        return Forked(ours)
+        try:
+            return Forked(ours, timeout)
+        except TimeoutError:
+            with self._lock:
+                self.end()
+            raise
 
     def _start(self) -> None:
         self.end()
@@ -108,7 +151,7 @@ class ForkServer:
         """End the fork server; a worker that still runs ends when this process closes its connection."""
         if self._process is not None:
             self._control.close()
-            self._process.terminate()  # it may still be importing
+            self._process.kill()  # it may still be importing, or be stopped; it holds nothing
             self._process.wait()
             self._process = None
 

@@ -102,7 +102,7 @@ class TestWorkerDies:
 
     def test_a_crash_in_the_worker_is_an_error_with_its_exit_code_and_the_reason(self, tmp_path):
         with pytest.raises(WorkerError, match=r"the worker died \(exit code 1\) at: open") as caught:
-            replay(Schedule.steady(2, 2), page_bytes=2**50, storage_dir=tmp_path)
+            Worker(Setup(page_bytes=2**50, pages=2), storage_dir=tmp_path)
         assert re.search("RuntimeError.*memory|MemoryError", str(caught.value))
         assert_nothing_is_left(tmp_path)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
 from processes import fork_servers_of, have_ended, wait_until
 
-from hicache_nixl.lab.worker.client import Worker
+from hicache_nixl.lab.experiments.replay import replay
+from hicache_nixl.lab.worker.client import Worker, WorkerError
+from hicache_nixl.lab.worker.forkserver import FORK_SERVER
+from hicache_nixl.lab.worker.schedule import Schedule
 from hicache_nixl.lab.worker.setup import Setup
 
+GONE = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
 SETUP = Setup("leaky", page_bytes=4096, pages=2)
 
 
@@ -49,6 +56,80 @@ class TestAFreshWorker:
         monkeypatch.chdir(tmp_path)
         with Worker(SETUP) as worker:
             assert os.readlink(f"/proc/{worker.pid}/cwd") == str(tmp_path)
+
+
+ENDLESS = Schedule.steady(200_000, 16)  # always interrupted
+
+
+@pytest.fixture
+def attack(tmp_path) -> Iterator[Callable[[signal.Signals], None]]:
+    """Send the fork server a signal once a worker has pages in the folder; it is ended after the test."""
+    attacked: list[psutil.Process] = []
+
+    def send(number: signal.Signals) -> None:
+        wait_until(lambda: list(tmp_path.glob("*/*")))
+        attacked.extend(fork_servers_of())
+        attacked[0].send_signal(number)
+
+    threads = []
+
+    def start(number: signal.Signals) -> None:
+        threads.append(threading.Thread(target=send, args=[number]))
+        threads[0].start()
+
+    yield start
+    threads[0].join(30)
+    assert len(attacked) == 1
+    FORK_SERVER.end()
+    assert have_ended(attacked)
+
+
+class TestItIsAttackedDuringAReplay:
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+    def test_the_replay_ends_within_its_timeout_and_leaves_nothing(self, tmp_path, attack, number):
+        attack(number)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match="did not answer within 3 s"):
+            replay(ENDLESS, "scoped", page_bytes=4096, storage_dir=tmp_path, timeout=3)
+        assert time.monotonic() - start < 10
+        assert workers_below(tmp_path) == []
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+    def test_a_worker_that_is_killed_too_is_an_error_at_once(self, tmp_path, attack, number):
+        with Worker(SETUP, storage_dir=tmp_path) as worker:
+            assert worker.call("set", 2).pages_ok == 2
+            attack(number)
+            wait_until(lambda: all(server.status() in GONE for server in fork_servers_of()))
+            os.kill(worker.pid, signal.SIGKILL)
+            with pytest.raises(WorkerError, match="the worker died"):
+                worker.call("set", 2)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_fork_server_that_is_stopped_is_an_error_for_the_next_worker_and_then_replaced(
+        self, tmp_path, attack
+    ):
+        with Worker(SETUP, storage_dir=tmp_path) as worker:
+            worker.call("set", 1)
+            attack(signal.SIGSTOP)
+            wait_until(lambda: all(server.status() in GONE for server in fork_servers_of()))
+            with pytest.raises(WorkerError, match="the fork server did not answer within 1 s"):
+                Worker(SETUP, storage_dir=tmp_path, timeout=1)
+            assert fork_servers_of() == []
+            assert len(list(tmp_path.iterdir())) == 1
+        with Worker(SETUP, storage_dir=tmp_path) as worker:
+            assert worker.call("set", 2).pages_ok == 2
+        assert list(tmp_path.iterdir()) == []
+
+
+def workers_below(folder) -> list[int]:
+    """Return the processes with the folder in what they have open, however they were orphaned."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(file.path.startswith(f"{folder}/") for file in process.open_files()):
+                found.append(process.pid)
+    return found
 
 
 class TestTheForkServerIsKilled:
