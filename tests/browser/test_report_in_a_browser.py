@@ -116,6 +116,22 @@ def test_every_figure_is_shown_whole_and_no_page_is_wider_than_the_screen(pages,
     assert shown == sum(path.read_text().count("<img ") for path in pages.all()) > 5
 
 
+def test_a_phone_shows_the_narrow_figures_and_tables_are_in_a_style_of_their_own(pages, new_page):
+    for viewport, narrow in (("phone", True), ("desktop", False)):
+        for name in ("index.html", "html/02_apply_the_fix.html"):
+            page = new_page(offline=True, viewport=viewport)
+            page.goto((pages.run / name).as_uri())
+            unfold(page)
+            sizes = page.evaluate(
+                "[...document.querySelectorAll('picture img')].map(image => image.naturalWidth)"
+            )
+            assert len(sizes) > 2, name
+            assert {size <= 600 for size in sizes} == {narrow}, (name, sizes)
+    assert page.locator("table.dataframe").count() == 0
+    assert page.locator("table.data").count() > 2
+    assert "<NA>" not in page.locator("main").text_content()
+
+
 def test_every_link_leads_to_a_file_or_a_place_that_is_there(pages, new_page):
     missing = []
     for path in pages.all():
@@ -168,6 +184,7 @@ def test_the_ledger_is_folded_on_the_screen_and_printed_whole(pages, new_page, p
     )
     assert (last.evaluate(height) > 0) is printed
     assert page.locator("details:not(.kept):not([open]) > summary").first.is_visible() is not printed
+    assert page.locator(".paper").count() == 0 or page.locator(".paper").first.is_visible() is printed
 
 
 def test_the_link_of_a_finding_leads_to_its_figure_also_where_it_is_folded(pages, new_page):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from ..worker.schedule import recorded_log
-from .look import AFTER, BEFORE, INK, LOOK, NAMES, STYLES, heading, limit_line, name, rings, step
+from .look import AFTER, BEFORE, INK, LOOK, NAMES, NOTE, STYLES, heading, limit_line, name, rings, step
 from .words import (
     Drawn,
     baseline,
@@ -208,6 +208,7 @@ def two_counts(
     if column == "open_fds":
         flattest = min(tables.values(), key=lambda table: table.open_fds.iloc[-1])
         _say_origin(axes, flattest, recorded_log())
+        axes.texts[-1].set_gid(NOTE)
         from_where = f" {_origin(flattest)}"
     return Drawn(figure, f"{what.capitalize()} over {calls} calls. {title}.{from_where}{released}")
 

@@ -49,7 +49,7 @@ def faults(summaries: Mapping[str, pd.DataFrame]) -> Drawn:
     heading(figure, title)
     axes.set_xlabel("most descriptors that a call with this fault leaves open")
     axes.margins(x=0.04)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.22), ncols=3)
+    figure.legend(loc="outside lower center", ncols=3)
     open_at = {arm: _steps_that_leave(table) for arm, table in summaries.items()}
     told = "; ".join(f"{plain(arm)}: {where}" for arm, where in open_at.items())
     return Drawn(figure, f"{title}. Steps after which descriptors stay open: {told}.")

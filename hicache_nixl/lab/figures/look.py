@@ -24,7 +24,8 @@ STYLES = {  # a release has the colour of the lifetime that stands for it, and a
     "sglang==0.5.23": (SCOPED, "-."),
 }
 NAMES = {"leaky": "before (leaky)", "try_finally": "after (try_finally)"}
-LETTERS = 13.5  # of a bold title on an inch
+LETTERS = 13  # of a bold title on an inch
+NOTE = "note"  # marks a text at the right end of a panel
 LOOK: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from nbconvert import HTMLExporter
 
 from ..runs.folder import RunFolder, notebook_file
-from .pages import TEMPLATES, write_page
+from .pages import TEMPLATES, data_uri, write_page
 
 
 def write_notebook_page(folder: Path, name: str, node: nbformat.NotebookNode | None = None) -> Path:
@@ -35,7 +35,7 @@ def write_notebook_page(folder: Path, name: str, node: nbformat.NotebookNode | N
         files.page(name),
         "notebook.html.j2",
         title=title_of(node, name),
-        body=Markup(_cells(node)),
+        body=Markup(_cells(node, _narrow(files, name))),
         executed=notebook_file(name),
         run=folder.name,
         before=beside[place - 1] if place else None,
@@ -52,7 +52,14 @@ def title_of(node: nbformat.NotebookNode, name: str) -> str:
     return name
 
 
-def _cells(node: nbformat.NotebookNode) -> str:
+def _narrow(files: RunFolder, name: str) -> dict[str, str]:
+    """Return the figures of a notebook as phones show them, by alt text."""
+    rows = files.figures(name).itertuples()
+    paths = {row.alt: files.narrow(name, row.figure) for row in rows}
+    return {alt: data_uri(path) for alt, path in paths.items() if path.exists()}
+
+
+def _cells(node: nbformat.NotebookNode, narrow: dict[str, str]) -> str:
     exporter = HTMLExporter(
         template_name="notebook_cells",
         extra_template_basedirs=[str(TEMPLATES)],
@@ -60,5 +67,5 @@ def _cells(node: nbformat.NotebookNode) -> str:
         exclude_output_prompt=True,
         exclude_anchor_links=True,
     )
-    body, _ = exporter.from_notebook_node(node)
+    body, _ = exporter.from_notebook_node(node, resources={"narrow": narrow})
     return body

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from ..figures import counts_of_two, intervals_of_two, ratios_of_two
 from ..runs.claims import NO_SLOWER
+from ..runs.show import is_number
 from .joining import IDENTITY, row_keys, time_ratios
-from .pages import is_number
 
 COUNTS = {  # columns of counts, and the column that each is drawn over
     "open_fds": "call",

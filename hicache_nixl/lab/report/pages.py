@@ -6,14 +6,12 @@ import base64
 import re
 from functools import cache
 from html.parser import HTMLParser
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 
@@ -21,6 +19,7 @@ from ...errors import ConfigError, FileError, HiCacheNixlError
 from ...resources import write_whole
 from ..runs.folder import figure_file, page_file, read_table, table_file
 from ..runs.record import Record
+from ..runs.show import is_number, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 NBCONVERTS_ALT = "No description has been provided for this image"  # of a picture without alt text
@@ -68,21 +67,6 @@ class Pictures(HTMLParser):
             self._place = f"in or after #{attributes['id']}"
         if tag == "img" and (attributes.get("alt") or "").strip() in ("", NBCONVERTS_ALT):
             self.without_alt.append(self._place)
-
-
-def shown(value: Any) -> str:
-    """Format a value of a table: four significant digits, whole numbers without a decimal point.
-
-    Examples
-    --------
-    >>> shown(0.123456), shown(4167), shown(4167.0), shown(float("nan")), shown("set")
-    ('0.1235', '4167', '4167', '', 'set')
-    """
-    if isinstance(value, float):
-        if pd.isna(value):
-            return ""
-        return f"{value:.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
-    return str(value)
 
 
 def anchor(claim: Any) -> str:
@@ -142,13 +126,6 @@ def table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
     """Return a table of a run, or None when the run has no table of that name."""
     path = record.files.table(notebook, name)
     return read_table(path) if path.exists() else None
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number, or a column holds numbers."""
-    if isinstance(value, pd.Series):
-        return is_numeric_dtype(value) and not is_bool_dtype(value)
-    return isinstance(value, Number) and not isinstance(value, bool)
 
 
 @cache

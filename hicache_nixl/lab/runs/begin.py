@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..worker.setup import Setup
 from .run import Run
+from .show import install
 
 RENAMED = {"keys_per_call": "pages"}  # parameters that a setup knows by another name
 
@@ -43,6 +44,7 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> tuple[Setup, Run]:
     >>> setup.queue, run.notebook
     ('io_uring', '00_example')
     """
+    install()
     pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
     parameters = {name: namespace[name] for name in namespace["__annotations__"]}
     fields = {field.name for field in dataclasses.fields(Setup)}

@@ -5,7 +5,7 @@
 ``figures.csv``                        the figures of all notebooks, with the columns ``FIGURES``
 ``provenance.json``                    machine, versions, parameters, and which notebooks were planned and finished
 ``tables/NOTEBOOK_NAME.csv``           a table
-``figures/NOTEBOOK_NAME.png``          a figure
+``figures/NOTEBOOK_NAME.png``          a figure; below ``figures/narrow/`` as phones show it
 ``notebooks/NOTEBOOK.ipynb``           an executed notebook
 ``html/NOTEBOOK.html``, ``index.html``  the pages of the report
 =====================================  ==========================================================================
@@ -44,6 +44,11 @@ def figure_file(notebook: str, name: str) -> str:
     return f"figures/{notebook}_{name}.png"
 
 
+def narrow_file(notebook: str, name: str) -> str:
+    """Return where the figure of a notebook is as phones show it, relative to the run's folder."""
+    return f"figures/narrow/{notebook}_{name}.png"
+
+
 def notebook_file(notebook: str) -> str:
     """Return where an executed notebook is, relative to the run's folder."""
     return f"notebooks/{notebook}.ipynb"
@@ -78,6 +83,10 @@ class RunFolder:
         """Return the path of a figure."""
         return self.path / figure_file(notebook, name)
 
+    def narrow(self, notebook: str, name: str) -> Path:
+        """Return the path of a figure as phones show it; runs made by earlier versions do not have it."""
+        return self.path / narrow_file(notebook, name)
+
     def notebook(self, notebook: str) -> Path:
         """Return the path of an executed notebook."""
         return self.path / notebook_file(notebook)
@@ -102,7 +111,7 @@ class RunFolder:
 
     def start(self, notebook: str, parameters: Mapping[str, Any]) -> None:
         """Start a notebook: write its parameters, and clear its claims and its list of figures."""
-        for name in ("tables", "figures"):
+        for name in ("tables", "figures/narrow"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         known = self._provenance() if self._provenance_file.exists() else {}
         known |= {**provenance(parameters.get("storage_dir")), "format": FORMAT}

@@ -89,6 +89,11 @@ class Record:
         """Return the file of a figure, given its row of ``figures``."""
         return self.files.figure(row.notebook, row.figure)
 
+    def narrow_picture(self, row: Any) -> Path | None:
+        """Return the file of a figure as phones show it, if the run has one."""
+        path = self.files.narrow(row.notebook, row.figure)
+        return path if path.exists() else None
+
     def not_run(self) -> dict[str, str]:
         """Return the released connectors that were left out, and why, from the tables called ``released``."""
         reasons: dict[str, str] = {}

@@ -16,6 +16,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ...resources import runs_folder
+from ..figures.narrow import save_narrow
 from .claims import FAILS, Claim, ClaimsFailedError
 from .folder import RunFolder
 
@@ -97,6 +98,7 @@ class Run:
         figure.savefig(self.files.figure(self.notebook, name), dpi=150, metadata={"Description": alt})
         if get_ipython() is not None:
             display(figure, metadata={"image/png": {"alt": alt}})
+        save_narrow(figure, self.files.narrow(self.notebook, name))
         plt.close(figure)
         self._figures[name] = {
             "cell": _Cell.running().count,

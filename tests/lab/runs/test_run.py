@@ -298,7 +298,7 @@ class TestFolder:
     def test_nothing_but_whole_files_is_left(self, tmp_path):
         Run("01_a", tmp_path, {}).finish()
         left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-        assert left == {"tables", "figures", "claims.csv", "figures.csv", "provenance.json"}
+        assert left == {"tables", "figures", "figures/narrow", "claims.csv", "figures.csv", "provenance.json"}
 
     def test_without_a_name_it_is_the_interactive_one_of_the_project(self, monkeypatch, tmp_path):
         monkeypatch.setattr("hicache_nixl.lab.runs.run.runs_folder", lambda: tmp_path)
