@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 
 from ..config import ALIGNMENT, DEFAULT_STORAGE_DIR, STORAGE_DIR_VARIABLE
+from ..errors import ConfigError
 from ..lab.runs.provenance import mount_of
+from ..transport.folder import refuse_shared
 
 A_DISK = "Choose a folder on a disk"
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -91,8 +93,13 @@ def _tried(named: str, source: str, make: bool) -> Storage:
             folder, source, None, f"cannot hold files: it is in {kind}, a file system of the kernel", A_DISK
         )
     try:
-        with os.scandir(place), tempfile.TemporaryFile(dir=place):
+        with os.scandir(place), tempfile.TemporaryFile(dir=place) as new:
+            if place == folder:
+                refuse_shared(str(place), os.fstat(new.fileno()).st_uid)
             return Storage(folder, source, place)
+    except ConfigError as error:  # the connector would refuse it as well
+        problem, _, advice = str(error).removeprefix(f"storage folder {place} ").partition("; ")
+        return Storage(folder, source, None, problem, f"{advice[:1].upper()}{advice[1:]}")
     except OSError as error:
         return Storage(
             folder, source, None, f"cannot be written to: {error.strerror}{where}", _advice_on(error, place)

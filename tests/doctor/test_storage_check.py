@@ -67,6 +67,13 @@ class TestStorageFolder:
         assert (storage.place, storage.problem) == (None, problem)
         assert storage.advice
 
+    def test_one_that_others_can_write_to_is_refused_as_by_the_connector(self, tmp_path):
+        tmp_path.chmod(0o777)
+        storage = storage_check.find(str(tmp_path))
+        assert storage.place is None
+        assert storage.problem.startswith("can be written by others (mode 0777), who could put pages into")
+        assert storage.advice.startswith("Chmod go-w it")
+
     def test_a_file_in_the_path_of_the_folder_of_a_server_is_named(self, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv(STORAGE_DIR_VARIABLE, f"{tmp_path}/file/pages")
