@@ -153,7 +153,7 @@ class TestVerdicts:
             "queues = [Finding('queue libaio', 'ok', '')]\n"
             "tell(can_run.verdicts(storage, queues, machine.storage_findings(storage), []))"
         )
-        can_do = asked(code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "size=8m", str(tmp_path))
+        can_do = asked(code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "size=8m,mode=700", str(tmp_path))
         assert found(can_do, "notebooks, quick").detail == "needs 2 GB of space; 0.0 GB are free"
 
     def test_peers_are_looked_for_in_the_cache_and_nowhere_else(self, tmp_path, monkeypatch):
