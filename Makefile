@@ -50,8 +50,17 @@ check: $(INSTALLED)
 # many containers; the server listens on 127.0.0.1 and requires its token.
 LAB := --allow-root --LabApp.app_settings_dir=$(CURDIR)/notebooks/jupyter/settings \
   --LabApp.default_url=/lab/tree/01_reproduce_the_leak.ipynb --MappingKernelManager.transport_encryption=auto
+# What it saves into a notebook (outputs, numbers of cells, the version of Python) makes no difference to git: a filter of
+# this clone, for which .gitattributes names the files, removes it from what git compares and commits.  At the end git
+# takes note of the new sizes of such files, since "git status" would call them modified until then.
+ADDED := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
+STRIP := $(abspath $(VENV))/bin/nbstripout
+FILTER := if [ -x "$(STRIP)" ]; then "$(STRIP)" --extra-keys "$(ADDED)"; else cat; fi
 lab: $(INSTALLED)
-	$(VENV)/bin/jupyter lab $(LAB) $(ARGS) notebooks
+	if [ -e .git ]; then git config filter.hicache-nixl-notebook.clean '$(FILTER)'; fi
+	trap : INT TERM; $(VENV)/bin/jupyter lab $(LAB) $(ARGS) notebooks; ended=$$?; \
+	if [ -e .git ]; then for file in notebooks/*.ipynb; do \
+	  if git diff --quiet -- "$$file"; then git add -- "$$file"; fi; done; fi; exit $$ended
 
 # torch comes first, from the index of its CPU builds: PyPI has the CUDA build, with which .venv takes 6.2 GB instead of 2.4.
 # pip then keeps it, since the version is the same.  "make TORCH_INDEX=" leaves the choice to pip.

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,16 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from hicache_nixl.lab.worker.releases import CACHE_VARIABLE, cache_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-CLONE = ("Makefile", "pyproject.toml", "requirements.lock", "data", "hicache_nixl", "notebooks")
+CLONE = (
+    ".gitattributes",
+    ".gitignore",
+    "Makefile",
+    "pyproject.toml",
+    "requirements.lock",
+    "data",
+    "hicache_nixl",
+    "notebooks",
+)
 FOLDERS = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")  # of Jupyter: nothing of this comes into the home folder
 TOKEN = "only-for-this-test"
 RUNNING = 300  # seconds for the whole notebook; it takes about 20 on a quiet machine
@@ -44,7 +53,33 @@ def own_clone(folder: Path) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, folder / name)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(
+        folder,
+        "-c",
+        "user.name=a reader",
+        "-c",
+        "user.email=reader@example.org",
+        "commit",
+        "--quiet",
+        "-m",
+        "as cloned",
+    )
     return folder
+
+
+def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git in a clone, without the settings of whoever runs the tests."""
+    nobody = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        env={**os.environ, **nobody},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def address(log: Path, server: subprocess.Popen[bytes]) -> str:
@@ -63,8 +98,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(clone: Path) -> Iterator[str]:
-    """JupyterLab out of the Makefile, on a free port, without a browser of its own; its address."""
+def running(clone: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """JupyterLab out of the Makefile, on a free port, without a browser of its own; its address and process."""
     environment = {**os.environ, "PYTHONPATH": str(clone), CACHE_VARIABLE: str(cache_folder())}
     environment |= {f"JUPYTER_{name}": str(clone.parent / name.lower()) for name in FOLDERS}
     environment |= {"IPYTHONDIR": str(clone.parent / "ipython")}
@@ -82,9 +117,21 @@ def server(clone: Path) -> Iterator[str]:
             command, cwd=clone, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        yield address(log, server)
+        yield address(log, server), server
     finally:
         end(server)
+
+
+@pytest.fixture(scope="module")
+def server(running: tuple[str, subprocess.Popen[bytes]]) -> str:
+    """The address of JupyterLab."""
+    return running[0]
+
+
+@pytest.fixture
+def stop(running: tuple[str, subprocess.Popen[bytes]]) -> Callable[[], None]:
+    """What ends JupyterLab."""
+    return lambda: end(running[1])
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
@@ -212,6 +259,27 @@ class TestRunAll:
         assert seen.page.get_by_text("javascript error").count() == 0
 
 
+class TestGit:
+    def test_what_was_saved_makes_no_difference(self, seen, clone):
+        path = clone / "notebooks" / f"{NOTEBOOK}.ipynb"
+        assert (
+            path.stat().st_size > 3 * (ROOT / "notebooks" / path.name).stat().st_size
+        )  # its outputs are in it
+        ended = git(clone, "diff", "--exit-code", "--", "notebooks")
+        assert (ended.returncode, ended.stdout) == (0, "")
+
+    def test_an_edit_does(self, seen, clone):
+        path = clone / "notebooks" / f"{NOTEBOOK}.ipynb"
+        saved = path.read_text()
+        try:
+            path.write_text(saved.replace("Does the leak reproduce", "Does the leak still reproduce"))
+            ended = git(clone, "diff", "--stat", "--exit-code", "--", "notebooks")
+            assert ended.returncode == 1
+            assert "1 file changed, 1 insertion(+), 1 deletion(-)" in ended.stdout
+        finally:
+            path.write_text(saved)
+
+
 class TestPanel:
     @pytest.fixture
     def picture(self, seen: Seen) -> Locator:
@@ -229,3 +297,9 @@ class TestPanel:
         seen.page.get_by_role("button", name="try_finally").click()
         expect(picture).to_have_attribute("alt", re.compile(r"try_finally: \+0 descriptors per call"))
         assert picture.get_attribute("src") != before
+
+
+def test_when_jupyterlab_has_ended_git_status_is_clean_too(seen, clone, stop):
+    """Last, since it ends the server."""
+    stop()
+    assert git(clone, "status", "--porcelain", "--", "notebooks").stdout == ""

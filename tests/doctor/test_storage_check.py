@@ -124,6 +124,8 @@ class TestFileSystem:
 
     def test_a_tmpfs_is_memory_and_o_direct_has_no_effect_there(self, tmp_path):
         code = f"tell(machine.storage_findings(storage_check.find({str(tmp_path)!r})))"
-        _, kind, direct = asked(code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "size=8m,mode=700", str(tmp_path))
+        _, kind, direct = asked(
+            code, *unshare(), "sh", "-c", MOUNT, "tmpfs", "size=8m,mode=700", str(tmp_path)
+        )
         assert kind.detail.startswith("this is memory, not a disk: tmpfs, 0.0 GB free")
         assert direct.state in (NOTE, NO)  # tmpfs takes it from Linux 6.6 on

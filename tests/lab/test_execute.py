@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -331,3 +333,20 @@ class TestRunFolder:
 
     def test_a_name_of_its_own_tells_profile_and_time(self):
         assert re.fullmatch(r"quick-\d{8}-\d{6}", reproduction.default_run_name("quick"))
+
+
+def test_papermill_from_another_folder_writes_where_it_was_told(tmp_path):
+    """Relative paths are those of the folder that papermill is called in."""
+    notebook = holding_notebook(tmp_path)
+    (tmp_path / "here").mkdir()
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", f"../{notebook.name}", "out.ipynb"]
+    ended = subprocess.run(
+        [*command, "-p", "run_dir", "mine"],
+        cwd=tmp_path / "here",
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"mine", "out.ipynb"}
+    assert (tmp_path / "here" / "mine" / "claims.csv").exists()
