@@ -183,8 +183,19 @@ def _checked(record: Record, releases: list[str], checked: list[str], measured: 
         keys = f" of {measured['keys'].iloc[0]} keys" if "keys" in measured else ""
         told = f"Checked in this run, by the descriptors and registrations that a call{keys} leaves: {listed(rows)}. "
     if missing:
-        why = {name: record.not_run().get(name, "notebook 05 did not get that far") for name in missing}
-        reasons = "; ".join(dict.fromkeys(reason.rstrip(".") for reason in why.values()))
+        reasons = "; ".join(dict.fromkeys(_reason(name, record.not_run().get(name, "")) for name in missing))
         versions = listed([name.removeprefix(PREFIX) for name in missing])
         told += f"Not checked in this run: {versions} ({reasons})."
     return told.rstrip()
+
+
+def _reason(connector: str, told: str) -> str:
+    """Shorten why a release was not run, so that equal reasons of several releases are said once.
+
+    Examples
+    --------
+    >>> _reason("sglang==0.5.11", "sglang==0.5.11 is not available: no file of sglang==0.5.11; known to work: 0.5.12")
+    'no file of the release'
+    """
+    short = told.partition("; known to work")[0].removeprefix(f"{connector} is not available: ")
+    return short.replace(connector, "the release").rstrip(".") or "notebook 05 did not get that far"

@@ -216,7 +216,7 @@ def _pip_download(version: str, folder: str) -> None:
     ):
         command = [sys.executable, "-m", "pip", "download", *what, *patience]
         # what pip unpacks is removed with the folder, also when pip is killed
-        environment = {**os.environ, "TMPDIR": folder}
+        environment = {**os.environ, "TMPDIR": folder, "PIP_NO_COLOR": "1"}  # a kernel asks for colours
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
         ) as pip:

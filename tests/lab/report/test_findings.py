@@ -84,7 +84,10 @@ def test_they_follow_from_what_was_measured(run):
 
 def test_what_was_not_checked_here_is_said_with_the_reason(run):
     files = read_record(run).files
-    why = pd.DataFrame([(RELEASES[-1], "no package registry")], columns=["connector", "status"])
+    why = pd.DataFrame(
+        [(RELEASES[-1], f"{RELEASES[-1]} is not available: no package registry; known to work: 0")],
+        columns=["connector", "status"],
+    )
     files.write_table(REVIEW, "released", why)
     files.write_table(REVIEW, "releases", facts(RELEASES[:-1]))
     text = said(run)[-1]

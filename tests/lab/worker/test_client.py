@@ -121,7 +121,9 @@ class TestWorkerRefuses:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         plugin = {"plugin": {"gds": {"active": True}}}
         with Worker(Setup("try_finally", page_bytes=PAGE, pages=2), baseline_fds=40) as worker:
-            with pytest.raises(WorkerError, match="baseline_fds is 39; expected 40, which the worker itself has open"):
+            with pytest.raises(
+                WorkerError, match="baseline_fds is 39; expected 40, which the worker itself has open"
+            ):
                 worker.request("limits", baseline_fds=39, nofile_limit=None)
             for limit in (2, 40, hard + 1):
                 with pytest.raises(WorkerError, match=f"nofile_limit is {limit}; expected 41 to {hard}"):

@@ -172,7 +172,10 @@ class TestFetch:
         (record,) = caplog.records
         assert record.getMessage().startswith("sglang==0.0.7 is not a known release")
 
-    def test_a_version_that_does_not_exist_is_one_line_with_the_reason_and_the_known_ones(self, cache):
+    def test_a_version_that_does_not_exist_is_one_line_with_the_reason_and_the_known_ones(
+        self, cache, monkeypatch
+    ):
+        monkeypatch.setenv("FORCE_COLOR", "1")  # as in a kernel
         with pytest.raises(ReleaseError) as caught:
             fetch("0.0.7")
         assert str(caught.value) == (
