@@ -140,6 +140,7 @@ class TestReproduceRefuses:
         [
             ("-p page_byte=4096", ["'page_byte' is unknown", "page_bytes", "storage_dir", "nofile_limit"]),
             ("--notebook 01 -p margin=1.5", ["'margin' is unknown", "01_reproduce_the_leak", "nofile_limit"]),
+            ("--notebook 1,77", ["'77' is unknown", "01_reproduce_the_leak"]),
             ("--notebook 77", ["'77'", "01_reproduce_the_leak", "02_apply_the_fix", "03_before_and_after"]),
             ("--profile slow", ["'slow'", "full, quick"]),
             ("--run taken", ["'taken' exists already", "another name"]),

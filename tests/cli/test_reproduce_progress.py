@@ -82,7 +82,8 @@ def screen(raw: str) -> list[str]:
 
 
 def test_where_there_is_no_terminal_it_is_a_line_for_each_notebook_that_ended(short, environment):
-    ended = subprocess.run(command(short), env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    line = [*command(short), "--notebook", "2,1"]
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr
     lines = [rf"0{n}_{name}: \d+ s, 1 of 1 claims hold\n" for n, name in ((1, "first"), (2, "second"))]
     assert re.fullmatch("".join(lines), ended.stderr)
