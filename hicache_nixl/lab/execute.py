@@ -29,7 +29,7 @@ from ..resources import runs_folder
 from . import engine
 from .plan import choose_notebooks, notebooks, parameters_for, read_profile
 from .report import build, write_notebook_page
-from .runs.claims import FAILS, tally
+from .runs.claims import FAILS
 from .runs.folder import RunFolder
 from .runs.record import read_record
 
@@ -126,9 +126,7 @@ class Reproduction:
     @property
     def verdict(self) -> str:
         """How many of the claims hold, and which notebooks are unfinished, in one line."""
-        claims = claims_of(self.folder)  # also those of a notebook that was interrupted
-        held = tally(claims) if len(claims) else "no claim was checked"
-        return f"{held}; unfinished: {', '.join(self.unfinished)}" if self.unfinished else held
+        return read_record(self.folder).verdict()
 
     def errors(self) -> list[str]:
         """Return what failed, each with its notebook and cell; empty when every claim holds or is inconclusive."""

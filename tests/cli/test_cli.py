@@ -118,7 +118,7 @@ class TestHelp:
             ),
             (
                 "replay --help",
-                ["columns operation and keys", "pr24671, single_call, steady", "log.csv", "Exit codes"],
+                ["columns operation and keys", "pr24671, single_call, steady", "server.log", "Exit codes"],
             ),
             ("reproduce --help", ["-p", "NAME=VALUE", "--profile", "--notebook", "--run", "--model"]),
             ("reproduce --help", ["or full (", "-p storage_dir=", "Exit codes", "runs/NAME"]),

@@ -113,6 +113,7 @@ class TestSuccess:
             "claims.csv",
             "figures.csv",
             "figures/00_holds_square.png",
+            "figures/narrow/00_holds_square.png",
             "html/00_holds.html",
             "notebooks/00_holds.ipynb",
             "provenance.json",

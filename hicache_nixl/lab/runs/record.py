@@ -74,7 +74,7 @@ class Record:
 
     def verdict(self) -> str:
         """Return the counts of the verdicts, and the notebooks that are unfinished, in one line."""
-        told = tally(self.claims)
+        told = tally(self.claims) if len(self.claims) else "no claim was checked"
         return f"{told}; unfinished: {', '.join(self.unfinished)}" if self.unfinished else told
 
     def parameters(self, notebook: str) -> dict[str, Any]:

@@ -210,7 +210,7 @@ class TestIndex:
         Run(LEAVES, folder, {})
         page = build(folder)
         assert (
-            f'<p class="verdict inconclusive">0 of 0 claims hold; unfinished: {LEAVES}</p>'
+            f'<p class="verdict inconclusive">no claim was checked; unfinished: {LEAVES}</p>'
             in page.read_text()
         )
         assert f"Not finished: {LEAVES}." in text_of(page)
