@@ -2,191 +2,191 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shlex
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from ..errors import ConfigError
 from .app import app
+from .watch_output import Output, say, shown, tell_end
 
 if TYPE_CHECKING:
-    from ..watch.verdict import Watch
+    from ..watch.group import Group
+    from ..watch.recording import WatchFile
 
-LEAK, OPEN = 3, 4  # exit codes: a leak was found, the question stays open
-FIRST_GAP = 10.0  # seconds between two lines where there is no terminal; later a tenth of the time watched
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-Show = Callable[["Watch"], None]
-
-
-class Output(Console):
-    """A console that prints nothing more once its reader is gone, as after ``| head``."""
-
-    lost = False
-
-    def on_broken_pipe(self) -> None:
-        """Continue without a reader; rich's own console would end the program here."""
-        self.quiet = self.lost = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # for what is flushed at exit
-        os.close(nowhere)
-
-
-out = Output()
 
 
 @app.command()
 def watch(
     pid: Annotated[
-        list[str] | None, typer.Argument(metavar="PID", help="The process to watch.", show_default=False)
+        list[str] | None, typer.Argument(metavar="PID", help="The processes to watch.", show_default=False)
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Watch every SGLang scheduler of this machine.")
+    ] = False,
+    children: Annotated[
+        bool, typer.Option("--children", help="Watch the descendants of the process as well.")
+    ] = False,
     storage_dir: Annotated[
         str | None,
-        typer.Option(
-            help="Folder of the page files, as the server sees it. A leak is then judged on the files below it, "
-            "otherwise on all regular files."
-        ),
+        typer.Option(help="Folder of the page files, as the server sees it: names them storage files."),
     ] = None,
     interval: Annotated[float, typer.Option(help="Seconds between two samples.")] = 1.0,
     duration: Annotated[
-        float | None,
-        typer.Option(help="Stop after so many seconds; without it, at Ctrl-C or when the process ends."),
+        float | None, typer.Option(help="Stop after so many seconds.", show_default="at Ctrl-C")
     ] = None,
+    horizon: Annotated[
+        float, typer.Option(help="Hours: growth that would take longer to reach the limit does not matter.")
+    ] = 24.0,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Show the folders and files that grew most.")
+    ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write every sample to this new file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the watch into this new file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    prometheus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT", help="Serve metrics for Prometheus, on 127.0.0.1 unless HOST is given."
+        ),
+    ] = None,
 ) -> None:
-    r"""Watch the open descriptors of a running server and say whether they leak.
+    r"""Watch the open descriptors of running servers and say whether they leak.
 
-    Reads /proc only; the server is not changed or restarted. Run it on a server
-    that has warmed up, under traffic, for ten calls or more. SGLang's storage
-    files are opened by its scheduler, a process of its own; if there are
-    several, watch each of them.
+    Reads /proc only; the server is not changed or restarted. SGLang's storage
+    files are opened by its scheduler, a process of its own. Watch it under
+    traffic. A leak is growth of what stays open between calls, of any kind of
+    descriptor, with a 95 % interval above zero, for as long as it grows.
 
     [bold]Examples[/]
 
-    Watch until Ctrl-C:
-
-        hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" \
-            --storage-dir /mnt/nvme
-
-    In a script, five minutes; prints lines instead of a table:
-
-        hicache-nixl watch "$(pgrep -o -f sglang::scheduler)" \
-            --storage-dir /mnt/nvme --duration 300 || echo "exit code $?"
-
-    Keep the samples, and see them beside those of PR #24671:
-
-        hicache-nixl watch 4711 --csv server.csv
-        hicache-nixl reproduce --notebook 01 -p watched=server.csv
+        hicache-nixl watch --all --storage-dir /mnt/nvme
+        hicache-nixl watch 4711 --duration 600 --json
+        hicache-nixl watch --all --prometheus 9464
 
     [bold]Exit codes[/]
 
-        0  no leak seen
-        2  an option cannot work, or the process cannot be watched
+        0  no leak: no growth that would reach the limit within --horizon
+        2  an option cannot work, or this is not the process to watch
         3  leak
-        4  undecided: files stayed open in fewer than three steps, or there
-           were too few samples, or the process is at its limit
-
-    [bold]What counts as a leak[/]
-
-    Descriptors that stay open between calls. For the files below --storage-dir:
-    three separate increases without a decrease. For any files: the samples are
-    cut into five parts, and the lowest count rises from each part to the next,
-    by a growth whose 95 % interval is above zero, and does so in as many samples
-    in a row as a fifth of them. 12 samples are needed. Counts that rise and fall
-    with the calls are not a leak. What is closed again later is no longer one.
-
-    Without --storage-dir, files that a server keeps open for minutes may be
-    taken for a leak: in 14 of 200 simulated watches of 20 minutes.
+        4  undecided; the message says what is missing, and for how long
+           to watch
     """
-    from ..watch import wording
     from ..watch.follow import Follower, check_times
-    from ..watch.process import WatchedProcess
-    from ..watch.recording import WatchFile
+    from ..watch.summary import EXIT_CODES, summary
 
     check_times(interval, duration)
-    process = WatchedProcess(_only_pid(pid or []), storage_dir)
+    _check_new(png, ".png")
+    out = Output(stderr=as_json)
     with ExitStack() as ends:
         stop = ends.enter_context(_stopped_by_signals())
-        record = ends.enter_context(WatchFile(csv)) if csv is not None else None
-        follower = Follower(process, record, interval, duration)
+        group = _group(_pids(pid or []), every, children, storage_dir, horizon)
+        record = _record(ends, csv, group, every or children)
+        show = [ends.enter_context(_served(prometheus, group))] if prometheus else []
+        follower = Follower(group, record, interval, duration)
         until = "; press Ctrl-C to stop" if duration is None else f" for {duration:g} s"
-        _say(f"watching process {process.name} every {interval:g} s{until}")
-        for note in process.notes:
-            _say(f"note: {note}")
-        show = ends.enter_context(_shown())
-        ended = follower.run(stop, show, is_read=lambda: not out.lost)
-    seen = follower.seen
-    _say(f"{ended}; watched for {wording.span(seen.seconds)}, {wording.samples(seen.count)}")
-    _say(seen.answer(), "bold red" if seen.found else "bold")
-    _say(f"open descriptors: {wording.limit(seen)}")
-    _say(f"other kinds that grow: {wording.other_kinds(seen) or 'none'}")
-    for last_note in filter(None, (follower.broken, process.suggestion())):
-        _say(f"note: {last_note}")
-    if csv is not None and seen.count:
-        watched = shlex.quote(f"watched={csv}")
-        _say(f"samples: {shlex.quote(str(csv))}; to see them beside those of the PR:")
-        _say(f"hicache-nixl reproduce --notebook 01 -p {watched}")
-    raise typer.Exit(LEAK if seen.found else 0 if seen.settled else OPEN)
+        names = ", ".join(member.process.name for member in group.members)
+        say(out, f"watching process{'es' * (len(group.members) > 1)} {names} every {interval:g} s{until}")
+        for note in (note for member in group.members for note in member.process.notes):
+            say(out, f"note: {note}")
+        show.append(ends.enter_context(shown(out, group, paths)))
+        ended = follower.run(stop, lambda: [step() for step in show], is_read=lambda: not out.lost)
+    notes = [*filter(None, (follower.broken, *(one.process.suggestion() for one in group.members)))]
+    tell_end(out, group, ended, notes, paths)
+    if png is not None:
+        _draw(group, png)
+        say(out, f"figure: {png}")
+    if csv is not None and group.seconds:
+        say(out, f"samples: {shlex.quote(str(csv))}; to see them beside those of the PR:")
+        say(out, f"hicache-nixl reproduce --notebook 01 -p {shlex.quote(f'watched={csv}')}")
+    if as_json:
+        typer.echo(json.dumps(summary(group, ended, notes), indent=2))
+    raise typer.Exit(EXIT_CODES[group.state])
+
+
+def _group(
+    pids: Sequence[int], every: bool, children: bool, storage_dir: str | None, horizon: float
+) -> Group:
+    """Return the processes to watch."""
+    from ..watch.group import Group
+    from ..watch.tree import SCHEDULER, family, schedulers
+
+    if not 0 < horizon <= 24 * 365:  # false for nan as well
+        raise ConfigError(f"--horizon {horizon:g}: expected hours, more than 0 and at most {24 * 365}")
+    find: Callable[[], Iterable[int]] | None = None
+    if every and (pids or children):
+        raise ConfigError("--all finds the processes itself; expected no PID and no --children")
+    if every:
+        pids, find = schedulers(), schedulers
+        if not pids:
+            raise ConfigError(
+                f"--all: no process with the title {SCHEDULER} is running, or none can be seen from here"
+            )
+    elif not pids:
+        raise ConfigError("no PID was given; if it came from pgrep, no process matches its pattern")
+    elif children:
+        if len(pids) > 1:
+            raise ConfigError(f"--children: expected one PID, not {len(pids)}")
+        find = partial(family, pids[0])
+    group = Group(pids, storage_dir, horizon, find)
+    if children:
+        group.look_around()
+    return group
+
+
+def _record(ends: ExitStack, csv: Path | None, group: Group, many: bool) -> WatchFile | None:
+    from ..watch.recording import WatchFile
+
+    if csv is None:
+        return None
+    if many or len(group.members) > 1:
+        raise ConfigError("--csv records one process; expected one PID, without --all and --children")
+    return ends.enter_context(WatchFile(csv))
 
 
 @contextmanager
-def _shown() -> Iterator[Show]:
-    """Show each sample: as a live table in a terminal, elsewhere as a line now and then."""
-    if not out.is_terminal or out.is_dumb_terminal:
-        yield _lines()
+def _served(address: str, group: Group) -> Iterator[Callable[[], None]]:
+    from ..watch.exporter import serving
+
+    with serving(address) as exporter:
+        yield partial(exporter.update, group)
+
+
+def _check_new(path: Path | None, suffix: str) -> None:
+    if path is None:
         return
-    with Live(console=out, auto_refresh=False) as live:
-        yield lambda seen: live.update(_screen(seen), refresh=True)
+    if path.suffix != suffix:
+        raise ConfigError(f"--{suffix[1:]} {path}: expected a name that ends in {suffix}")
+    if path.exists() or path.is_symlink():
+        raise ConfigError(f"--{suffix[1:]} {path} exists already; name a new file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--{suffix[1:]} {path}: expected a new file in an existing folder")
 
 
-def _lines() -> Show:
-    """Return a function that prints a line at the first sample, when a leak is found, and more and more seldom."""
-    due, found = 0.0, False
+def _draw(group: Group, path: Path) -> None:
+    import matplotlib as mpl
 
-    def show(seen: Watch) -> None:
-        from ..watch import wording
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
-        nonlocal due, found
-        if seen.seconds < due and seen.found == found:
-            return
-        due, found = max(seen.seconds + FIRST_GAP, seen.seconds * 1.1), seen.found
-        now = f"{seen.last.time:%H:%M:%S} UTC: " if seen.last else ""
-        _say(f"{now}{wording.limit(seen)}; {seen.answer()}")
+    from ..watch.figure import servers
 
-    return show
-
-
-def _screen(seen: Watch) -> Group:
-    from ..watch import wording
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("descriptors", no_wrap=True)
-    for heading in ("now", "most"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("growth [95 %]", ""):
-        table.add_column(heading, no_wrap=True)
-    for row, column in zip(seen.table().itertuples(), seen.shown(), strict=True):
-        grown = seen.growth(column)
-        verdict = "" if not row.grows else "leak" if column == seen.judged else "grows"
-        rate = wording.rate(grown) if grown else ""
-        style = "bold red" if verdict == "leak" else "bold" if column == "open_fds" else ""
-        table.add_row(row.descriptors, f"{row.now:,}", f"{row.most:,}", rate, verdict, style=style)
-    watched = f"{wording.samples(seen.count)} in {wording.span(seen.seconds)}"
-    lines = [f"limit: {wording.limit(seen)}", seen.answer(), f"{watched}; press Ctrl-C to stop"]
-    return Group(table, *(Text(line) for line in lines))
+    figure = servers({member.process.name: member.seen for member in group.members if member.seen.count})
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise ConfigError(f"--png {path}: {error.strerror or error}") from None
+    finally:
+        plt.close(figure)
 
 
 @contextmanager
@@ -201,20 +201,11 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _only_pid(pids: list[str]) -> int:
-    pids = " ".join(pids).split()  # a quoted "$(pgrep ...)" is one word, whatever it found
-    if not pids:
-        raise ConfigError("no PID was given; if it came from pgrep, no process matches its pattern")
-    if len(pids) > 1:
-        raise ConfigError(
-            f"{len(pids)} PIDs were given ({' '.join(pids)}); expected one: watch each by itself"
-        )
-    try:
-        return int(pids[0])
-    except ValueError:
-        raise ConfigError(f"PID {pids[0]!r}: expected the number of a process, as pgrep prints it") from None
-
-
-def _say(line: str, style: str = "") -> None:
-    text = escape(line)
-    out.print(f"[{style}]{text}[/]" if style else text, highlight=False, soft_wrap=True)
+def _pids(words: list[str]) -> list[int]:
+    found = []
+    for word in " ".join(words).split():  # a quoted "$(pgrep ...)" is one word, whatever it found
+        try:
+            found.append(int(word))
+        except ValueError:
+            raise ConfigError(f"PID {word!r}: expected the number of a process, as pgrep prints it") from None
+    return found

@@ -1,7 +1,10 @@
+from .figure import servers as servers
 from .figure import watched as watched
+from .group import Group as Group
 from .process import WatchedProcess as WatchedProcess
 from .recording import WatchFile as WatchFile
 from .recording import WatchFileError as WatchFileError
 from .recording import read_watch as read_watch
 from .sample import Sample as Sample
+from .simulation import coverage as coverage
 from .verdict import Watch as Watch

@@ -1,4 +1,4 @@
-"""Taking samples of a process until something ends the watch."""
+"""Taking samples of processes until something ends the watch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from threading import Event
 
 from ..errors import ConfigError, FileError
 from ..lab.worker.descriptors import ProcessGoneError
-from .process import WatchedProcess
+from .group import Group
 from .recording import WatchFile
 from .rule import NEEDED
-from .verdict import Watch
 
 SHORTEST, LONGEST = 0.05, 3600.0  # seconds between two samples
+PEEK = 0.02  # seconds between two looks for the first storage file
 SLICE = 1.0  # seconds after which, at the latest, the end of the process is noticed
 
 
@@ -31,13 +31,13 @@ def check_times(interval: float, duration: float | None) -> None:
 
 
 class Follower:
-    """Takes samples of a process, judges and records them.
+    """Takes samples of processes, judges and records them.
 
     Parameters
     ----------
-    process : WatchedProcess
+    group : Group
     record : WatchFile, optional
-        Where each sample is written.
+        Where each sample of the first process is written.
     interval : float
         Seconds from sample to sample.
     duration : float, optional
@@ -45,28 +45,25 @@ class Follower:
 
     Attributes
     ----------
-    seen : Watch
-        What the samples say.
     broken : str or None
         Why the record ended before the watch did.
     """
 
     def __init__(
         self,
-        process: WatchedProcess,
+        group: Group,
         record: WatchFile | None = None,
         interval: float = 1.0,
         duration: float | None = None,
     ):
         check_times(interval, duration)
-        self.seen = Watch()
         self.broken: str | None = None
-        self._process = process
+        self._group = group
         self._record = record
         self._interval = interval
         self._duration = duration
 
-    def run(self, stop: Event, show: Callable[[Watch], object], is_read: Callable[[], bool]) -> str:
+    def run(self, stop: Event, show: Callable[[], object], is_read: Callable[[], bool]) -> str:
         """Take samples until something ends the watch, and say what did.
 
         Parameters
@@ -74,7 +71,7 @@ class Follower:
         stop : threading.Event
             Ends the watch between two samples.
         show : callable
-            Called with ``seen`` after each sample.
+            Called after each sample.
         is_read : callable
             Whether somebody reads what is shown; if not, the watch ends unless it has a record or a duration.
         """
@@ -85,7 +82,7 @@ class Follower:
                 self._take_sample()
             except ProcessGoneError as error:
                 return str(error)
-            show(self.seen)
+            show()
             if not is_read() and self._record is None and self._duration is None:
                 return "nobody reads the output"
             due = max(due + self._interval, time.monotonic())
@@ -96,8 +93,7 @@ class Follower:
                 return "duration reached"
 
     def _take_sample(self) -> None:
-        sample = self._process.sample()
-        self.seen.add(sample)
+        sample = self._group.sample()
         if self._record is None:
             return
         try:
@@ -107,10 +103,19 @@ class Follower:
             self._record = None
 
     def _wait(self, stop: Event, until: float) -> bool:
-        """Wait until then, or until the process ends, and return whether the watch was stopped."""
+        """Wait until then, or until the process ends, and return whether the watch was stopped.
+
+        Meanwhile look for a storage file, until the first was seen: calls may be much shorter than the interval.
+        """
+        looked = time.monotonic()
         while (left := until - time.monotonic()) > 0:
-            if stop.wait(min(left, SLICE)):
+            began = time.monotonic()
+            peeks = self._group.peek()
+            spent = time.monotonic() - began
+            if stop.wait(min(left, max(PEEK, 20 * spent) if peeks else SLICE)):
                 return True
-            if left > SLICE and not self._process.alive():
-                break
+            if left > SLICE and time.monotonic() - looked >= SLICE:
+                looked = time.monotonic()
+                if not self._group.alive():
+                    break
         return stop.is_set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ import psutil
 
 from ..errors import ConfigError
 from ..lab.worker.descriptors import ProcessGoneError, count_kinds, folder_as_seen_by
+from .places import Places, deepest
 from .sample import KINDS, Sample
 
 # PF_EXITING and PF_KTHREAD of linux/sched.h, in the ninth field of /proc/PID/stat.
@@ -35,6 +36,8 @@ class WatchedProcess:
         Process id and command.
     notes : list of str
         What a user should know about watching it, one line each.
+    places : Places
+        Its open files, as of the latest sample and the first.
 
     Raises
     ------
@@ -47,7 +50,7 @@ class WatchedProcess:
         self._process = _process(pid)
         self.name = f"{pid} ({_command(self._process)})"
         self.storage_dir = storage_dir
-        self._folders: Counter[str] = Counter()
+        self.places = Places()
         self._below: str | None = None
         self.notes: list[str] = []
         _check_alive(self._process, self.name)
@@ -63,7 +66,6 @@ class WatchedProcess:
         if self.storage_dir is not None:
             self._below = _below(self._process, self.name, self.storage_dir)
         self.notes += _namespaces(self.name, self.pid, self.storage_dir)
-        self._note_children()
 
     def alive(self) -> bool:
         """Return whether it has not ended, without counting anything."""
@@ -87,40 +89,54 @@ class WatchedProcess:
         # After counting: an exiting process has no descriptors, and another one may have its number by now.
         if _flags(self.pid) & EXITING or not self._process.is_running():
             raise ProcessGoneError(f"process {self.pid} has ended")
-        self._folders = counts.folders
+        self.places.add(counts.files)
         storage = None if self._below is None else counts.kinds.pop("storage file", 0)
         kinds = {kind: counts.kinds.pop(kind, 0) for kind in KINDS[:-1]}
         return Sample(now, seconds, storage, {**kinds, KINDS[-1]: counts.kinds.total()}, limit)
 
     def suggestion(self) -> str | None:
         """Name the folder that holds most of the open regular files, if there is one."""
-        total = self._folders.total()
-        if self._below is not None or total < ENOUGH:
+        folder = deepest(self.places.now) if self.places.now.total() >= ENOUGH else None
+        if self._below is not None or folder is None:
             return None
-        below: Counter[str] = Counter()
-        for folder, count in self._folders.items():
-            for parent in (folder, *(str(path) for path in Path(folder).parents)):
-                below[parent] += count
-        most = max((folder for folder in below if below[folder] > total / 2), key=len)
-        if most == "/":
-            return None
-        return (
-            f"most of the open regular files are below {most}: add --storage-dir {most} to judge only those"
-        )
+        return f"most of the open regular files are below {folder}: add --storage-dir {folder} to name them storage files"
 
-    def _note_children(self) -> None:
-        """Add a note when a child has the storage files, as the scheduler of a server has."""
-        if self._below is None or count_kinds(self.pid, self._below).kinds["storage file"]:
+    def has_storage_files(self) -> bool:
+        """Return whether a storage file is open now."""
+        with suppress(ProcessGoneError):
+            return count_kinds(self.pid, self._below).kinds["storage file"] > 0
+        return False
+
+    def check_children(self, watched: Collection[int] = ()) -> None:
+        """Refuse to watch a process without a storage file whose child has some, as the scheduler of a server has.
+
+        Parameters
+        ----------
+        watched : collection of int
+            Children that are watched, too.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if self._below is None:
             return
-        with suppress(psutil.Error):
+        found = []
+        with suppress(psutil.Error, ProcessGoneError):
+            if self.has_storage_files():
+                return
             for child in self._process.children(recursive=True):
-                # A child may end meanwhile, or belong to another user; this is only a hint.
+                # A child may end meanwhile, or belong to another user.
                 with suppress(ProcessGoneError, psutil.Error):
-                    if found := count_kinds(child.pid, self._below).kinds["storage file"]:
-                        self.notes.append(
-                            f"process {self.name} has no open file below {self.storage_dir}, but its child "
-                            f"{child.pid} ({_command(child)}) has {found}: watch {child.pid}"
-                        )
+                    count = count_kinds(child.pid, self._below).kinds["storage file"]
+                    if count and child.pid not in watched:
+                        found.append((count, f"{child.pid} ({_command(child)})"))
+        if found:
+            count, child = max(found)
+            raise ConfigError(
+                f"process {self.name} has no open file below {self.storage_dir}, but its child {child} has {count}: "
+                "watch that one, or add --children"
+            )
 
 
 def _process(pid: int) -> psutil.Process:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 HELD = 600  # rows kept
-LOOK_BACK = 60  # samples in the shortest view
+LOOK_BACK = 24  # samples in the shortest view
 
 Row = tuple[float, np.ndarray]  # seconds, counts
 

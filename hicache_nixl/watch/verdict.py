@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from ..lab.statistics import Estimate
 from . import wording
-from .rule import NEEDED, Track
+from .rule import Track
 from .sample import COUNTS, KINDS, NAMES, Sample
 from .series import Samples
 
 AT_LIMIT = 0.99  # of the limit; a call that does not fit closes again what it had opened
+HORIZON = 24.0  # hours
+LEAK, NONE, UNDECIDED = STATES = ("leak", "no leak", "undecided")
 
 
 class Watch:
     """What a series of samples says, sample by sample, in bounded memory.
 
-    Leaks are judged on the storage files where a folder was named, else on the regular files.
+    Every kind of descriptor is judged by itself.  It leaks while its growth is above zero.  It does not leak when
+    growth that would reach the limit within the horizon is excluded.  Anything else is undecided.
+
+    Parameters
+    ----------
+    horizon : float
+        Hours in which growth has to reach the limit to matter.
 
     Attributes
     ----------
     first, last : Sample or None
+    opened : bool
+        Whether a storage file was seen between two samples, or in another process that is watched.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, horizon: float = HORIZON) -> None:
+        self.horizon = horizon
         self._samples = Samples()
         self._tracks = {name: Track(page_files=name == "storage_fds") for name in COUNTS}
         self._most = dict.fromkeys(COUNTS, 0)
         self.first: Sample | None = None
         self.last: Sample | None = None
+        self.opened = False
 
     @classmethod
-    def of(cls, table: pd.DataFrame) -> Watch:
+    def of(cls, table: pd.DataFrame, horizon: float = HORIZON) -> Watch:
         """Judge a table of ``read_watch`` as it would have been judged live."""
-        watch = cls()
+        watch = cls(horizon)
         for row in table.to_dict("records"):
             storage, limit = (
                 None if pd.isna(row[name]) else int(row[name]) for name in ("storage_fds", "limit")
@@ -51,7 +65,8 @@ class Watch:
         views = self._samples.views()
         for number, (name, track) in enumerate(self._tracks.items()):
             self._most[name] = max(self._most[name], counts[name])
-            track.update(sample.seconds, counts[name], [view.column(number) for view in views])
+            columns = [view.column(number) for view in views]
+            track.update(sample.seconds, counts[name], columns, full=self.at_limit())
 
     @property
     def count(self) -> int:
@@ -64,24 +79,74 @@ class Watch:
         return self.last.seconds if self.last else 0.0
 
     @property
+    def kinds(self) -> list[str]:
+        """The columns that are judged, storage files first where a folder was named."""
+        named = self.last is not None and self.last.storage_fds is not None
+        return ["storage_fds", *KINDS] if named else list(KINDS)
+
+    @property
+    def leaks(self) -> list[str]:
+        """The columns that leak now, the fastest first."""
+        found = [name for name in self.kinds if self.grows(name)]
+        return sorted(found, key=lambda name: -grown.median if (grown := self.growth(name)) else 0.0)
+
+    @property
     def judged(self) -> str:
-        """The column that a leak is judged on."""
-        return "regular" if self.last is None or self.last.storage_fds is None else "storage_fds"
+        """The column that the answer is about."""
+        return next(iter(self.leaks), self.kinds[0])
 
     @property
     def found(self) -> bool:
-        """Whether a leak was found, and has not been closed again."""
-        return self.grows(self.judged)
+        """Whether anything leaks now."""
+        return bool(self.leaks)
 
     @property
     def settled(self) -> bool:
-        """Whether the answer is yes or no: a leak was found, or enough samples show none."""
-        return self.found or not (self.at_limit() or self.count < NEEDED or self.track().unsettled)
+        """Whether the answer is yes or no."""
+        return self.state != UNDECIDED
+
+    @property
+    def state(self) -> str:
+        """One of ``STATES``."""
+        if self.found:
+            return LEAK
+        return NONE if wording.open_question(self) is None else UNDECIDED
 
     @property
     def leak(self) -> Estimate | None:
-        """The growth per minute of what is judged: while it leaked if a leak was found, else over all."""
-        return self.track().found or self.growth(self.judged)
+        """The current growth per minute of what is judged."""
+        return self.growth(self.judged)
+
+    @property
+    def matters(self) -> float:
+        """The growth per minute that would reach the limit within the horizon."""
+        if self.last is None or self.last.limit is None:
+            return math.inf
+        return max(0, self.last.limit - self.last.counts["open_fds"]) / (60 * self.horizon)
+
+    def not_excluded(self) -> str | None:
+        """Return the kind that may grow so fast that it matters; the one that may grow fastest."""
+        open_ = {name: grown.high for name in self.kinds if (grown := self.growth(name)) is not None}
+        fastest = max(open_, key=lambda name: open_[name], default=None)
+        return fastest if fastest is not None and open_[fastest] >= self.matters else None
+
+    def seconds_to_decide(self, name: str) -> float:
+        """Return how long to watch still until growth of a kind that matters will be found or excluded.
+
+        The interval is taken to narrow with the time watched.  It does so where what leaks is rare; beside calls that
+        open and close files it narrows faster, and where leaks come in irregular bursts, more slowly.
+        """
+        grown = self.growth(name)
+        if grown is None or self.matters == 0:
+            return math.inf
+        middle = max(0.0, min(grown.median, self.matters))
+        apart = max(self.matters - middle, middle)
+        measured = self.seconds - self._tracks[name].since
+        return measured * max(0.1, max(grown.high - middle, middle - grown.low) / apart - 1)
+
+    def never_opened(self) -> bool:
+        """Return whether a storage folder was named and no sample has an open file below it."""
+        return "storage_fds" in self.kinds and not (self._most["storage_fds"] or self.opened)
 
     def track(self, column: str | None = None) -> Track:
         """Return what the rule says of a column, of the one that is judged when left out."""
@@ -89,23 +154,19 @@ class Watch:
 
     def growth(self, column: str = "open_fds") -> Estimate | None:
         """Return the growth per minute of a column now; None for too few samples."""
-        return self._tracks[column].growth
+        return self._tracks[column].now
 
     def most(self, column: str) -> int:
         """Return the highest count of a column so far."""
         return self._most[column]
 
     def grows(self, column: str) -> bool:
-        """Return whether the rule found that a column grows."""
+        """Return whether the rule found that a column grows now."""
         return self._tracks[column].found_at is not None
-
-    def growing(self) -> bool:
-        """Return whether any kind that was found to grow still does."""
-        return any(track.growing for name, track in self._tracks.items() if name != "open_fds")
 
     def shown(self) -> list[str]:
         """Return the columns that are worth a row, all descriptors last."""
-        names = [name for name in COUNTS[1:] if self._most[name] or name == self.judged]
+        names = [name for name in COUNTS[1:] if self._most[name] or name == self.kinds[0]]
         return [*names, "open_fds"]
 
     def table(self) -> pd.DataFrame:
@@ -118,6 +179,13 @@ class Watch:
         columns = ["descriptors", "now", "most", "per_minute", "low", "high", "grows"]
         return pd.DataFrame(rows, columns=columns)
 
+    def series(self) -> pd.DataFrame:
+        """Return the samples, ``seconds`` and each count; on a long watch the lowest of several in a row."""
+        if not self.count:
+            return pd.DataFrame(columns=["seconds", *COUNTS])
+        whole = self._samples.views()[0]
+        return pd.DataFrame(whole.low, columns=list(COUNTS)).assign(seconds=whole.seconds)
+
     def at_limit(self) -> bool:
         """Return whether the process can open next to nothing more."""
         last = self.last
@@ -126,13 +194,8 @@ class Watch:
         )
 
     def seconds_left(self) -> Estimate | None:
-        """Return the seconds until the limit at the growth that was found; None without such growth.
-
-        Kinds that still grow count together.  When none does any more, it is the growth that there was.
-        """
-        grown = [track for name, track in self._tracks.items() if name != "open_fds" and track.found]
-        rates = [track.found for track in grown if track.growing] or [track.found for track in grown]
-        found = [rate for rate in rates if rate is not None]
+        """Return the seconds until the limit at the growth of all kinds that leak; None where none does."""
+        found = [grown for name in self.leaks if (grown := self.growth(name)) is not None and grown.low > 0]
         if self.last is None or self.last.limit is None or not found:
             return None
         median, low, high = (sum(getattr(rate, name) for rate in found) for name in ("median", "low", "high"))

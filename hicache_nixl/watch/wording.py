@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ..lab.statistics import Estimate
@@ -16,22 +17,42 @@ UNITS = ((86400, "days"), (3600, "h"), (60, "min"))
 
 def answer(watch: Watch) -> str:
     """Say in one line whether there is a leak."""
-    track, name = watch.track(), NAMES[watch.judged]
-    if track.found_at is not None and track.found is not None:
-        return f"leak: {name} grow by {rate(track.found)}, found after {span(track.found_at)}"
+    if leaks := watch.leaks:
+        growing = [f"{NAMES[name]} grow by {rate(found)}" for name in leaks if (found := watch.growth(name))]
+        since = min(at for name in leaks if (at := watch.track(name).found_at) is not None)
+        return f"leak: {'; '.join(growing)}, found after {span(since)}"
+    if question := open_question(watch):
+        return f"undecided: {question}"
+    name, counts = watch.kinds[0], watch.last.counts if watch.last else {}
+    now = f"now {counts.get(name, 0):,}, highest {watch.most(name):,}"
+    return (
+        f"no leak seen in {span(watch.seconds)}: {NAMES[name]} do not grow ({now}), nor does any other kind"
+    )
+
+
+def open_question(watch: Watch) -> str | None:
+    """Say why there is no answer yet, and how to get one; None where there is one."""
     if watch.at_limit():
-        return "undecided: the process is at its limit, where growth cannot be seen; watch it from its start"
+        return "the process is at its limit, where growth cannot be seen; watch it from its start"
     if watch.count < NEEDED:
-        return f"undecided: {samples(watch.count)} of the {NEEDED} that are needed"
-    if unsettled := _unsettled(watch):
-        return f"undecided: {unsettled}; watch longer (about ten calls)"
-    seen = f"no leak seen in {span(watch.seconds)}"
-    if track.closed_at is not None:
-        return f"{seen}: {name} grew, and were closed again after {span(track.closed_at)}"
-    if track.steps.count and not track.steps.fell:
-        return f"{seen}: {name} {_steps(watch)} until {span(track.steps.rose_at)}, and not since"
-    now = watch.last.counts[watch.judged] if watch.last else 0
-    return f"{seen}: {name} do not grow (now {now}, highest {watch.most(watch.judged)})"
+        return f"{samples(watch.count)} of the {NEEDED} that are needed"
+    if watch.never_opened():
+        return (
+            "no storage file was seen open, so nothing shows whether they leak; watch while the server "
+            "stores and loads pages"
+        )
+    track = watch.track("storage_fds")
+    if track.unsettled:
+        return f"storage files {_steps(watch)} and none was closed; watch longer (about ten calls)"
+    name = watch.not_excluded()
+    grown = watch.growth(name) if name else None
+    if name is None or grown is None:
+        return None
+    matters = f"{number(watch.matters)} per minute would reach the limit within {span(3600 * watch.horizon)}"
+    return (
+        f"{NAMES[name]} may grow by up to {number(grown.high)} per minute, and {matters}; "
+        f"watch for about {span(watch.seconds_to_decide(name))} more"
+    )
 
 
 def limit(watch: Watch) -> str:
@@ -45,33 +66,24 @@ def limit(watch: Watch) -> str:
     if left is None:
         return used
     low, high = span(left.low, left.median), span(left.high, left.median)
-    how = "" if watch.growing() else "no longer growing; at the earlier rate "
-    return f"{used}; {how}{span(left.median)} left [{low}, {high}]"
+    return f"{used}; {span(left.median)} left [{low}, {high}]"
 
 
-def other_kinds(watch: Watch) -> str:
-    """Name the kinds that grow besides the one that is judged."""
-    grown = {
-        name: found
-        for name in NAMES
-        if name not in (watch.judged, "open_fds") and (found := watch.track(name).found) is not None
-    }
-    return "; ".join(f"{NAMES[name]} by {rate(found)}" for name, found in grown.items())
-
-
-def _unsettled(watch: Watch) -> str | None:
-    """Say what may be a leak, and is not enough to call it one."""
-    track, name = watch.track(), NAMES[watch.judged]
-    if not track.unsettled:
-        return None
-    if not track.steps.fell:
-        return f"{name} {_steps(watch)} and none was closed"
-    low, high = track.floors
-    return f"the lowest count of {name} rose from {low:,.0f} to {high:,.0f}"
+def ended(watch: Watch) -> str:
+    """Name the kinds that grew, and do so no longer; empty where there are none."""
+    said = []
+    for name in watch.kinds:
+        track = watch.track(name)
+        if track.ended_at is not None and track.found is not None and watch.last is not None:
+            now, most = watch.last.counts[name], watch.most(name)
+            said.append(
+                f"{NAMES[name]} grew by {rate(track.found)} and grow no longer (now {now:,}, highest {most:,})"
+            )
+    return "; ".join(said)
 
 
 def _steps(watch: Watch) -> str:
-    steps = watch.track().steps
+    steps = watch.track("storage_fds").steps
     times = "1 step" if steps.count == 1 else f"{steps.count} steps"
     return f"rose from {steps.first:,.0f} to {steps.last:,.0f} in {times}"
 
@@ -84,7 +96,7 @@ def rate(grown: Estimate) -> str:
     >>> rate(Estimate(1920.4, 1904.0, 1935.0, 60))
     '1,920 per minute [1,904, 1,935]'
     """
-    return f"{_number(grown.median)} per minute [{_number(grown.low)}, {_number(grown.high)}]"
+    return f"{number(grown.median)} per minute [{number(grown.low)}, {number(grown.high)}]"
 
 
 def samples(count: int) -> str:
@@ -103,10 +115,13 @@ def span(seconds: float, like: float | None = None) -> str:
     '1.7 min'
     """
     chosen = seconds if like is None else like
+    if math.isinf(chosen):
+        return "ever"
     size, unit = next(((size, unit) for size, unit in UNITS if chosen >= 2 * size), (1, "s"))
     value = seconds / size
     return f"{value:,.0f} {unit}" if unit == "s" or value >= 10 else f"{value:.1f} {unit}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Write a number of descriptors: whole, or two digits of a small one."""
     return f"{value:,.0f}" if abs(value) >= 10 or value == 0 else f"{value:.2g}"

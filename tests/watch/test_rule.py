@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hicache_nixl.watch.rule import IN_A_ROW, MIN_SAMPLES, Track, growth, rising
+from hicache_nixl.watch.floors import Floors
+from hicache_nixl.watch.rule import IN_A_ROW, MIN_SAMPLES, Track
 from hicache_nixl.watch.series import HELD, LOOK_BACK, Samples, Series
 
 SEEDS = 200
@@ -139,15 +140,19 @@ class TestCallsThatAreFewAndFarBetween:
         assert [one for one in answers if one.first is not None] == []
         assert sum(not one.settled for one in answers) >= 0.85 * FEWER
 
-    def test_three_files_that_are_open_at_once_are_none_when_one_is_closed(self):
+    def test_three_steps_are_none_when_one_is_closed(self):
         counts = [0, 0, 0, 8, 8, 16, 16, 16, 24, 24, 24, 24, 24]
-        judged = judge([*counts, 16, 8, 0], page_files=True)
+        judged = judge([*counts, 16, 8, 0, 0], page_files=True)
         assert judge(counts, page_files=True).track.found_at is not None
-        assert (judged.track.found_at, judged.track.closed_at) == (None, 13)
+        assert (judged.track.found_at, judged.track.ended_at) == (None, 15)
 
-    def test_it_stays_found_when_a_call_at_the_limit_gives_back_what_it_opened(self):
-        judged = judge([*(256 * (np.arange(100) // 20)), 1100, 1024, 1100, 1024], page_files=True)
-        assert judged.track.found_at is not None
+    def test_a_leak_stays_found_at_the_limit_where_a_call_gives_back_what_it_opened(self):
+        track, samples = Track(page_files=True), Samples()
+        for second, count in enumerate([*(256 * (np.arange(100) // 20)), *[1100, 1024] * 30]):
+            samples.add(second, [count])
+            views = [view.column(0) for view in samples.views()]
+            track.update(second, count, views, full=second >= 100)
+        assert track.found_at is not None
 
 
 class TestNoLeak:
@@ -182,17 +187,16 @@ class TestNoLeak:
     def test_a_long_call_is_none_once_its_files_are_closed(self):
         judged = judge([0] * 20 + list(range(0, 400, 2)) + [0] * 5)
         assert judged.first is not None
-        assert (judged.track.found_at, judged.track.found) == (None, None)
-        assert judged.track.closed_at == 220
+        assert (judged.track.found_at, judged.track.ended_at) == (None, 222)
 
     def test_ten_samples_are_too_few_as_it_has_to_hold_three_times(self):
         assert judge(range(MIN_SAMPLES + IN_A_ROW - 2)).first is None
         assert judge(range(MIN_SAMPLES + IN_A_ROW - 1)).first == MIN_SAMPLES + IN_A_ROW - 2
 
     def test_there_is_no_growth_of_fewer_than_ten(self):
-        assert judge(range(MIN_SAMPLES - 1)).track.growth is None
-        assert judge(range(MIN_SAMPLES)).track.growth is not None
-        assert Track().growth is None
+        assert judge(range(MIN_SAMPLES - 1)).track.now is None
+        assert judge(range(MIN_SAMPLES)).track.now is not None
+        assert Track().now is None
 
 
 class TestLeak:
@@ -200,8 +204,10 @@ class TestLeak:
     def test_bursts_that_stay_are_one_with_their_rate(self, every):
         judged = judge(256 * (np.arange(120) // every))
         assert judged.first is not None
-        assert judged.first <= max(6 * every, MIN_SAMPLES + IN_A_ROW)
-        assert judged.track.found.low <= 256 * 60 / every <= judged.track.found.high
+        assert judged.first <= max(6 * every, 2 * MIN_SAMPLES)
+        low, high = judged.track.found.low, judged.track.found.high
+        assert low <= 256 * 60 / every + 1e-6
+        assert high >= 256 * 60 / every - 1e-6
         assert judged.track.found.median == pytest.approx(256 * 60 / every, rel=0.1)
 
     @pytest.mark.parametrize("seed", range(5))
@@ -209,12 +215,6 @@ class TestLeak:
         judged = judge(2 * np.arange(400) + in_calls(seed, 400, idle=0.5))
         assert judged.first is not None
         assert judged.track.found.low <= 120 <= judged.track.found.high
-
-    def test_it_stays_found_with_its_rate_when_the_traffic_ends(self):
-        judged = judge([*range(0, 1000, 10), *[990] * 1000])
-        assert judged.track.found_at == judged.first == MIN_SAMPLES + IN_A_ROW - 2
-        assert judged.track.found.median == pytest.approx(600)
-        assert judged.track.growth.median < 600
 
     @pytest.mark.parametrize("idle", [300, 1500])
     def test_one_that_begins_after_a_long_idle_time_is_found_as_soon(self, idle):
@@ -227,13 +227,15 @@ class TestLeak:
 
 
 class TestGrowth:
-    def test_a_straight_line_is_its_own_growth_without_spread(self):
-        found = judge(3 * np.arange(300)).track.growth
-        assert (found.low, found.median, found.high) == pytest.approx((180, 180, 180))
+    def test_a_straight_line_is_known_to_one_descriptor(self):
+        found = judge(3 * np.arange(80)).track.now
+        assert found.median == pytest.approx(180)
+        assert (found.low, found.high) == pytest.approx((180 - 60 / 70, 180 + 60 / 70))
 
-    def test_a_flat_line_has_none(self):
-        found = judge([5] * 30).track.growth
-        assert (found.low, found.median, found.high) == (0, 0, 0)
+    def test_a_flat_line_has_none_and_excludes_more_than_a_few_descriptors_in_the_time_watched(self):
+        found = judge([5] * 48).track.now
+        assert (found.low, found.median) == (0, 0)
+        assert found.high == pytest.approx(3.69 / (48 / 60), rel=0.01)
 
     @pytest.mark.parametrize("bursts", [0.2, 1.0])
     def test_its_interval_holds_the_rate_of_bursts_at_random_times(self, bursts):
@@ -241,14 +243,14 @@ class TestGrowth:
         held = 0
         for seed in range(SEEDS):
             counts = 32.0 * np.random.default_rng(seed).poisson(bursts, 120).cumsum()
-            found = growth(Series(np.arange(120.0), counts))
+            found = Floors(Series(np.arange(120.0), counts)).growth()
             held += found.low <= 32 * 60 * bursts <= found.high
         assert held / SEEDS > 0.88
 
     def test_a_call_that_opens_many_does_not_move_it(self):
         counts = 2.0 * np.arange(200)
         counts[[50, 51, 120]] += 5000
-        assert judge(counts).track.growth.median == pytest.approx(120, rel=0.01)
+        assert judge(counts).track.now.median == pytest.approx(120, rel=0.01)
 
     def test_the_interval_that_of_a_leak_holds_its_rate(self):
         """A call every 2 seconds at random, 256 files each; the narrowest of all looks would be too sure."""
@@ -295,10 +297,4 @@ class TestMemory:
         """The lowest of many is lower than the lowest of a few: every row has to stand for as many."""
         found = judge(in_calls(2, 3000), held=40)
         assert found.first is None
-        assert found.track.growth.low <= 0 <= found.track.growth.high
-
-
-@pytest.mark.parametrize("count", [0, 4, 9])
-def test_fewer_than_two_samples_to_a_fifth_show_nothing(count):
-    line = np.arange(count, dtype=float)
-    assert rising(Series(line, line)) is None
+        assert found.track.now.low <= 0 <= found.track.now.high

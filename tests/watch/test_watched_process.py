@@ -148,9 +148,7 @@ class TestSuggestion:
             one.sample()
         for fd in fds:
             os.close(fd)
-        assert (
-            f"are below {tmp_path}: add --storage-dir {tmp_path} to judge only those" in watched.suggestion()
-        )
+        assert f"are below {tmp_path}: add --storage-dir {tmp_path} to name them" in watched.suggestion()
         assert with_folder.suggestion() is None
 
     def test_there_is_none_for_a_handful_of_files(self):
@@ -163,15 +161,15 @@ class TestSuggestion:
         """As with SGLang, whose files are those of its scheduler and not of the server that was started."""
         with open(tmp_path / "page", "w") as page:
             child = subprocess.Popen(["sleep", "60"], pass_fds=[page.fileno()])
-            assert WatchedProcess(os.getpid(), str(tmp_path)).notes == []  # we have one open ourselves
-        notes = WatchedProcess(os.getpid(), str(tmp_path)).notes
-        child.kill()
-        child.wait()
-        assert [
-            note
-            for note in notes
-            if f"its child {child.pid} (" in note and note.endswith(f"has 1: watch {child.pid}")
-        ]
+            WatchedProcess(os.getpid(), str(tmp_path)).check_children()  # we have one open ourselves
+        ours = WatchedProcess(os.getpid(), str(tmp_path))
+        try:
+            ours.check_children([child.pid])  # which is watched, too
+            with pytest.raises(ConfigError, match=rf"its child {child.pid} \(.*\) has 1: watch that one, or"):
+                ours.check_children()
+        finally:
+            child.kill()
+            child.wait()
 
 
 class TestEnd:
@@ -203,7 +201,7 @@ class TestEnd:
                     return answer
 
                 patch.setattr(watched_process, name, then_ends)
-                if storage_dir is None and name == "_namespaces":  # nothing is looked up after it
+                if name == "_namespaces":  # nothing is looked up after it
                     assert not WatchedProcess(pid).alive()
                 else:
                     with pytest.raises(ConfigError, match=rf"process {pid} .*ended"):

@@ -45,6 +45,8 @@ LARGEFILE = 0o400000 if platform.machine() == "aarch64" else 0o100000
 # What follows "anon_inode:" in a link, and what people call it.
 ANONYMOUS = {"[eventpoll]": "epoll", "[eventfd]": "eventfd", "[io_uring]": "io_uring", "[timerfd]": "timerfd"}
 
+FILES = ("storage file", "regular")  # kinds
+
 MOST_STEPS = 400  # of a path and its symbolic links, before they are taken for a circle
 
 
@@ -101,9 +103,7 @@ def fd_table(pid: int | None = None, storage_dir: str | os.PathLike[str] | None 
     rows = []
     for fd, target in _targets(pid):
         kind = _kind(pid, fd, target, below)
-        position, flags = (
-            _position_and_flags(pid, fd) if kind in ("storage file", "regular") else (None, None)
-        )
+        position, flags = _position_and_flags(pid, fd) if kind in FILES else (None, None)
         rows.append((fd, kind, target, position, flags))
     table = pd.DataFrame(rows, columns=["fd", "kind", "target", "position", "flags"])
     return table.astype({"position": "Int64"}).sort_values("fd", ignore_index=True)
@@ -117,12 +117,12 @@ class Counts:
     ----------
     kinds : Counter
         How many there are of each kind of ``fd_table``.
-    folders : Counter
-        How many regular files, not those below the storage folder, lie in each folder.
+    files : Counter
+        How many there are on each regular file or storage file, by its path.
     """
 
     kinds: Counter[str]
-    folders: Counter[str]
+    files: Counter[str]
 
 
 def count_kinds(pid: int, below: str | None = None) -> Counts:
@@ -143,8 +143,8 @@ def count_kinds(pid: int, below: str | None = None) -> Counts:
     for fd, target in _targets(pid):
         kind = _kind(pid, fd, target, below)
         counts.kinds[kind] += 1
-        if kind == "regular":
-            counts.folders[os.path.dirname(target)] += 1
+        if kind in FILES:
+            counts.files[target] += 1
     return counts
 
 

@@ -1,0 +1,33 @@
+"""Finding processes to watch: the schedulers of SGLang on this machine, and the children of a process."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psutil
+
+SCHEDULER = "sglang::scheduler"  # the title of the process; a rank may follow, as in sglang::scheduler_TP0
+
+
+def schedulers() -> list[int]:
+    """Return the process ids of every SGLang scheduler that can be seen, in their order."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(SCHEDULER):
+                found.append(process.pid)
+    return sorted(found)
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its descendants that have not ended, itself first."""
+    with suppress(psutil.Error):
+        children = psutil.Process(pid).children(recursive=True)
+        return [pid, *sorted(child.pid for child in children if _lives(child))]
+    return [pid]
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
