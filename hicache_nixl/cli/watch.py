@@ -83,6 +83,7 @@ def watch(
     """
     from ..watch.follow import Follower, check_times
     from ..watch.summary import EXIT_CODES, summary
+    from ..watch.wording import idle
 
     check_times(interval, duration)
     _check_new(png, ".png")
@@ -100,7 +101,8 @@ def watch(
             say(out, f"note: {note}")
         show.append(ends.enter_context(shown(out, group, paths)))
         ended = follower.run(stop, lambda: [step() for step in show], is_read=lambda: not out.lost)
-    notes = [*filter(None, (follower.broken, *(one.process.suggestion() for one in group.members)))]
+    said = [note for one in group.judged for note in (idle(one.seen), one.process.suggestion())]
+    notes = [note for note in dict.fromkeys([follower.broken, *said]) if note]
     tell_end(out, group, ended, notes, paths)
     if png is not None:
         _draw(group, png)

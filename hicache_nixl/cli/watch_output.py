@@ -86,8 +86,9 @@ def tell_end(out: Console, group: watched.Group, ended: str, notes: Sequence[str
         say(out, f"open descriptors: {_limit(seen)}")
         if ended_growth := wording.ended(seen):
             say(out, f"earlier: {ended_growth}")
-        if grew := _grew_most(member.process.places, 5 if paths else 1, seen.found or paths):
-            say(out, f"grew most: {grew}")
+        if seen.found or paths:
+            for place in _grew_most(member.process.places, paths):
+                say(out, f"grew by {place.grown:,} to {place.now:,}: {place.path}")
     for note in notes:
         say(out, f"note: {note}")
 
@@ -104,14 +105,9 @@ def _limit(seen: Watch) -> str:
     return wording.limit(seen)
 
 
-def _grew_most(places: Places, count: int, wanted: bool) -> str:
-    if not wanted:
-        return ""
-    return "; ".join(_place(place) for place in (*places.folders()[:count], *places.files()[:count]))
-
-
-def _place(place: Place) -> str:
-    return f"{place.path} +{place.grown:,} (now {place.now:,})"
+def _grew_most(places: Places, all_of_them: bool) -> list[Place]:
+    """Return the folders and files that grew most, briefly only the first folder."""
+    return [*places.folders(), *places.files()] if all_of_them else places.folders()[:1]
 
 
 def _screen(group: watched.Group, paths: bool) -> Group:

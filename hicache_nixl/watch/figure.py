@@ -83,7 +83,7 @@ def _server(axes: Axes, watch: Watch) -> None:
         grown, now = watch.growth(name), watch.last.counts[name] if watch.last else 0
         growth = f", {rate(grown)}" if grown is not None else ""
         _write(axes, line, f"{NAMES[name]} ({_style(style)}): now {now:,}{growth}", colour)
-    axes.set_ylim(0, max(1, int(table.open_fds.max())) * (1 + 0.09 * (len(drawn) + 1)))
+    axes.set_ylim(0, max(1, int(table.open_fds.max())) / (0.88 - 0.06 * (len(drawn) + 1)))
     _limit(axes, watch.last.limit if watch.last else None, int(table.open_fds.max()), len(drawn))
 
 

@@ -234,7 +234,9 @@ def _limit(pid: int) -> int | None:
 
 
 def _command(process: psutil.Process) -> str:
+    """Return the name of a process, or its title, such as sglang::scheduler_TP0."""
     try:
-        return process.name()
+        title = (process.cmdline() or [""])[0]
+        return title if "::" in title else process.name()
     except psutil.Error:
         return "?"

@@ -130,6 +130,17 @@ class Watch:
         fastest = max(open_, key=lambda name: open_[name], default=None)
         return fastest if fastest is not None and open_[fastest] >= self.matters else None
 
+    def may_leak(self) -> str | None:
+        """Return a kind whose growth is above zero, and was not for long enough to be found a leak."""
+        return next(
+            (name for name in self.kinds if (grown := self.growth(name)) is not None and grown.low > 0), None
+        )
+
+    def is_idle(self) -> bool:
+        """Return whether no folder was named, and no regular file was opened or closed from sample to sample."""
+        steps = self._tracks["regular"].steps
+        return "storage_fds" not in self.kinds and steps.count == 0 and not steps.fell
+
     def seconds_to_decide(self, name: str) -> float:
         """Return how long to watch still until growth of a kind that matters will be found or excluded.
 

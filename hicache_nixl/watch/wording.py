@@ -44,6 +44,8 @@ def open_question(watch: Watch) -> str | None:
     track = watch.track("storage_fds")
     if track.unsettled:
         return f"storage files {_steps(watch)} and none was closed; watch longer (about ten calls)"
+    if (name := watch.may_leak()) and (grown := watch.growth(name)):
+        return f"{NAMES[name]} grow by {rate(grown)}, not for long enough to tell; watch longer"
     name = watch.not_excluded()
     grown = watch.growth(name) if name else None
     if name is None or grown is None:
@@ -80,6 +82,16 @@ def ended(watch: Watch) -> str:
                 f"{NAMES[name]} grew by {rate(track.found)} and grow no longer (now {now:,}, highest {most:,})"
             )
     return "; ".join(said)
+
+
+def idle(watch: Watch) -> str | None:
+    """Say that an all-clear is about a process that may have had nothing to do."""
+    if watch.found or not watch.is_idle():
+        return None
+    return (
+        "no file was seen to be opened or closed; whether the server stored or loaded pages meanwhile can only be told "
+        "with --storage-dir"
+    )
 
 
 def _steps(watch: Watch) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,8 @@ import pytest
 from processes import wait_until
 from test_cli import Run
 from test_cli import run as run_in_this_process
+
+from hicache_nixl.watch.exporter import METRICS
 
 run = run_in_this_process  # the fixture that runs a command line
 
@@ -42,6 +47,15 @@ time.sleep(60)
 """
 OFTEN = 3000
 SHORT = "--interval 0.05 --duration 1.5 --horizon 0.1"
+
+
+def metrics(port: int) -> str:
+    """Return what is served, nothing before it is."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
 
 
 @contextmanager
@@ -78,9 +92,10 @@ class TestEveryKind:
         with opening(tmp_path, "file") as pid:
             answer = run(f"watch {pid} {SHORT}")
             more = run(f"watch {pid} --paths {SHORT}")
-        assert f"grew most: {tmp_path} +" in answer.out
-        (line,) = [line for line in more.out.splitlines() if line.startswith("grew most:")]
-        assert line.count(f"{tmp_path}/") == 5
+        assert re.findall(r"^grew by \d+ to \d+: (.*)", answer.out, re.MULTILINE) == [str(tmp_path)]
+        folder, *files = re.findall(r"^grew by \d+ to \d+: (.*)", more.out, re.MULTILINE)
+        assert folder == str(tmp_path)
+        assert [os.path.dirname(file) for file in files] == [folder] * 5
 
     def test_files_that_calls_open_and_close_are_none(self, run: Run, tmp_path):
         with opening(tmp_path, "call") as pid:
@@ -173,6 +188,7 @@ class TestAll:
         assert answer.code == 3
         states = {one["pid"]: one["state"] for one in json.loads(answer.out)["processes"]}
         assert states == {healthy: "no leak", leaking: "leak"}
+        assert f"process {leaking} (sglang::scheduler_TP1):" in answer.err
 
 
 class TestWhatItWrites:
@@ -201,6 +217,24 @@ class TestWhatItWrites:
         with opening(tmp_path, "socket") as pid:
             assert run(f"watch {pid} {SHORT} --png {path}").code == 3
         assert matplotlib.image.imread(path).shape[:2] > (300, 900)
+
+    def test_metrics_are_served_while_it_watches(self, tmp_path):
+        """All of them, for the process and its kinds, to a real request."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        code = "from hicache_nixl.cli import main; main()"
+        arguments = ["--interval", "0.05", "--duration", "30", "--prometheus", str(port)]
+        with opening(tmp_path, "socket") as pid:
+            command = [sys.executable, "-c", code, "watch", str(pid), *arguments]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL) as watching:
+                try:
+                    wait_until(lambda: f'leaking{{kind="socket",pid="{pid}"}} 1.0' in metrics(port))
+                    text = metrics(port)
+                finally:
+                    watching.terminate()
+        assert watching.returncode == 3
+        assert [name for name in METRICS if f"\n{name}{{" not in text] == []
 
     def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_watched(self, run: Run, tmp_path):
         (tmp_path / "watch.png").touch()

@@ -135,6 +135,25 @@ class TestAnswer:
         assert watch.leak.low <= 1200 + 1e-6
         assert watch.leak.high >= 1200 - 1e-6
 
+    def test_growth_that_is_above_zero_and_too_short_for_a_leak_is_no_all_clear(self):
+        quiet = [sample(at, 5, 2_000_000) for at in range(400)]
+        rising = (sample(400 + at, 5, 2_000_000, socket=40 + at) for at in range(40))
+        watch, states = Watch(), set()
+        for one in (*quiet, *rising):
+            watch.add(one)
+            grown = watch.growth("socket")
+            if grown is not None and grown.low > 0:
+                states.add(watch.state)
+                assert watch.found or "sockets grow by" in watch.answer()
+        assert states == {"undecided", "leak"}
+
+    def test_a_process_that_opened_nothing_is_said_to_where_no_folder_was_named(self):
+        assert "no file was seen to be opened or closed" in wording.idle(
+            watched(sample(second, None, regular=3) for second in range(60))
+        )
+        assert wording.idle(watched(sample(second, None, regular=second % 2) for second in range(60))) is None
+        assert wording.idle(watched(FLAT)) is None
+
 
 class TestPlateau:
     """A verdict ends with the growth."""
