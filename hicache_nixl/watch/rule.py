@@ -31,7 +31,7 @@ import numpy as np
 
 from ..lab.statistics import Estimate
 from .floors import Floors, floors_of, is_constant
-from .series import Series
+from .series import Samples, Series
 from .steps import Steps, has_ended
 
 FINE = 100  # floors, at least, to see a plateau, where there are as many samples
@@ -90,15 +90,12 @@ class Track:
         Parameters
         ----------
         views : sequence of Series
-            Of this count, everything watched first.
+            Of this count, everything watched first; none when this is no look.
         full : bool
             Whether the process is at its limit, where nothing can grow: then no leak is withdrawn.
         """
         self.steps.add(seconds, count)
-        new = self.steps.samples - self._looked
-        if self.steps.samples < MIN_SAMPLES or (full and self.found_at is not None):
-            return
-        if self.steps.samples > MOST_LOOKS and new < LOOK:
+        if not views or self.steps.samples < MIN_SAMPLES or (full and self.found_at is not None):
             return
         view = current(views)
         self.now, self.since = Floors(view).growth(), float(view.seconds[0])
@@ -106,8 +103,8 @@ class Track:
         steps = self.unsettled and self.steps.count >= STEPS
         if steps and self.now.low <= 0:
             self.now = self.steps.growth()
+        new = self.steps.samples - self._looked if self._looked else 1
         self._looked = self.steps.samples
-        new = new if self._in_a_row else 1
         self._judge(seconds, new, IN_A_ROW if steps else max(IN_A_ROW, HOLD * len(view) * view.per_row))
 
     def _judge(self, seconds: float, new: int, enough: float) -> None:
@@ -119,6 +116,11 @@ class Track:
             self.found_at, self.ended_at = None, seconds
         if self.found_at is not None and sign:
             self.found = self.now
+
+
+def look(samples: Samples) -> list[Series]:
+    """Return the views of all counts; none when it is not time to look."""
+    return samples.views() if samples.count <= MOST_LOOKS or samples.count % LOOK == 0 else []
 
 
 def current(views: Sequence[Series]) -> Series:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..lab.statistics import Estimate
 from . import wording
-from .rule import Track
+from .rule import Track, look
 from .sample import COUNTS, KINDS, NAMES, Sample
 from .series import Samples
 
@@ -62,7 +62,7 @@ class Watch:
         self.first = self.first or sample
         self.last = sample
         self._samples.add(sample.seconds, [counts[name] for name in COUNTS])
-        views = self._samples.views()
+        views = look(self._samples)
         for number, (name, track) in enumerate(self._tracks.items()):
             self._most[name] = max(self._most[name], counts[name])
             columns = [view.column(number) for view in views]
