@@ -43,7 +43,7 @@ class Floors:
 
     Examples
     --------
-    >>> stairs, seconds = np.repeat([0, 256, 512, 768, 1024], 8), np.arange(40)
+    >>> stairs, seconds = np.repeat(256 * np.arange(9), 8), np.arange(72)
     >>> Floors(Series(seconds, stairs)).growth().low > 0, Floors(Series(seconds, stairs % 512)).growth().low > 0
     (True, False)
     """

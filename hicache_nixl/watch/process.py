@@ -235,8 +235,10 @@ def _limit(pid: int) -> int | None:
 
 def _command(process: psutil.Process) -> str:
     """Return the name of a process, or its title, such as sglang::scheduler_TP0."""
-    try:
+    with suppress(psutil.Error):  # a zombie has a name, and no title
         title = (process.cmdline() or [""])[0]
-        return title if "::" in title else process.name()
-    except psutil.Error:
-        return "?"
+        if "::" in title:
+            return title
+    with suppress(psutil.Error):
+        return str(process.name())
+    return "?"

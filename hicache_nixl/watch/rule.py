@@ -134,7 +134,7 @@ def current(views: Sequence[Series]) -> Series:
     Examples
     --------
     >>> filled = Series(np.arange(80.0), np.minimum(np.arange(80), 30))
-    >>> current([filled]).seconds[0]
+    >>> float(current([filled]).seconds[0])
     30.0
     """
     if is_constant(views[0].low):
