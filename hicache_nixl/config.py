@@ -35,6 +35,7 @@ _NOT_FOR_NIXL = frozenset(
         "lifetime",
         "use_direct_io",
         "allow_shared_folder",
+        "sync",
         "backend_name",
         "module_path",
         "class_name",
@@ -121,7 +122,7 @@ class NixlBackendConfig:
     Flat form: ``{"use_uring": "true"}``; parameters of the plugin that ``SGLANG_HICACHE_NIXL_BACKEND_PLUGIN``
     names, or of the plugin that auto mode selects.
 
-    Both forms accept ``"lifetime"`` and ``"allow_shared_folder"``, additions of this package, and
+    Both forms accept ``"lifetime"``, ``"allow_shared_folder"`` and ``"sync"``, additions of this package, and
     ``"use_direct_io"``, which SGLang has since 0.5.13.
 
     Attributes
@@ -134,6 +135,8 @@ class NixlBackendConfig:
         Whether files are opened with O_DIRECT, past the page cache, where sizes and addresses allow it.
     allow_shared_folder : bool
         Whether ``scoped`` uses a storage folder to which other users can write.
+    sync : bool
+        Whether ``scoped`` stores pages so that after a power cut each is whole or missing.
 
     Raises
     ------
@@ -154,11 +157,13 @@ class NixlBackendConfig:
         self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), tuple(BY_NAME))
         self.use_direct_io = self._flag("use_direct_io")
         self.allow_shared_folder = self._flag("allow_shared_folder")
-        if self.use_direct_io and self.lifetime in RELEASED:
-            raise ConfigError(
-                f"use_direct_io: lifetime {self.lifetime} reproduces {RELEASED[self.lifetime]}, which has no "
-                f"such option; use lifetime {DEFAULT_LIFETIME}"
-            )
+        self.sync = self._flag("sync")
+        for key in ("use_direct_io", "sync"):
+            if getattr(self, key) and self.lifetime in RELEASED:
+                raise ConfigError(
+                    f"{key}: lifetime {self.lifetime} reproduces {RELEASED[self.lifetime]}, which has no "
+                    f"such option; use lifetime {DEFAULT_LIFETIME}"
+                )
         self.plugin = self._active_plugin() if "plugin" in self._extra else self._named_plugin()
         if self.plugin != "auto":
             self.init_params(self.plugin)  # a wrong parameter is an error at construction

@@ -218,6 +218,8 @@ def test_what_sglang_s_dynamic_loader_adds_is_not_passed_to_nixl():
             {"lifetime": "try_finally", "use_direct_io": "true"},
             ["use_direct_io", "0.5.12", "use lifetime scoped"],
         ),
+        ({"lifetime": "leaky", "sync": True}, ["sync", "lifetime leaky", "use lifetime scoped"]),
+        ({"sync": "perhaps"}, ["sync", "'perhaps'", "boolean"]),
         ({"allow_shared_folder": "perhaps"}, ["allow_shared_folder", "'perhaps'", "boolean"]),
         ({"use_direct_io": "perhaps"}, ["use_direct_io", "'perhaps'", "boolean"]),
         ({"use_direct_io": 2}, ["use_direct_io", "boolean"]),

@@ -45,7 +45,7 @@ class FilePerPiece(ABC):
         self._files: NixlFileManager | None = None
         if backend.plugin not in OBJ_PLUGINS:
             shared = config.allow_shared_folder or self.as_released
-            self._files = NixlFileManager(storage_dir, config.use_direct_io, shared)
+            self._files = NixlFileManager(storage_dir, config.use_direct_io, shared, config.sync)
         self.registration = NixlRegistration(backend)
         logger.info("plugin %s", backend.plugin)
         self.stages_copies = not self.as_released

@@ -5,6 +5,9 @@ as its resource, and none for files where there are none (second); ``register_fi
 (third).  The first, ``import traceback`` inside the function, does not apply: no module needs it.  Beyond the
 remarks, nothing stays registered, host memory is registered once for each pool, and a file that cannot be
 opened affects no other.
+
+Each piece of a page is a file, so two processes that store different bytes under one key at the same time can
+leave pieces of both.  After a power cut a file may hold other bytes than were stored, unless ``sync`` is set.
 """
 
 from __future__ import annotations
@@ -88,6 +91,8 @@ class Lifetime(FilePerPiece):
             tuples = [(0, size, fd, "") for size, fd in zip(sizes, fds, strict=True) if fd != NOT_OPEN]
             if tuples:
                 self._transfer(buffers, tuples, direction)
+                if direction == "WRITE":
+                    self.file_manager.publish(fds, keys)
         return [Outcome.not_touched(faults[i]) if i in faults else MOVED for i in range(len(keys))]
 
     def _transfer(self, buffers: Sequence[Buffer], tuples: Sequence[StorageTuple], direction: str) -> None:

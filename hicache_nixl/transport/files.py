@@ -15,6 +15,7 @@ from itertools import repeat
 
 from ..config import ALIGNMENT
 from ..errors import ConfigError, FileError
+from . import durable
 from .folder import FILE_MODE, make_folder, refuse_shared
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class NixlFileManager:
         False.
     shared : bool
         Whether others may write to the folder.
+    sync : bool
+        Whether files that are written get their names from ``publish``, when their bytes are on the disk.
 
     Raises
     ------
@@ -51,7 +54,7 @@ class NixlFileManager:
         When ``base_dir`` is not usable: a file, read-only, not writable; or others may write to it.
     """
 
-    def __init__(self, base_dir: str, direct: bool = False, shared: bool = False):
+    def __init__(self, base_dir: str, direct: bool = False, shared: bool = False, sync: bool = False):
         self.base_dir = os.path.abspath(base_dir)
         self._fell_back = self._named_other = False
         try:
@@ -66,6 +69,9 @@ class NixlFileManager:
             raise ConfigError(f"storage folder {self.base_dir}: {error}") from error
         if not shared:
             refuse_shared(self.base_dir, self._owner)
+        self._sync = sync
+        if sync:
+            durable.check(self.base_dir)
 
     def _takes_direct_io(self, path: str) -> bool:
         try:
@@ -174,7 +180,10 @@ class NixlFileManager:
         try:
             while len(fds) < len(paths):
                 try:  # in C from open to append: no interrupt can come between
-                    fds.extend(map(os.open, paths[len(fds) :], repeat(flags), repeat(FILE_MODE)))
+                    if flags & os.O_CREAT and self._sync:
+                        self._open_unnamed(paths[len(fds)], flags & os.O_DIRECT, fds, faults)
+                    else:
+                        fds.extend(map(os.open, paths[len(fds) :], repeat(flags), repeat(FILE_MODE)))
                 except FileExistsError:
                     self._open_existing(paths[len(fds)], flags, fds, faults)
                 except OSError as error:
@@ -221,6 +230,22 @@ class NixlFileManager:
         except OSError as error:
             faults[place] = FileError.of(error, path)
 
+    def _open_unnamed(self, path: str, flags: int, fds: list[int], faults: dict[int, FileError]) -> None:
+        """Open a file that ``publish`` puts in the place of a path; what is not a page there is a fault."""
+        fds.extend(map(os.open, [self.base_dir], [durable.UNNAMED | flags], [FILE_MODE]))
+        try:
+            status = os.lstat(path)
+        except OSError:  # nothing is there
+            return
+        if fault := self._not_a_page(status, status.st_size, path):
+            faults[len(fds) - 1] = _once(fault, faults)
+
+    def publish(self, fds: Sequence[int], paths: Sequence[str]) -> None:
+        """Give files that were opened with ``WRITE``, and written, their names, if they have none yet."""
+        if self._sync:
+            files = [(fd, path) for fd, path in zip(fds, paths, strict=True) if fd != NOT_OPEN]
+            durable.name(files, self.base_dir)
+
     def is_whole(self, path: str, size: int | None) -> bool:
         """Return whether a page file exists with all its bytes; any number above 0 when ``size`` is None."""
         try:
@@ -263,6 +288,9 @@ class NixlFileManager:
         writing : bool
             For a write, a short file is ENOSPC when the file system is full, otherwise EIO.
         """
+        if writing and self._sync:  # they never got a name
+            full = self._free_bytes() < max(sizes)
+            return FileError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.base_dir) if full else None
         for path, size in zip(paths, sizes, strict=True):
             try:
                 status = os.lstat(path)
