@@ -27,7 +27,8 @@ class HiCacheNixl(HiCacheStorage):
     """Stores KV pages through a lifetime, which owns the storage; see ``hicache_nixl.lifetimes``.
 
     Names are SGLang's, see ``hicache_nixl.names``.  A call that fails logs one line and returns False (or
-    None, or 0); only the constructor and ``register_mem_pool_host`` raise, and KeyboardInterrupt passes.
+    None, or 0); only the constructor and ``register_mem_pool_host`` raise.  An interrupt is raised when the
+    call has released what it holds, see ``hicache_nixl.interrupts``.
 
     Parameters
     ----------

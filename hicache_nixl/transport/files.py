@@ -190,11 +190,15 @@ class NixlFileManager:
                     faults[len(fds)] = _fault(error, paths[len(fds)])
                     fds.append(NOT_OPEN)
             usable = [NOT_OPEN if place in faults else fd for place, fd in enumerate(fds)]
-            for index, size in enumerate(sizes or ()):
-                if usable[index] != NOT_OPEN and (
-                    fault := self._not_a_page(os.fstat(usable[index]), size, paths[index])
-                ):
-                    faults[index], usable[index] = _once(fault, faults), NOT_OPEN
+            regular, owner = stat.S_ISREG, self._owner
+            for place, (fd, size) in enumerate(zip(usable, sizes or (), strict=False)):
+                if fd == NOT_OPEN:
+                    continue
+                status = os.fstat(fd)  # the look at a page that is as it should be costs little more
+                if status.st_size == size and status.st_uid == owner and regular(status.st_mode):
+                    continue
+                if fault := self._not_a_page(status, size, paths[place]):
+                    faults[place], usable[place] = _once(fault, faults), NOT_OPEN
             if self._umask_forbids and flags & os.O_CREAT:
                 for fd in usable:
                     if fd != NOT_OPEN:
