@@ -131,10 +131,11 @@ def replay(
 
     [bold]Exit codes[/]
 
-        0  every page of every call was right
-        1  a replay did not run to its end
-        2  an option cannot work; nothing was run
-        3  calls failed; the first one is named
+        0    every page of every call was right
+        1    a replay did not run to its end
+        2    an option cannot work; nothing was run
+        3    calls failed; the first one is named
+        130  interrupted; nothing is left behind
     """
     from .. import lab
     from ..lab.experiments.summary import summarize

@@ -169,16 +169,18 @@ def execute(
     folder = new_run_folder(run or default_run_name(profile))
     RunFolder(folder).plan(list(chosen))
     outcomes: list[Outcome] = []
-    for name, path in chosen.items():
-        try:
-            outcomes.append(run_notebook(name, path, folder, resolved[name], watch))
-        except KeyboardInterrupt:
-            unfinished = tuple(read_record(folder).unfinished)
-            return Reproduction(folder, tuple(outcomes), None, {}, interrupted=name, unfinished=unfinished)
-        if outcomes[-1].error:
-            break
-    record = read_record(folder)
-    page = build(record)
+    at = ""
+    try:
+        for at, path in chosen.items():
+            outcomes.append(run_notebook(at, path, folder, resolved[at], watch))
+            if outcomes[-1].error:
+                break
+        at = "the report"
+        record = read_record(folder)
+        page = build(record)
+    except KeyboardInterrupt:
+        unfinished = tuple(read_record(folder).unfinished)
+        return Reproduction(folder, tuple(outcomes), None, {}, interrupted=at, unfinished=unfinished)
     return Reproduction(folder, tuple(outcomes), page, record.not_run(), unfinished=tuple(record.unfinished))
 
 

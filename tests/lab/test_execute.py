@@ -270,6 +270,15 @@ class TestExecute:
         assert result.verdict == "1 of 2 claims hold, 1 inconclusive; unfinished: 02_fails"
         assert (result.folder / "html" / "01_holds.html").exists()
 
+    def test_ctrl_c_while_the_report_is_made_keeps_everything_else(self, monkeypatch):
+        def interrupted(record: Any) -> Path:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(reproduction, "build", interrupted)
+        result = execute(["01"])
+        assert (result.interrupted, result.unfinished, result.page) == ("the report", (), None)
+        assert result.verdict == "1 of 2 claims hold, 1 inconclusive"
+
     def test_a_run_that_a_crash_ended_names_what_is_unfinished(self, monkeypatch, tmp_path):
         """It is no verdict on the notebooks that did not run."""
         cells = (BEGIN.format(name="00_crashes"), HOLD, DIE)
