@@ -104,9 +104,8 @@ def watch(
     said = [note for one in group.judged for note in (idle(one.seen), one.process.suggestion())]
     notes = [note for note in dict.fromkeys([follower.broken, *said]) if note]
     tell_end(out, group, ended, notes, paths)
-    if png is not None:
-        _draw(group, png)
-        say(out, f"figure: {png}")
+    if png is not None and group.seconds:
+        say(out, _draw(group, png))
     if csv is not None and group.seconds:
         say(out, f"samples: {shlex.quote(str(csv))}; to see them beside those of the PR:")
         say(out, f"hicache-nixl reproduce --notebook 01 -p {shlex.quote(f'watched={csv}')}")
@@ -174,7 +173,8 @@ def _check_new(path: Path | None, suffix: str) -> None:
         raise ConfigError(f"--{suffix[1:]} {path}: expected a new file in an existing folder")
 
 
-def _draw(group: Group, path: Path) -> None:
+def _draw(group: Group, path: Path) -> str:
+    """Draw the figure, and say where it is or why it is not; the verdict matters more."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -186,9 +186,10 @@ def _draw(group: Group, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise ConfigError(f"--png {path}: {error.strerror or error}") from None
+        return f"note: no figure, {path}: {error.strerror or error}"
     finally:
         plt.close(figure)
+    return f"figure: {path}"
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def coverage(
     -------
     pandas.DataFrame
         ``noise``, ``leak``, ``rate``, ``minutes``, ``watches``, ``held`` (how many intervals hold the rate), ``share``
-        (of them), ``grows`` (in how many the interval is above zero) and ``width`` (the median one, per minute).
+        (of them), ``above_0`` (how many intervals are above zero) and ``width`` (their median, per minute).
     """
     rows = []
     for noise, leak, rate, long in product(noises, leaks, rates, minutes):
@@ -94,9 +94,9 @@ def coverage(
         kept = np.array([interval for interval in found if interval is not None]).reshape(-1, 2)
         held = int(((kept[:, 0] <= rate) & (rate <= kept[:, 1])).sum())
         share = held / len(kept) if len(kept) else np.nan
-        width = float(np.median(kept[:, 1] - kept[:, 0])) if len(kept) else np.nan
+        width = round(float(np.median(kept[:, 1] - kept[:, 0])), 1) if len(kept) else np.nan
         rows.append((noise, leak, rate, long, len(kept), held, share, int((kept[:, 0] > 0).sum()), width))
-    columns = ["noise", "leak", "rate", "minutes", "watches", "held", "share", "grows", "width"]
+    columns = ["noise", "leak", "rate", "minutes", "watches", "held", "share", "above_0", "width"]
     return pd.DataFrame(rows, columns=columns)
 
 

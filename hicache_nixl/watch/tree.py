@@ -14,7 +14,7 @@ def schedulers() -> list[int]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(SCHEDULER):
+            if "".join(process.cmdline()[:1]).startswith(SCHEDULER):
                 found.append(process.pid)
     return sorted(found)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..lab.statistics import Estimate
 from . import wording
-from .rule import Track, look
+from .rule import HOLD, Track, look
 from .sample import COUNTS, KINDS, NAMES, Sample
 from .series import Samples
 
@@ -135,6 +135,10 @@ class Watch:
         return next(
             (name for name in self.kinds if (grown := self.growth(name)) is not None and grown.low > 0), None
         )
+
+    def seconds_to_find(self, name: str) -> float:
+        """Return how long growth above zero has to be seen still, at most, to be found a leak."""
+        return HOLD * (self.seconds - self._tracks[name].since)
 
     def is_idle(self) -> bool:
         """Return whether no folder was named, and no regular file was opened or closed from sample to sample."""

@@ -45,7 +45,10 @@ def open_question(watch: Watch) -> str | None:
     if track.unsettled:
         return f"storage files {_steps(watch)} and none was closed; watch longer (about ten calls)"
     if (name := watch.may_leak()) and (grown := watch.growth(name)):
-        return f"{NAMES[name]} grow by {rate(grown)}, not for long enough to tell; watch longer"
+        return (
+            f"{NAMES[name]} grow by {rate(grown)}, not for long enough to tell; "
+            f"watch for about {span(max(1, watch.seconds_to_find(name)))} more"
+        )
     name = watch.not_excluded()
     grown = watch.growth(name) if name else None
     if name is None or grown is None:

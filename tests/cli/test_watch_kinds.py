@@ -19,6 +19,7 @@ import matplotlib.image
 import psutil
 import pytest
 from processes import wait_until
+from support import file_size_limit
 from test_cli import Run
 from test_cli import run as run_in_this_process
 
@@ -217,6 +218,12 @@ class TestWhatItWrites:
         with opening(tmp_path, "socket") as pid:
             assert run(f"watch {pid} {SHORT} --png {path}").code == 3
         assert matplotlib.image.imread(path).shape[:2] > (300, 900)
+
+    def test_a_figure_that_does_not_fit_on_the_disk_leaves_the_verdict(self, run: Run, tmp_path):
+        with opening(tmp_path, "socket") as pid, file_size_limit(1000):
+            answer = run(f"watch {pid} {SHORT} --png {tmp_path}/watch.png")
+        assert answer.code == 3
+        assert f"note: no figure, {tmp_path}/watch.png: File too large" in answer.out
 
     def test_metrics_are_served_while_it_watches(self, tmp_path):
         """All of them, for the process and its kinds, to a real request."""

@@ -41,8 +41,8 @@ def test_no_leak_is_seldom_taken_for_one_and_a_slow_one_is_found_with_time():
     table = coverage(rates=(0, 12), noises=("none", "calls"), minutes=(1, 5), watches=20).set_index(
         ["noise", "rate", "minutes"]
     )
-    assert table.grows.xs(0, level="rate").sum() == 0
-    assert (table.grows.xs((12, 5), level=("rate", "minutes")) >= 18).all()
+    assert table.above_0.xs(0, level="rate").sum() == 0
+    assert (table.above_0.xs((12, 5), level=("rate", "minutes")) >= 18).all()
 
 
 def test_the_same_watches_are_simulated_each_time():
