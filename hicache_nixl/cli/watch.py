@@ -100,7 +100,9 @@ def watch(
         for note in (note for member in group.members for note in member.process.notes):
             say(out, f"note: {note}")
         show.append(ends.enter_context(shown(out, group, paths)))
-        ended = follower.run(stop, lambda: [step() for step in show], is_read=lambda: not out.lost)
+        ended = follower.run(
+            stop, lambda: [step() for step in show], is_read=lambda: bool(prometheus) or not out.lost
+        )
     said = [note for one in group.judged for note in (idle(one.seen), one.process.suggestion())]
     notes = [note for note in dict.fromkeys([follower.broken, *said]) if note]
     tell_end(out, group, ended, notes, paths)

@@ -116,9 +116,10 @@ class Group:
     def judged(self) -> list[Member]:
         """The processes that the verdict is about.
 
-        Those that live, or all if none does; without those that were seen only for a moment, if others were not.
+        Those that live and those that leaked until their end, or all if there are none; without those that were seen
+        only for a moment, if others were not.
         """
-        living = [member for member in self.members if not member.ended] or self.members
+        living = [one for one in self.members if not one.ended or one.seen.found] or self.members
         return [member for member in living if member.seen.count >= NEEDED] or living
 
     @property

@@ -120,6 +120,13 @@ class TestWithoutAReader:
         assert watch.returncode == 0
         assert len(read_watch(path)) >= 30
 
+    def test_it_goes_on_as_long_as_it_serves_metrics(self):
+        with sleeping() as child, unread(child.pid, "--prometheus", "29465") as watch:
+            with pytest.raises(subprocess.TimeoutExpired):
+                watch.wait(4)
+            watch.terminate()
+            assert watch.stderr.read() == ""
+
     def test_else_it_ends_with_what_it_has_seen(self):
         with sleeping() as child, unread(child.pid) as watch:
             assert watch.stderr.read() == ""
