@@ -40,7 +40,7 @@ def narrow(figure: Figure) -> Figure:
     height = figure.get_figheight()
     spec = panels[0].get_subplotspec()
     grid = None if spec is None else spec.get_gridspec()
-    if grid is not None and grid.nrows == 1 and len(panels) > 1:
+    if grid is not None and grid.ncols > 1:
         column = GridSpec(len(panels), 1, figure=figure)
         for place, axes in enumerate(panels):
             axes.set_subplotspec(column[place])
