@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 import psutil
@@ -20,10 +21,10 @@ def schedulers() -> list[int]:
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all its descendants that have not ended, itself first."""
+    """Return a process and all its descendants that have not ended, itself first and this process not among them."""
     with suppress(psutil.Error):
         children = psutil.Process(pid).children(recursive=True)
-        return [pid, *sorted(child.pid for child in children if _lives(child))]
+        return [pid, *sorted(child.pid for child in children if _lives(child) and child.pid != os.getpid())]
     return [pid]
 
 

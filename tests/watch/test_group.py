@@ -8,18 +8,26 @@ from contextlib import ExitStack
 
 import psutil
 import pytest
-from processes import sleeping_child
+from processes import have_ended, sleeping_child, wait_until
 from test_verdict import FLAT, LEAKING
 
 from hicache_nixl.lab.worker.descriptors import ProcessGoneError
 from hicache_nixl.watch.group import Group
 from hicache_nixl.watch.sample import Sample
+from hicache_nixl.watch.tree import family
 
 
 @pytest.fixture
 def pids() -> Iterator[list[int]]:
     with ExitStack() as ends:
         yield [ends.enter_context(sleeping_child()) for _ in range(3)]
+
+
+def end(pids: list[int]) -> None:
+    processes = [psutil.Process(pid) for pid in pids]
+    for process in processes:
+        process.kill()
+    wait_until(lambda: have_ended(processes))
 
 
 def group_of(pids: list[int], *samples: list[Sample]) -> Group:
@@ -47,8 +55,7 @@ def test_it_leaks_if_one_does_and_does_not_if_none_does(pids, samples, state):
 
 def test_one_that_leaked_until_its_end_is_still_judged_and_a_healthy_one_is_not(pids):
     group = group_of(pids, FLAT, LEAKING, FLAT)
-    for pid in pids[1:]:
-        psutil.Process(pid).kill()
+    end(pids[1:])
     group.sample()
     assert [member.ended for member in group.members] == [False, True, True]
     assert [member.process.pid for member in group.judged] == pids[:2]
@@ -57,8 +64,7 @@ def test_one_that_leaked_until_its_end_is_still_judged_and_a_healthy_one_is_not(
 
 def test_when_all_have_ended_it_is_said(pids):
     group = Group(pids)
-    for pid in pids:
-        psutil.Process(pid).kill()
+    end(pids)
     with pytest.raises(ProcessGoneError, match="all 3 processes have ended"):
         group.sample()
 
@@ -84,6 +90,15 @@ def test_between_two_samples_it_looks_for_the_first_storage_file(tmp_path):
 
 def test_without_a_folder_it_does_not_look():
     assert not Group([os.getpid()]).peek()
+
+
+def test_a_family_is_a_process_and_what_it_started_without_the_one_that_watches():
+    with sleeping_child() as pid:
+        assert pid in family(os.getpid())
+        assert family(os.getppid())[0] == os.getppid()
+        assert pid in family(os.getppid())
+        assert os.getpid() not in family(os.getppid())
+    assert pid not in family(os.getpid())
 
 
 def test_a_process_is_watched_once(pids):
