@@ -58,9 +58,9 @@ def doctor(
 
     [bold]--json[/]
 
-    versions, leak, can_run and machine (lists of what, state, detail, advice; the
-    state is ok, note or no), builds (name, version, chosen, plugins, problem),
-    leaking, usable, enough_files.
+    versions, leak, can_run and machine (lists of what, state, detail and
+    advice; the state is ok, note or no), builds (name, version, chosen,
+    plugins, problem), leaking, usable, enough_files.
 
     [bold]Exit codes[/]
 

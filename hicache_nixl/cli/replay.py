@@ -123,11 +123,12 @@ def replay(
 
     [bold]--json[/]
 
-    schedule, calls, keys, page_bytes, queue, layout, mla, direct, and connectors:
-    a list of connector, fds_before, fds_at_end, fds_per_key, registrations_at_end,
-    failed_calls, first_failure (call, operation, pages_ok, keys, errno, reason,
-    logged), set and get (calls, median_seconds, median_bytes_per_second), and with
-    --all rows. What does not exist is null.
+    schedule, calls, keys, page_bytes, queue, layout, mla, direct, and
+    connectors: a list of connector, calls, keys, fds_before, fds_at_end,
+    fds_per_key, registrations_at_end, failed_calls, first_failure (call,
+    operation, pages_ok, keys, errno, reason, logged), set and get (calls,
+    median_seconds, median_bytes_per_second), and with --all rows. What does
+    not exist is null.
 
     [bold]Exit codes[/]
 
