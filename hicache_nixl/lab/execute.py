@@ -59,6 +59,11 @@ class Outcome:
     html: Path
     error: str | None
 
+    @property
+    def crashed(self) -> bool:
+        """Whether the notebook did not run to its end, where it raises if a claim failed."""
+        return self.error is not None and "ClaimsFailedError" not in self.error
+
     def errors(self) -> list[str]:
         """Return what failed: each failed claim with the cell that stated it, and the cell that raised."""
         failed = [
@@ -66,8 +71,7 @@ class Outcome:
             f"expected {claim.expected}, measured {claim.measured}"
             for claim in self.claims[self.claims.verdict == FAILS].itertuples()
         ]
-        crashed = self.error is not None and "ClaimsFailedError" not in self.error
-        return [*failed, str(self.error)] if crashed else failed
+        return [*failed, str(self.error)] if self.crashed else failed
 
     def count(self, verdict: str) -> int:
         """Return how many of its claims have a verdict."""
@@ -143,8 +147,9 @@ def execute(
 ) -> Reproduction:
     """Run notebooks into the folder of a new run, and make its report.
 
-    Everything that was given is checked before anything runs.  A notebook that fails ends the run; what has run
-    until then is kept, with its report.  Ctrl-C ends the run as well: what has run is kept, without a report.
+    Everything that was given is checked before anything runs.  After a failed claim the run goes on; a notebook
+    that crashes ends it, and what has run until then is kept, with its report.  Ctrl-C ends the run as well: what
+    has run is kept, without a report.
 
     Parameters
     ----------
@@ -173,7 +178,7 @@ def execute(
     try:
         for at, path in chosen.items():
             outcomes.append(run_notebook(at, path, folder, resolved[at], watch))
-            if outcomes[-1].error:
+            if outcomes[-1].crashed:
                 break
         at = "the report"
         record = read_record(folder)

@@ -177,32 +177,11 @@ class NixlFileManager:
         fds: list[int] = []
         faults: dict[int, FileError] = {}
         closing = map(os.close, filter(NOT_OPEN.__ne__, fds))  # what is in fds by then; also in C
-        try:
-            while len(fds) < len(paths):
-                try:  # in C from open to append: no interrupt can come between
-                    if flags & os.O_CREAT and self._sync:
-                        self._open_unnamed(paths[len(fds)], flags & os.O_DIRECT, fds, faults)
-                    else:
-                        fds.extend(map(os.open, paths[len(fds) :], repeat(flags), repeat(FILE_MODE)))
-                except FileExistsError:
-                    self._open_existing(paths[len(fds)], flags, fds, faults)
-                except OSError as error:
-                    faults[len(fds)] = _fault(error, paths[len(fds)])
-                    fds.append(NOT_OPEN)
-            usable = [NOT_OPEN if place in faults else fd for place, fd in enumerate(fds)]
-            regular, owner = stat.S_ISREG, self._owner
-            for place, (fd, size) in enumerate(zip(usable, sizes or (), strict=False)):
-                if fd == NOT_OPEN:
-                    continue
-                status = os.fstat(fd)  # the look at a page that is as it should be costs little more
-                if status.st_size == size and status.st_uid == owner and regular(status.st_mode):
-                    continue
-                if fault := self._not_a_page(status, size, paths[place]):
-                    faults[place], usable[place] = _once(fault, faults), NOT_OPEN
+        try:  # without a loop of its own: Python 3.13 may leave one at an interrupt without going to ``finally``
+            self._open_all(paths, flags, fds, faults)
+            usable = self._usable(paths, sizes, fds, faults)
             if self._umask_forbids and flags & os.O_CREAT:
-                for fd in usable:
-                    if fd != NOT_OPEN:
-                        os.fchmod(fd, FILE_MODE)
+                _allow_owner(usable)
             yield usable, faults
         finally:
             while True:
@@ -211,6 +190,42 @@ class NixlFileManager:
                     break
                 except OSError as error:  # the ones after it are still open
                     logger.error("cannot close a descriptor: %s", error)
+
+    def _open_all(
+        self, paths: Sequence[str], flags: int, fds: list[int], faults: dict[int, FileError]
+    ) -> None:
+        """Append a descriptor for each path, or ``NOT_OPEN`` and note the fault."""
+        while len(fds) < len(paths):
+            try:  # in C from open to append: no interrupt can come between
+                if flags & os.O_CREAT and self._sync:
+                    self._open_unnamed(paths[len(fds)], flags & os.O_DIRECT, fds, faults)
+                else:
+                    fds.extend(map(os.open, paths[len(fds) :], repeat(flags), repeat(FILE_MODE)))
+            except FileExistsError:
+                self._open_existing(paths[len(fds)], flags, fds, faults)
+            except OSError as error:
+                faults[len(fds)] = _fault(error, paths[len(fds)])
+                fds.append(NOT_OPEN)
+
+    def _usable(
+        self,
+        paths: Sequence[str],
+        sizes: Sequence[int] | None,
+        fds: Sequence[int],
+        faults: dict[int, FileError],
+    ) -> list[int]:
+        """Return the descriptors of pages, with ``NOT_OPEN`` for each file that is no page of these sizes."""
+        usable = [NOT_OPEN if place in faults else fd for place, fd in enumerate(fds)]
+        regular, owner = stat.S_ISREG, self._owner
+        for place, (fd, size) in enumerate(zip(usable, sizes or (), strict=False)):
+            if fd == NOT_OPEN:
+                continue
+            status = os.fstat(fd)  # the look at a page that is as it should be costs little more
+            if status.st_size == size and status.st_uid == owner and regular(status.st_mode):
+                continue
+            if fault := self._not_a_page(status, size, paths[place]):
+                faults[place], usable[place] = _once(fault, faults), NOT_OPEN
+        return usable
 
     def _open_existing(self, path: str, flags: int, fds: list[int], faults: dict[int, FileError]) -> None:
         """Open and empty a file that ``WRITE`` found; what is not a file of one name is a fault and stays as it is."""
@@ -330,6 +345,12 @@ def most_files() -> int:
     """Return how many files a call may hold open: the server needs descriptors for its connections, too."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_FILES if soft == resource.RLIM_INFINITY else max(1, min(MOST_FILES, soft // 4))
+
+
+def _allow_owner(fds: Iterable[int]) -> None:
+    """Give new files their mode, where the umask forbade their owner something."""
+    for fd in filter(NOT_OPEN.__ne__, fds):
+        os.fchmod(fd, FILE_MODE)
 
 
 def _fault(error: OSError, path: str) -> FileError:

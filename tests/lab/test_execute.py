@@ -256,6 +256,14 @@ class TestExecute:
         )
         assert result.page.exists()
 
+    def test_a_failed_claim_does_not_keep_later_notebooks_from_running(self, monkeypatch, tmp_path):
+        cells = (BEGIN.format(name="01_other"), HOLD.replace("sum", "other"), FINISH)
+        paths = [failing_notebook(tmp_path, "00_fails"), write_notebook(tmp_path / "01_other.ipynb", *cells)]
+        monkeypatch.setattr(reproduction, "notebooks", lambda: {path.stem: path for path in paths})
+        result = execute()
+        assert [outcome.notebook for outcome in result.outcomes] == ["00_fails", "01_other"]
+        assert (len(result.errors()), result.unfinished) == (1, ())
+
     def test_ctrl_c_keeps_what_has_run_and_names_what_is_unfinished(self, monkeypatch):
         def interrupted_in_the_second(name: str, *arguments: Any) -> Outcome:
             if name == "02_fails":
