@@ -54,7 +54,7 @@ class Forked:
         with ExitStack() as ends:
             self._status = ends.enter_context(os.fdopen(status, "rb"))
             if not _readable(status, timeout):
-                raise TimeoutError(f"the fork server did not answer within {timeout:.0f} s")
+                raise TimeoutError("the fork server did not fork it in time")
             self.pid = int(self._status.readline() or 0)
             if not self.pid:
                 raise OSError("the fork server ended before it forked a worker")
