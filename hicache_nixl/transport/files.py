@@ -16,6 +16,7 @@ from itertools import repeat
 from ..config import ALIGNMENT
 from ..errors import ConfigError, FileError
 from . import durable
+from .faults import not_a_page, not_opened, once
 from .folder import FILE_MODE, make_folder, refuse_shared
 
 logger = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ class NixlFileManager:
             except FileExistsError:
                 self._open_existing(paths[len(fds)], flags, fds, faults)
             except OSError as error:
-                faults[len(fds)] = _fault(error, paths[len(fds)])
+                faults[len(fds)] = not_opened(error, paths[len(fds)])
                 fds.append(NOT_OPEN)
 
     def _usable(
@@ -223,8 +224,8 @@ class NixlFileManager:
             status = os.fstat(fd)  # the look at a page that is as it should be costs little more
             if status.st_size == size and status.st_uid == owner and regular(status.st_mode):
                 continue
-            if fault := self._not_a_page(status, size, paths[place]):
-                faults[place], usable[place] = _once(fault, faults), NOT_OPEN
+            if fault := not_a_page(status, size, paths[place], owner):
+                faults[place], usable[place] = once(fault, faults), NOT_OPEN
         return usable
 
     def _open_existing(self, path: str, flags: int, fds: list[int], faults: dict[int, FileError]) -> None:
@@ -235,13 +236,13 @@ class NixlFileManager:
         except FileNotFoundError:  # removed since, so that WRITE can create it
             return
         except OSError as error:
-            faults[place] = _fault(error, path)
+            faults[place] = not_opened(error, path)
             fds.append(NOT_OPEN)
             return
         try:
             status = os.fstat(fds[place])
-            if fault := self._not_a_page(status, status.st_size, path):
-                faults[place] = _once(fault, faults)
+            if fault := not_a_page(status, status.st_size, path, self._owner):
+                faults[place] = once(fault, faults)
             elif status.st_nlink > 1:
                 faults[place] = FileError(errno.EMLINK, "has other names, whose content would change", path)
             else:
@@ -256,8 +257,8 @@ class NixlFileManager:
             status = os.lstat(path)
         except OSError:  # nothing is there
             return
-        if fault := self._not_a_page(status, status.st_size, path):
-            faults[len(fds) - 1] = _once(fault, faults)
+        if fault := not_a_page(status, status.st_size, path, self._owner):
+            faults[len(fds) - 1] = once(fault, faults)
 
     def publish(self, fds: Sequence[int], paths: Sequence[str]) -> None:
         """Give files that were opened with ``WRITE``, and written, their names, if they have none yet."""
@@ -271,7 +272,7 @@ class NixlFileManager:
             status = os.lstat(path)
         except OSError:
             return False
-        fault = self._not_a_page(status, size or status.st_size or 1, path)
+        fault = not_a_page(status, size or status.st_size or 1, path, self._owner)
         if fault and fault.errno == errno.EPERM and not self._named_other:
             self._named_other = True
             logger.warning("page files of other users are treated as missing, the first is: %s", fault)
@@ -315,25 +316,12 @@ class NixlFileManager:
                 status = os.lstat(path)
             except OSError as error:
                 return FileError.of(error, path)
-            fault = self._not_a_page(
-                status, max(size, status.st_size), path
-            )  # a longer file cannot be the reason
+            least = max(size, status.st_size)  # a longer file cannot be the reason
+            fault = not_a_page(status, least, path, self._owner)
             if fault and writing and self._free_bytes() < size:
                 return FileError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {fault.strerror}", path)
             if fault:
                 return fault
-        return None
-
-    def _not_a_page(self, status: os.stat_result, size: int, path: str) -> FileError | None:
-        """Return why a file is not a page of ``size`` bytes, or None."""
-        if stat.S_ISDIR(status.st_mode):
-            return FileError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(status.st_mode):
-            return FileError(errno.EINVAL, "not a regular file", path)
-        if status.st_uid != self._owner:
-            return FileError(errno.EPERM, f"belongs to user {status.st_uid}, not to user {self._owner}", path)
-        if status.st_size != size:
-            return FileError(errno.EIO, f"holds {status.st_size} of {size} bytes", path)
         return None
 
     def _free_bytes(self) -> int:
@@ -351,17 +339,3 @@ def _allow_owner(fds: Iterable[int]) -> None:
     """Give new files their mode, where the umask forbade their owner something."""
     for fd in filter(NOT_OPEN.__ne__, fds):
         os.fchmod(fd, FILE_MODE)
-
-
-def _fault(error: OSError, path: str) -> FileError:
-    """Return why a page file could not be opened."""
-    if error.errno == errno.ELOOP:
-        return FileError(errno.ELOOP, "a symbolic link, which is not followed", path)
-    return FileError.of(error, path)
-
-
-def _once(fault: FileError, faults: dict[int, FileError]) -> FileError:
-    """Return one fault for all files of other users, so that they are one line in the log."""
-    if fault.errno != errno.EPERM:
-        return fault
-    return next((other for other in faults.values() if other.errno == errno.EPERM), fault)

@@ -17,7 +17,6 @@ import resource
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
@@ -33,76 +32,13 @@ from ...transport.agent import load_nixl
 from ...transport.registration import growing_pause, steady_pause
 from . import descriptors, faults, releases
 from .call import CallRow
+from .observers import LogTail, RegistrationCounter
 from .pages import Batch, CheckedPages
 from .schedule import OPERATIONS, files_per_key
 from .setup import Setup
 
 ERRNO = re.compile(r"\[Errno (\d+)\]")
 Check = Callable[[], tuple[int, list[str]]]  # pages that are right, and a line for each error
-
-
-class LogTail(logging.Handler):
-    """Keeps the warnings and errors that a call logged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: deque[str] = deque(maxlen=20)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record's message."""
-        self.lines.append(record.getMessage())
-
-    def take(self) -> list[str]:
-        """Return the lines since the last take."""
-        lines = list(self.lines)
-        self.lines.clear()
-        return lines
-
-
-class RegistrationCounter:
-    """Counts the regions that are registered with NIXL, and times registering and deregistering.
-
-    Attributes
-    ----------
-    alive : int
-        Regions registered now.
-    seconds : float
-        Spent on registering and deregistering since the last ``take_seconds``.
-    """
-
-    def __init__(self) -> None:
-        self.alive = 0
-        self.seconds = 0.0
-        self._counted: set[Any] = set()
-
-    def count(self, agent_class: Any) -> None:
-        """Count what agents of a class register from now on."""
-        if agent_class in self._counted:
-            return
-        self._counted.add(agent_class)
-        register, deregister = agent_class.register_memory, agent_class.deregister_memory
-
-        def counting_register(agent: Any, *args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            registration = register(agent, *args, **kwargs)
-            self.seconds += time.perf_counter() - start
-            self.alive += registration.descCount()
-            return registration
-
-        def counting_deregister(agent: Any, registration: Any, *args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = deregister(agent, registration, *args, **kwargs)
-            self.seconds += time.perf_counter() - start
-            self.alive -= registration.descCount()
-            return result
-
-        agent_class.register_memory = counting_register
-        agent_class.deregister_memory = counting_deregister
-
-    def take_seconds(self) -> float:
-        """Return the seconds since the last take."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
 
 
 class Host:

@@ -17,8 +17,8 @@ from hicache_nixl.host.pools import LAYOUTS
 from hicache_nixl.lab.experiments.replay import replay
 from hicache_nixl.lab.worker.client import Worker, WorkerError
 from hicache_nixl.lab.worker.descriptors import fd_table
+from hicache_nixl.lab.worker.observers import RegistrationCounter
 from hicache_nixl.lab.worker.schedule import Schedule, ScheduleError, files_per_key, predicted_fds
-from hicache_nixl.lab.worker.server import RegistrationCounter
 from hicache_nixl.lab.worker.setup import Setup, queue_params
 
 PAGE = 4096  # bytes
