@@ -39,7 +39,7 @@ test-pythons:
 	    $(MAKE) test PYTHON=python$$version VENV=.venv-$$version ARGS="$(or $(ARGS),$(CONNECTOR_TESTS))"; \
 	  else echo "Python $$version is not installed, so it is not tested"; fi; \
 	done
-CONNECTOR_TESTS := tests/contract tests/lifetimes tests/transport tests/host
+CONNECTOR_TESTS := tests/contract tests/lifetimes tests/transport tests/host tests/test_interrupts.py
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

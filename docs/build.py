@@ -17,6 +17,7 @@ from PIL import Image
 
 COLOURS = 128  # figures have few colours; the rest are shades at the edges of letters and lines
 EMBEDDED_PNG = re.compile(r"iVBORw0KGgo(?:[A-Za-z0-9+/]|\\n)+={0,2}")  # base64, in JSON with \n in it
+PAGE_OF_NOTEBOOK = re.compile(r"\bhtml/(\w+)\.html(?:#cell-\d+)?")
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("claims.csv", "provenance.json", "tables/*_ratios.csv", "tables/*_benchmarks.csv")  # kept in data/
 HERO = "figures/03_before_and_after_hero.png"
@@ -61,7 +62,7 @@ def replaced(text: str, name: str, block: str) -> str:
 
 
 def copy_run(run: Path, target: Path, root: Path = ROOT) -> None:
-    """Replace ``target`` by a copy of a run's folder.
+    """Replace ``target`` by a copy of a run's folder; its report links to the executed notebooks, not to their pages.
 
     Parameters
     ----------
@@ -69,11 +70,11 @@ def copy_run(run: Path, target: Path, root: Path = ROOT) -> None:
         The folder that paths in the copy are relative to.
     """
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(run, target)
+    shutil.copytree(run, target, ignore=shutil.ignore_patterns("html", "narrow"))
     for picture in target.rglob("*.png"):
         picture.write_bytes(smaller(picture.read_bytes()))
     for page in [*target.rglob("*.html"), *target.rglob("*.ipynb")]:
-        text = page.read_text().replace(f"{root}/", "")
+        text = PAGE_OF_NOTEBOOK.sub(r"notebooks/\1.ipynb", page.read_text().replace(f"{root}/", ""))
         page.write_text(EMBEDDED_PNG.sub(lambda found: _embedded(found[0]), text))
 
 

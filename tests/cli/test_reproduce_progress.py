@@ -81,6 +81,7 @@ def screen(raw: str) -> list[str]:
     return [line.rstrip() for line in seen.display if line.strip()]
 
 
+@pytest.mark.slow
 def test_where_there_is_no_terminal_it_is_a_line_for_each_notebook_that_ended(short, environment):
     line = [*command(short), "--notebook", "2,1"]
     ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=PATIENCE)

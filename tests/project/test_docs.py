@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import io
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -41,8 +42,14 @@ def test_it_is_the_run_whose_tables_are_in_data():
     assert build.times(DOCS / "claims.csv") in (ROOT / "README.md").read_text()
 
 
+def test_every_link_of_its_report_leads_to_a_file():
+    links = set(re.findall(r'href="([^"#:]+)["#]', (DOCS / "index.html").read_text()))
+    assert {f"notebooks/{name}.ipynb" for name in reproduction.notebooks()} <= links
+    assert [link for link in links if not (DOCS / link).exists()] == []
+
+
 def test_it_is_small():
-    assert sum(path.stat().st_size for path in DOCS.rglob("*")) < 6e6
+    assert sum(path.stat().st_size for path in DOCS.rglob("*")) < 5e6
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ class TestEqualRuns:
             tables = (ratios(seed=seed), ratios(seed=seed + 1))
             assert compare_runs(*with_ratios(two, *tables)).changes == []
 
+    @pytest.mark.slow
     def test_noise_hardly_ever_reaches_the_margin(self):
         bounds = ["time_ratio", "low", "high"]
         found = [
