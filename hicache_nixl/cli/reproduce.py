@@ -83,7 +83,8 @@ def reproduce(
     shown = os.path.relpath(result.folder)
     _show(result)
     if result.interrupted is not None:
-        say(f"interrupted in {result.interrupted}; {result.verdict}")
+        told = result.verdict
+        say(told if "interrupted" in told else f"interrupted in {result.interrupted}; {told}")
         say(f"kept in {shown}/: the executed notebooks with their tables, figures and claims")
         say(f"make its report: hicache-nixl report {shown}")
         raise typer.Exit(130)

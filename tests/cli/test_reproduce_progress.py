@@ -105,7 +105,7 @@ class TestInATerminal:
         terminal.wait()
         lines = screen(terminal.before)
         assert terminal.exitstatus == 130
-        assert "interrupted in 01_long; 1 of 1 claims hold; unfinished: 01_long, 02_never" in lines
+        assert "1 of 1 claims hold; interrupted in notebook 01, cell 5; not run: 02" in lines
         assert [line.split() for line in lines if line.startswith(" 0")] == [
             ["01_long", "interrupted"],
             ["02_never", "not", "run"],
@@ -121,7 +121,7 @@ class TestInATerminal:
     def test_sigterm_ends_it_as_ctrl_c_does(self, terminal):
         terminal.expect(r"cell 4 of 6", timeout=PATIENCE)
         terminal.kill(signal.SIGTERM)
-        terminal.expect("interrupted in 01_long", timeout=PATIENCE)
+        terminal.expect("interrupted in notebook 01", timeout=PATIENCE)
         terminal.expect(pexpect.EOF, timeout=PATIENCE)
         terminal.wait()
         assert terminal.exitstatus == 130

@@ -70,26 +70,21 @@ def build(run: str | Path | Record) -> Path:
         record.files.index,
         "index.html.j2",
         record=record,
-        unsettled=unsettled(record),
+        failed=_rows(record.claims[record.claims.verdict == FAILS]),
+        unsure=_rows(record.claims[record.claims.verdict == INCONCLUSIVE]),
         hero=hero,
         story=story,
         findings=findings(record),
         places={(row.notebook, row.figure) for row in _rows(record.figures)},
         others=others,
         ledger=_by_notebook(record),
+        tally=_tally(record.claims),
         facts=facts(record),
         titles={name: title_of(node, name) for name, node in record.notebooks.items()},
         seconds={name: _seconds(node) for name, node in record.notebooks.items()},
         parameters={name: about.get("parameters", {}).items() for name, about in _noted(record).items()},
         agenda=agenda(record),
     )
-
-
-def unsettled(record: Record) -> list[Any]:
-    """Return the claims that failed, then those that are inconclusive."""
-    return [
-        row for verdict in (FAILS, INCONCLUSIVE) for row in _rows(record.claims.query("verdict == @verdict"))
-    ]
 
 
 def facts(record: Record) -> list[tuple[str, str]]:

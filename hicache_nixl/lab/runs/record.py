@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ...resources import runs_folder
 from .claims import FAILS, HOLDS, INCONCLUSIVE, tally
 from .folder import RunFolder, read_table
 
+INTERRUPT = "KeyboardInterrupt"
 AVAILABLE = "available"  # status of a released connector in a table called ``released``
 
 
@@ -59,23 +61,38 @@ class Record:
         return INCONCLUSIVE if self.unfinished or self.claims.empty else HOLDS
 
     def errors(self) -> list[str]:
-        """Return the errors that stopped notebooks, except for failed claims, which are in the ledger."""
+        """Return the errors that stopped notebooks, except for interrupts and for failed claims, which are in the ledger."""
         known = self.provenance.get("notebooks", {})
         stopped = {name: about["stopped"] for name, about in known.items() if "stopped" in about}
         shown = [
-            f"{name}, cell {cell.execution_count}: {output.ename}: {output.evalue}"
-            for name, node in self.notebooks.items()
+            f"{name}, cell {cell}: {output.ename}: {output.evalue}"
+            for name, cell, output in self._raised()
             if name not in stopped
-            for cell in node.cells
-            for output in cell.get("outputs", ())
-            if output.output_type == "error"
         ]
-        return [error for error in (*stopped.values(), *shown) if ": ClaimsFailedError: " not in error]
+        expected = (": ClaimsFailedError: ", f": {INTERRUPT}: ")
+        return [error for error in (*stopped.values(), *shown) if not any(map(error.__contains__, expected))]
 
     def verdict(self) -> str:
-        """Return the counts of the verdicts, and the notebooks that are unfinished, in one line."""
+        """Return the counts of the verdicts, and what is unfinished or where Ctrl-C came, in one line."""
         told = tally(self.claims) if len(self.claims) else "no claim was checked"
-        return f"{told}; unfinished: {', '.join(self.unfinished)}" if self.unfinished else told
+        if not self.unfinished:
+            return told
+        for name, cell, output in self._raised():
+            if name in self.unfinished and output.ename == INTERRUPT:
+                rest = ", ".join(other[:2] for other in self.unfinished if other != name)
+                return (
+                    f"{told}; interrupted in notebook {name[:2]}, cell {cell}"
+                    + f"; not run: {rest}" * bool(rest)
+                )
+        return f"{told}; unfinished: {', '.join(self.unfinished)}"
+
+    def _raised(self) -> Iterator[tuple[str, int, Any]]:
+        """Yield each error that a notebook shows, with the notebook's name and the number of the cell."""
+        for name, node in self.notebooks.items():
+            for cell in node.cells:
+                for output in cell.get("outputs", ()):
+                    if output.output_type == "error":
+                        yield name, cell.execution_count, output
 
     def parameters(self, notebook: str) -> dict[str, Any]:
         """Return the parameters that a notebook ran with; none when it did not start."""
