@@ -27,6 +27,7 @@ from .figures.words import first_emfile as first_emfile
 from .figures.words import gets_against as gets_against
 from .figures.words import size_of as size_of
 from .runs.begin import begin as begin
+from .runs.claims import ALLOWED as ALLOWED
 from .runs.claims import above as above
 from .runs.claims import at_most as at_most
 from .runs.claims import every as every

@@ -216,7 +216,13 @@ class TestCells:
         """It is read without the cell that states it."""
         source = "\n".join(cell.source for cell in code)
         assert re.findall(r"(?i)\b(?:each|every|no) fault\b(?! injected)[^\"]*\"", source) == []
-        assert "stores every page" not in source
+        assert (
+            re.findall("stores every page|takes no longer|second line|than in the reference run", source)
+            == []
+        )
+
+    def test_microseconds_have_their_sign(self, code):
+        assert [cell.source for cell in code if re.search(r"[\"{ ]us (?:per|in)\b", cell.source)] == []
 
     def test_titles_and_alt_texts_come_from_the_figure_that_is_drawn(self, code):
         """A figure's function works them out; a string of the cell may only be a name or a story."""

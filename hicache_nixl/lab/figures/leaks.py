@@ -173,7 +173,7 @@ def creation(times: pd.DataFrame, file_system: str) -> Drawn:
     ratio = paired_ratio(micros[deleted], micros[0])
     title = f"On {file_system}, a new file takes {ratio} times as long after {deleted} were deleted"
     heading(figure, title)
-    told = f"{medians[0]:.0f} us per file in a new folder, {medians[deleted]:.0f} us after {deleted} were deleted"
+    told = f"{medians[0]:.0f} µs per file in a new folder, {medians[deleted]:.0f} µs after {deleted} were deleted"
     return Drawn(figure, f"{title}: {told}, in the median of {len(micros)} repetitions.")
 
 

@@ -218,7 +218,7 @@ def _cache(direct: bool) -> str:
 
 
 def _compared(pooled: Mapping[tuple[str, str], Estimate], before: str, after: str) -> str:
-    """Say at which operations the second connector is faster, no slower or slower, equal verdicts together.
+    """Say at which operations and on which path the second connector is faster, no slower or slower.
 
     Parameters
     ----------
@@ -228,22 +228,18 @@ def _compared(pooled: Mapping[tuple[str, str], Estimate], before: str, after: st
     Examples
     --------
     >>> half, same = Estimate(0.5, 0.4, 0.6, 6), Estimate(1, 0.9, 1.1, 6)
-    >>> _compared({("get", "page cache"): half, ("set", "page cache"): same}, "A", "B")
-    'Compared with A, B is faster at gets (time ratio: page cache 0.500 [0.400, 0.600]); the comparison is inconclusive at sets (time ratio: page cache 1.00 [0.90, 1.10])'
+    >>> _compared({("get", "O_DIRECT"): half, ("set", "page cache"): same}, "A", "B")
+    'Compared with A, B is faster at gets with O_DIRECT (time ratio 0.500 [0.400, 0.600]); inconclusive: sets through the page cache (time ratio 1.00 [0.90, 1.10])'
     """
-    groups: dict[str, dict[str, list[str]]] = {}
+    how = {_cache(True): "with O_DIRECT", _cache(False): "through the page cache"}
+    groups: dict[str, list[str]] = {}
     for (operation, cache), ratio in pooled.items():
-        operations = groups.setdefault(speed(ratio), {})
-        operations.setdefault(operation, []).append(f"{cache} {ratio}")
-    told = {
-        verdict: f"{verdict} at "
-        + listed([f"{operation}s (time ratio: {', '.join(some)})" for operation, some in operations.items()])
-        for verdict, operations in groups.items()
-    }
-    clear = [told[verdict] for verdict in (FASTER, SAME, SLOWER) if verdict in told]
+        groups.setdefault(speed(ratio), []).append(f"{operation}s {how[cache]} (time ratio {ratio})")
+    told = {verdict: listed(some) for verdict, some in groups.items()}
+    clear = [f"{verdict} at {told[verdict]}" for verdict in (FASTER, SAME, SLOWER) if verdict in told]
     if not clear:
-        return f"The comparison of {after} with {before} is {told[UNKNOWN]}"
-    unclear = f"; the comparison is {told[UNKNOWN]}" if UNKNOWN in told else ""
+        return f"The comparison of {after} with {before} is inconclusive at {told[UNKNOWN]}"
+    unclear = f"; inconclusive: {told[UNKNOWN]}" if UNKNOWN in told else ""
     return f"Compared with {before}, {after} is {listed(clear)}{unclear}"
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..connectors import expected
 from ..figures.words import baseline, first_emfile, listed, pace, per_key
+from ..runs.claims import ALLOWED, NO_SLOWER
 from ..runs.folder import read_table
 from ..runs.record import Record
 from ..statistics import Estimate
@@ -76,7 +77,7 @@ def _leak(record: Record) -> str:
     after = table[table.call >= failed]
     limit = record.parameters("03_before_and_after").get("nofile_limit")
     return (
-        f"{told}: at a limit of {limit}, call {failed} of {len(table)} fails with EMFILE, and from then on "
+        f"{told}: at a limit of {limit}, call {failed} of {len(table)} fails with EMFILE (too many open files), and from then on "
         f"{after.pages_ok.sum()} of {after['keys'].sum()} pages are stored or loaded."
     )
 
@@ -100,7 +101,7 @@ def _cost(record: Record) -> str:
     told = [
         f"a {row.operation} takes {pace(_estimate(row, row.time_ratio))}" for row in table[:2].itertuples()
     ]
-    return f"{'; '.join(told).capitalize()}."
+    return f"{'; '.join(told).capitalize()}. The margin is {NO_SLOWER:g}: {ALLOWED} longer is allowed."
 
 
 def _left(record: Record) -> str:
@@ -110,9 +111,9 @@ def _left(record: Record) -> str:
     rows = {row.column: row for row in table[table.connector == AFTER].itertuples()}
     time, memory = (_estimate(rows[name], rows[name].per_call) for name in ("seconds", "rss_bytes"))
     keys = record.parameters("04_the_second_leak").get("keys_per_call")
-    slower = f"each get takes {time} us longer than the one before"
+    slower = f"a get takes {time} µs longer with every call"
     if time.low <= 0:
-        slower = f"whether gets become slower is not certain ({time} us per call)"
+        slower = f"whether gets become slower is not certain ({time} µs per call)"
     return (
         f"Each call of {keys} keys leaves {rows['registrations'].per_call:g} NIXL registrations that no count of "
         f"descriptors shows: memory grows by {memory} KiB per call, and {slower}."

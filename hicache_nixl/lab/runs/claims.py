@@ -17,9 +17,10 @@ from ..statistics import Estimate
 
 HOLDS, FAILS, INCONCLUSIVE, NOT_APPLICABLE = "holds", "fails", "inconclusive", "not applicable"
 NO_SLOWER = 1.05  # the ratio of times up to which something is called no slower
-LONGER = "times as long"  # the unit of a ratio of times
+ALLOWED = f"{100 * (NO_SLOWER - 1):.0f} %"  # the same margin in a sentence: at most 5 % longer
+TIME_RATIO = "(time ratio)"  # the unit of a ratio of times
 NOTHING = "nothing to measure"
-ABSOLUTE = ("s", "ms", "us", "seconds", "milliseconds", "microseconds", "core", "cores", "MiB/s")  # units
+ABSOLUTE = ("s", "ms", "µs", "seconds", "milliseconds", "microseconds", "core", "cores", "MiB/s")  # units
 
 
 class ClaimsFailedError(HiCacheNixlError, AssertionError):
@@ -127,10 +128,10 @@ def no_slower(id: str, sentence: str, ratio: Estimate | None) -> Claim:  # noqa:
 
     Examples
     --------
-    >>> no_slower("newest", "A set takes no longer than with 0.5.23.", Estimate(0.9, 0.8, 1.0, 17)).verdict
+    >>> no_slower("newest", f"A set takes at most {ALLOWED} longer than with 0.5.23.", Estimate(0.9, 0.8, 1.0, 17)).verdict
     'holds'
     """
-    return at_most(id, sentence, NO_SLOWER, ratio, LONGER)
+    return at_most(id, sentence, NO_SLOWER, ratio, TIME_RATIO)
 
 
 def longer(id: str, sentence: str, ratio: Estimate | None) -> Claim:  # noqa: A002
@@ -139,9 +140,9 @@ def longer(id: str, sentence: str, ratio: Estimate | None) -> Claim:  # noqa: A0
     Examples
     --------
     >>> longer("rename", "Renaming a file takes longer.", Estimate(1.1, 1.05, 1.2, 12)).measured
-    '1.10 [1.05, 1.20] times as long'
+    '1.10 [1.05, 1.20] (time ratio)'
     """
-    return above(id, sentence, 1, ratio, LONGER)
+    return above(id, sentence, 1, ratio, TIME_RATIO)
 
 
 def _measurement(

@@ -49,7 +49,7 @@ def test_five_sentences_say_how_large_what_it_does_costs_leaves_and_what_to_inst
     leak, fix, cost, left, affected = said(run)
     assert leak == (
         "Before the fix, every key of a call leaves 2 descriptors open: at a limit of 4200, call 22 of 27 fails "
-        "with EMFILE, and from then on 0 of 768 pages are stored or loaded."
+        "with EMFILE (too many open files), and from then on 0 of 768 pages are stored or loaded."
     )
     assert fix.startswith(
         "With the fix, 135 descriptors are open after 21 of the same 21 calls, as before the first"
@@ -57,9 +57,10 @@ def test_five_sentences_say_how_large_what_it_does_costs_leaves_and_what_to_inst
     assert cost.startswith(
         "A set takes 1.02 [0.98, 1.04] times as long after the fix (no slower; margin 1.05); a get"
     )
+    assert cost.endswith(" The margin is 1.05: 5 % longer is allowed.")
     assert "leaves 128 NIXL registrations" in left
     assert (
-        "memory grows by 27.0 [25.9, 28.3] KiB per call, and each get takes 4.40 [3.80, 4.90] us longer"
+        "memory grows by 27.0 [25.9, 28.3] KiB per call, and a get takes 4.40 [3.80, 4.90] µs longer with every call."
         in left
     )
     assert affected == (
@@ -78,7 +79,7 @@ def test_they_follow_from_what_was_measured(run):
     leak, fix, _, left, affected = said(run)
     assert leak == "Not measured in this run (notebook 03)."
     assert "135 descriptors are open after 0 of the same 21 calls" in fix
-    assert "whether gets become slower is not certain (4.40 [-1.00, 4.90] us per call)" in left
+    assert "whether gets become slower is not certain (4.40 [-1.00, 4.90] µs per call)" in left
     assert "0.5.13.post1 neither, from 0.5.23 on leaks descriptors: no later release is known" in affected
 
 
