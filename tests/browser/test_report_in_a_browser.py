@@ -132,6 +132,17 @@ def test_a_phone_shows_the_narrow_figures_and_tables_are_in_a_style_of_their_own
     assert "<NA>" not in page.locator("main").text_content()
 
 
+def test_a_phone_shows_machine_and_versions_of_a_notebook_without_scrolling(pages, new_page):
+    page = new_page(offline=True, viewport="phone")
+    page.goto((pages.run / "html/02_apply_the_fix.html").as_uri())
+    table = page.locator(".wide", has_text="storage folder on").first
+    path = "/" + "x" * 60  # a name without a place to break it, as mount options are
+    table.evaluate(
+        "(group, path) => { group.querySelector('tr:last-child td:last-child').textContent = path }", path
+    )
+    assert table.evaluate("group => group.scrollWidth <= group.clientWidth")
+
+
 def test_every_link_leads_to_a_file_or_a_place_that_is_there(pages, new_page):
     missing = []
     for path in pages.all():

@@ -28,7 +28,7 @@ from measured import (
 from hicache_nixl.lab import figures
 from hicache_nixl.lab.figures.words import gets_against, speed
 from hicache_nixl.lab.runs.claims import no_slower
-from hicache_nixl.lab.statistics import Estimate, pooled_ratio, pooled_table, ratio_table
+from hicache_nixl.lab.statistics import Estimate, pooled_ratio, pooled_table, ratio_table, slope
 
 matplotlib.use("Agg")
 
@@ -195,7 +195,12 @@ class TestWhatStays:
             | {"seconds": 1e-3}
         )
         slow = table.assign(seconds=np.where(calls > 50, 3e-3, 1e-3))
-        alt = figures.second_leak({"try_finally": slow, "scoped": table}).alt
+        drawn = figures.second_leak({"try_finally": slow, "scoped": table})
+        alt, panel = drawn.alt, drawn.figure.axes[1]
+        assert panel.get_title(loc="left") == "get: ms longer than with scoped"
+        gets = slow[slow.operation == "get"]
+        growth = slope(gets.assign(us=(gets.seconds - 1e-3) * 1e6), "us")
+        assert [text.get_text() for text in panel.texts] == [f"line: try_finally,\n{growth} µs per call"]
         first = "takes 1.00 [1.00, 1.00] times as long as with scoped in the first quarter of the calls"
         told = f"A get with try_finally {first}, and 3.00 [3.00, 3.00] times in the last quarter."
         assert told in alt

@@ -8,13 +8,15 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from ..statistics import paired_ratio
+from ..statistics import FEWEST, paired_ratio, slope
 from .look import AFTER, BEFORE, INK, LOOK, STYLES, heading, name, plain
 from .words import Drawn, course, gets_against, listed, numbers
 
+MEDIAN_OF = 25  # gets, in a figure; a machine that does other work makes single ones ten times as long
 BEHAVIOURS = {  # columns of ``release_facts``: heading, and the value that a reader hopes for
     "fds_per_call": ("descriptors left\nper call", 0),
     "registrations_per_call": ("registrations left\nper call", 0),
@@ -62,21 +64,22 @@ def second_leak(tables: Mapping[str, pd.DataFrame], owner: str = "scoped") -> Dr
     Parameters
     ----------
     tables : mapping
-        The calls of each connector, made in pairs.  Times are drawn as a running median of nine gets.
+        The calls of each connector, made in turn.
     owner : str
-        The connector that the times of the others are compared with in the title.
+        The connector whose get of the same round is subtracted from the time of a get: what the machine does in that
+        minute slows both.  The differences are drawn as a running median of ``MEDIAN_OF``, with a straight line through those of the first connector.
     """
     figure, panels = plt.subplots(1, 3, figsize=(10, 3.9))
     for connector, table in tables.items():
         colour, line = STYLES[connector]
-        gets = table[table.operation == "get"]
-        times = gets.seconds.rolling(9, center=True, min_periods=1).median() * 1e3
         memory = (table.rss_bytes - table.rss_bytes.iloc[0]) / 2**20
         look = {"color": colour, "linestyle": line, "linewidth": 1.6}
         panels[0].plot(table.call, table.registrations, label=name(connector), **look)
-        panels[1].plot(gets.call, times, **look)
+        beyond = _gets_beyond(table, tables[owner])
+        panels[1].plot(beyond.call, beyond.ms.rolling(MEDIAN_OF, center=True, min_periods=1).median(), **look)
         panels[2].plot(table.call, memory, **look)
-    headings = ("live registrations", "ms per get, median of nine", "MiB of memory since call 1")
+    _line_of_gets(panels[1], tables, owner)
+    headings = ("live registrations", f"get: ms longer than with {owner}", "MiB of memory since call 1")
     for axes, what in zip(panels, headings, strict=True):
         axes.set(title=what, xlabel="call")
         axes.set_ylim(min(0, axes.get_ylim()[0]), None)
@@ -92,6 +95,27 @@ def second_leak(tables: Mapping[str, pd.DataFrame], owner: str = "scoped") -> Dr
     )
     calls = len(next(iter(tables.values())))
     return Drawn(figure, f"{title}. Live registrations over {calls} calls: {counts}.{slower}")
+
+
+def _line_of_gets(axes: Axes, tables: Mapping[str, pd.DataFrame], owner: str) -> None:
+    """Draw the fitted growth of the time of a get with the first connector, with its slope above the panel's lines."""
+    first = next(iter(tables))
+    beyond = _gets_beyond(tables[first], tables[owner])
+    if first == owner or len(beyond) < FEWEST:
+        return
+    growth = slope(beyond.assign(us=beyond.ms * 1e3), "us")
+    middle = beyond.median()
+    ends = beyond.call.iloc[[0, -1]]
+    axes.plot(ends, middle.ms + growth.median / 1e3 * (ends - middle.call), color=INK, linewidth=2)
+    axes.margins(y=0.2)
+    told = f"line: {plain(first)},\n{growth} µs per call"
+    axes.annotate(told, (0.03, 0.98), xycoords="axes fraction", va="top", color=INK, fontsize="small")
+
+
+def _gets_beyond(table: pd.DataFrame, owner: pd.DataFrame) -> pd.DataFrame:
+    """Return by how many milliseconds each get is slower than the owner's in the same round: ``call`` and ``ms``."""
+    mine, others = (each[each.operation == "get"].reset_index(drop=True) for each in (table, owner))
+    return pd.DataFrame({"call": mine.call, "ms": (mine.seconds - others.seconds) * 1e3})
 
 
 @mpl.rc_context(LOOK)

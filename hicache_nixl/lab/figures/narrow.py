@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.legend import Legend
 from matplotlib.text import Annotation, Text
 from PIL import Image
 
@@ -47,9 +48,8 @@ def narrow(figure: Figure) -> Figure:
             axes.tick_params(labelleft=True, labelbottom=True)
             axes.set_ylabel(axes.get_ylabel() or panels[0].get_ylabel())
         height = max(PANEL, height * 0.8) * len(panels)
-    legends = [*figure.legends, *(legend for axes in panels if (legend := axes.get_legend()) is not None)]
-    for legend in legends:
-        legend.set_ncols(IN_A_ROW)
+    for legend in list(figure.legends):
+        _in_rows(figure, legend)
     figure.set_size_inches(WIDTH, height + LEGEND * len(figure.legends))
     heading(figure, " ".join(figure.get_suptitle().split()))
     figure.canvas.draw()
@@ -58,6 +58,14 @@ def narrow(figure: Figure) -> Figure:
     for axes in panels:
         _wrap(axes)
     return figure
+
+
+def _in_rows(figure: Figure, legend: Legend) -> None:
+    """Replace a legend below by one with few entries in a row; ``set_ncols`` changes nothing of one that exists."""
+    labels = [text.get_text() for text in legend.get_texts()]
+    handles = [handle for handle in legend.legend_handles if handle is not None]
+    legend.remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=IN_A_ROW, fontsize="small")
 
 
 def _wrap(axes: Axes) -> None:
