@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 
 from .. import __version__
 from ..errors import ConfigError, HiCacheNixlError
+from .streams import guarded
+
+INTERRUPTED = 130  # exit code
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands; Ctrl-C ends one that does not handle it with a line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was given."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say_interrupted()
+            raise typer.Exit(INTERRUPTED) from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},  # of every command
     pretty_exceptions_enable=False,
@@ -70,16 +89,28 @@ def _common(
 
 
 def main() -> None:
-    """Run the command; an error of this package is printed as one line."""
+    """Run the command; an error of this package is printed as one line.
+
+    A reader that goes away, as under ``| head``, is no error: the command ends as it would have without it.  An output
+    that cannot be written for another reason, such as a full disk, ends it with 1.
+    """
     try:
-        app()
+        with guarded():
+            app()
     except HiCacheNixlError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        with guarded():
+            Console(stderr=True).print(
+                f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+            )
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:  # outside of the commands that handle it themselves
-        sys.exit(130)
+    except KeyboardInterrupt:  # before a command runs, or after it
+        say_interrupted()
+        sys.exit(INTERRUPTED)
+
+
+def say_interrupted(more: str = "") -> None:
+    """Print on stderr that Ctrl-C has ended the command."""
+    Console(stderr=True).print(f"interrupted{more}", markup=False, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
@@ -105,20 +136,38 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def new_file(option: str, path: Path | None) -> Path | None:
+def new_file(option: str, path: Path | None, suffix: str = "") -> Path | None:
     """Return the path of a file that an option asks for, refused where it exists or cannot be created."""
     if path is None:
         return None
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ConfigError(
-            f"{option} {path}: there is no folder {folder}; expected a file in an existing folder"
+            f"{option} {path}: there is no folder {folder}; expected a new file in an existing folder"
         )
     if path.is_dir():
         raise ConfigError(f"{option} {path}: it is a folder; expected the name of a new file")
-    if path.exists():
-        raise ConfigError(f"{option} {path}: it exists already; remove it, or choose another name")
+    if not path.name.lower().endswith(suffix):
+        raise ConfigError(f"{option} {path}: expected a name that ends in {suffix}")
+    try:
+        path.touch(exist_ok=False)
+        path.unlink()
+    except FileExistsError:
+        raise ConfigError(
+            f"{option} {path} exists already; remove it, or choose another name for a new file"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {path}: {error.strerror}; expected a new file in a folder that can be written to"
+        ) from None
     return path
+
+
+def new_csv_and_png(csv: Path | None, png: Path | None) -> tuple[Path | None, Path | None]:
+    """Return the paths of a table and of its figure, refused like those of ``new_file``, or where they are one."""
+    if csv is not None and png is not None and os.path.realpath(csv) == os.path.realpath(png):
+        raise ConfigError(f"--csv {csv} and --png {png} are one file; name two different files")
+    return new_file("--csv", csv), new_file("--png", png, ".png")
 
 
 def page_of(model: str | None, page_size: int, layers: int | None) -> tuple[int, bool] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,20 @@ import typer
 
 from ..config import LAYOUTS, LIFETIMES, QUEUES
 from ..errors import ConfigError
-from .app import AsJson, CommandFailedError, Layers, Model, PageSize, app, new_file, page_of, print_json, say
+from .app import (
+    INTERRUPTED,
+    AsJson,
+    CommandFailedError,
+    Layers,
+    Model,
+    PageSize,
+    app,
+    new_csv_and_png,
+    page_of,
+    print_json,
+    say,
+    say_interrupted,
+)
 from .replay_output import as_json as result_as_json
 from .replay_output import show_calls, show_summaries
 
@@ -133,19 +147,17 @@ def replay(
     [bold]Exit codes[/]
 
         0    every page of every call was right
-        1    a replay did not run to its end
+        1    a replay did not run to its end, or a file could not be written
         2    an option cannot work; nothing was run
         3    calls failed; the first one is named
-        130  interrupted; nothing is left behind
+        130  interrupted; the connectors that are done are summarized
     """
     from .. import lab
     from ..lab.experiments.summary import summarize
     from ..lab.worker.releases import ReleaseError
 
     plan = _schedule(schedule, calls, keys)
-    csv, png = new_file("--csv", csv), new_file("--png", png)
-    if png is not None and png.suffix.lower() != ".png":
-        raise ConfigError(f"--png {png}: expected a name that ends in .png")
+    csv, png = new_csv_and_png(csv, png)
     if (page := page_of(model, page_size, layers)) is not None:
         page_bytes, mla = page
     setups = [
@@ -161,7 +173,9 @@ def replay(
         for name in dict.fromkeys(connector or ["leaky"])
     ]
     limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
-    tables, broken = {}, {}
+    tables: dict[str, Any] = {}
+    broken: dict[str, str] = {}
+    during = None
     for setup in setups:
         try:
             tables[setup.connector] = lab.replay(
@@ -171,16 +185,24 @@ def replay(
             if len(setups) == 1:
                 raise
             broken[setup.connector] = str(error)
+        except KeyboardInterrupt:
+            during = setup.connector
+            break
     summaries = {name: summarize(table) for name, table in tables.items()}
-    if csv is not None and tables:
-        _write_csv(csv, tables)
-    if png is not None and tables:
-        _draw(png, tables, plan.name, nofile_limit)
+    failed = []
+    for path, write in ((csv, _write_csv), (png, partial(_draw, name=plan.name, limit=nofile_limit))):
+        if path is None or not tables:
+            continue
+        try:
+            write(path, tables)
+        except OSError as error:
+            path.unlink(missing_ok=True)  # it is new, and holds a part at most
+            failed.append(f"{path} was not written: {error.strerror or error}")
     about = {"schedule": plan.name, "calls": len(plan), "keys": plan.total("set") + plan.total("get")}
     about |= {"page_bytes": page_bytes, "queue": queue, "layout": layout, "mla": mla, "direct": direct}
     if as_json:
         print_json(result_as_json(about, tables, summaries, every))
-    else:
+    elif summaries:
         before = dict.fromkeys(str(found.fds_before) for found in summaries.values())
         say(
             f"{plan.name}: {len(plan)} calls, {about['keys']} keys, pages of {page_bytes} bytes, {layout} on {queue}; "
@@ -189,8 +211,15 @@ def replay(
         for name, table in tables.items() if every else ():
             show_calls(table, name)
         show_summaries(summaries)
-    if broken:
-        raise CommandFailedError("; ".join(f"{name} was not replayed: {why}" for name, why in broken.items()))
+    failed += [f"{name} was not replayed: {why}" for name, why in broken.items()]
+    if during is not None:
+        done = f"{', '.join(tables)} is done" if len(tables) == 1 else f"{', '.join(tables)} are done"
+        say_interrupted(
+            f" during {during}; {done if tables else 'nothing was replayed'}{'; '.join(['', *failed])}"
+        )
+        raise typer.Exit(INTERRUPTED)
+    if failed:
+        raise CommandFailedError("; ".join(failed))
     raise typer.Exit(FAILED_CALLS if any(found.failed_calls for found in summaries.values()) else 0)
 
 

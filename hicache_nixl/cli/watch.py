@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .app import app
+from .app import app, new_csv_and_png
 from .watch_output import Output, say, shown, tell_end
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def watch(
     from ..watch.wording import idle
 
     check_times(interval, duration)
-    _check_new(png, ".png")
+    csv, png = new_csv_and_png(csv, png)
     out = Output(stderr=as_json)
     with ExitStack() as ends:
         stop = ends.enter_context(_stopped_by_signals())
@@ -162,17 +162,6 @@ def _served(address: str, group: Group) -> Iterator[Callable[[], None]]:
 
     with serving(address) as exporter:
         yield partial(exporter.update, group)
-
-
-def _check_new(path: Path | None, suffix: str) -> None:
-    if path is None:
-        return
-    if path.suffix != suffix:
-        raise ConfigError(f"--{suffix[1:]} {path}: expected a name that ends in {suffix}")
-    if path.exists() or path.is_symlink():
-        raise ConfigError(f"--{suffix[1:]} {path} exists already; name a new file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--{suffix[1:]} {path}: expected a new file in an existing folder")
 
 
 def _draw(group: Group, path: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -26,16 +24,12 @@ Show = Callable[[], None]
 
 
 class Output(Console):
-    """A console that prints nothing more once its reader is gone, as after ``| head``."""
+    """A console that knows whether its reader is gone, as after ``| head``."""
 
-    lost = False
-
-    def on_broken_pipe(self) -> None:
-        """Continue without a reader; rich's own console would end the program here."""
-        self.quiet = self.lost = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, (sys.stderr if self.stderr else sys.stdout).fileno())  # for what is flushed at exit
-        os.close(nowhere)
+    @property
+    def lost(self) -> bool:
+        """Whether what is printed goes nowhere."""
+        return getattr(self.file, "lost", False)
 
 
 def say(out: Console, line: str, style: str = "") -> None:

@@ -94,3 +94,53 @@ class TestNewFile:
         with pytest.raises(ConfigError, match=f"^--csv .*{says}"):
             new_file("--csv", tmp_path / name)
         assert (tmp_path / "there.csv").read_text() == "precious"
+
+    def test_a_folder_that_cannot_be_written_to_is_refused(self):
+        with pytest.raises(ConfigError, match=r"^--csv /proc/new.csv: .*; expected a new file in a folder"):
+            new_file("--csv", Path("/proc/new.csv"))
+
+    @pytest.mark.parametrize("command", ["replay steady", f"watch {os.getpid()}"])
+    def test_a_table_and_its_figure_are_two_files(self, run: Run, tmp_path, command):
+        answer = run(f"{command} --csv {tmp_path}/x.png --png {tmp_path}/./x.png")
+        assert answer.code == 2
+        assert answer.error().endswith("name two different files")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestOutput:
+    """A disk that is full, and a reader that has gone away."""
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "-h",
+            "replay steady --calls 1 --keys 1 --page-bytes 4096 --json",
+            "watch {pid} --interval 0.05 --duration 1",
+        ],
+    )
+    def test_that_cannot_be_written_is_one_line(self, line):
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(
+                [*MAIN, *line.format(pid=os.getpid()).split()],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+        expected = "error: cannot write to standard output: No space left on device\n"
+        assert (ended.returncode, ended.stderr) == (1, expected)
+
+    @pytest.mark.parametrize(("line", "code"), [("-h", 0), ("doctor -h", 0), ("report {tmp}", 2)])
+    def test_that_nobody_reads_changes_no_exit_code(self, tmp_path, line, code):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as unread:
+            ended = subprocess.run(
+                [*MAIN, *line.format(tmp=tmp_path).split()],
+                stdout=unread,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+        assert ended.returncode == code
+        assert "Traceback" not in ended.stderr

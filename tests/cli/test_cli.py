@@ -93,7 +93,15 @@ def test_ctrl_c_before_a_command_runs_is_no_traceback(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["hicache_nixl.cli.app"], "app", interrupted)
-    assert run("doctor") == Answer(130, "", "")
+    assert run("doctor") == Answer(130, "", "interrupted\n")
+
+
+def test_ctrl_c_in_a_command_is_one_word(run, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hicache_nixl.doctor.diagnosis.diagnose", interrupted)
+    assert run("doctor") == Answer(130, "", "interrupted\n")
 
 
 def test_the_command_is_there_before_torch_is():

@@ -258,3 +258,35 @@ class TestRefused:
         )
         assert answer.returncode in (1, 2)
         assert "pip install nixl" in answer.stderr.splitlines()[-1]
+
+
+class TestEnds:
+    def test_a_file_that_cannot_be_written_at_the_end_does_not_hide_the_summary(
+        self, run, monkeypatch, tmp_path
+    ):
+        monkeypatch.setattr(
+            "pandas.DataFrame.to_csv",
+            lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
+        answer = run(f"replay steady --calls 1 --keys 1 {SMALL} --csv {tmp_path}/t.csv")
+        assert answer.code == 1
+        assert cells(answer.out)["descriptors at end"] == ["137"]
+        assert answer.error() == f"{tmp_path}/t.csv was not written: No space left on device"
+
+    def test_an_interrupt_keeps_the_connectors_that_are_done(self, run, monkeypatch, tmp_path):
+        from hicache_nixl import lab
+
+        replay = lab.replay
+
+        def interrupted(plan, setup, **more):
+            if setup.connector == "scoped":
+                raise KeyboardInterrupt
+            return replay(plan, setup, **more)
+
+        monkeypatch.setattr(lab, "replay", interrupted)
+        answer = run(
+            f"replay steady --calls 1 --keys 1 {SMALL} --connector leaky --connector scoped --csv {tmp_path}/t.csv"
+        )
+        assert (answer.code, answer.err) == (130, "interrupted during scoped; leaky is done\n")
+        assert cells(answer.out)["descriptors at end"] == ["137"]
+        assert pd.read_csv(tmp_path / "t.csv").connector.tolist() == ["leaky"]

@@ -346,7 +346,7 @@ class TestRefused:
             ("{pid} --prometheus 70000", ["--prometheus 70000", "1 to 65535"]),
             ("{pid} --prometheus 203.0.113.1:9464", ["--prometheus 203.0.113.1:9464", "Cannot assign"]),
             ("{pid} --csv {tmp}/record.csv", ["record.csv exists already", "a new file"]),
-            ("{pid} --csv {tmp}/missing/new.csv", ["missing/new.csv: No such file or directory"]),
+            ("{pid} --csv {tmp}/missing/new.csv", ["missing/new.csv: there is no folder"]),
         ],
         ids=shown,
     )
