@@ -47,7 +47,7 @@ app = typer.Typer(
     Start with:
 
         hicache-nixl doctor       what can run on this machine
-        hicache-nixl reproduce    the whole investigation, in 4 minutes
+        hicache-nixl reproduce    the whole investigation, in about 4 minutes
         hicache-nixl watch PID    whether a running server leaks
 
     --install-completion completes commands and options in your shell.

@@ -29,6 +29,7 @@ from .replay_output import as_json as result_as_json
 from .replay_output import show_calls, show_summaries
 
 FAILED_CALLS = 3  # exit code
+LONGEST = 1e6  # seconds; poll(2) counts milliseconds in 32 bits
 SCHEDULES = ("pr24671", "single_call", "steady")
 CONNECTORS = (*LIFETIMES, "sglang==0.5.11", "sglang==0.5.12", "sglang==0.5.13.post1", "sglang==0.5.23")
 
@@ -105,7 +106,9 @@ def replay(
     ] = None,
     keys: Annotated[int | None, typer.Option(help="With steady: keys per call.", show_default="128")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of keys and page contents.")] = 0,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds for the replay of a connector.")] = 600,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for the replay of a connector; starting takes some.")
+    ] = 600,
     every: Annotated[bool, typer.Option("--all", help="Show every call, not only the summary.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a row for each call to this new file.")] = None,
     png: Annotated[
@@ -156,6 +159,8 @@ def replay(
     from ..lab.experiments.summary import summarize
     from ..lab.worker.releases import ReleaseError
 
+    if not 0 < timeout <= LONGEST:  # false for nan as well
+        raise ConfigError(f"--timeout {timeout:g}: expected seconds, more than 0 and at most {LONGEST:g}")
     plan = _schedule(schedule, calls, keys)
     csv, png = new_csv_and_png(csv, png)
     if (page := page_of(model, page_size, layers)) is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @app.command()
 def reproduce(
     profile: Annotated[
-        str, typer.Option(help="Parameters to run with: quick (3 minutes) or full (10 minutes).")
+        str, typer.Option(help="Parameters to run with: quick (about 4 minutes) or full (about 10 minutes).")
     ] = "quick",
     notebook: Annotated[
         list[str] | None,

@@ -77,12 +77,12 @@ def tell_end(out: Console, group: watched.Group, ended: str, notes: Sequence[str
         if out.is_terminal and not many:
             out.print(_kinds(seen))
         say(out, seen.answer(), STYLES[seen.state])
-        say(out, f"open descriptors: {_limit(seen)}")
+        say(out, _limit(seen))
         if ended_growth := wording.ended(seen):
             say(out, f"earlier: {ended_growth}")
         if seen.found or paths:
             for place in _grew_most(member.process.places, paths):
-                say(out, f"grew by {place.grown:,} to {place.now:,}: {place.path}")
+                say(out, f"+{place.grown}, now {place.now}: {place.path}")
     for note in notes:
         say(out, f"note: {note}")
 
@@ -101,7 +101,12 @@ def _limit(seen: Watch) -> str:
 
 def _grew_most(places: Places, all_of_them: bool) -> list[Place]:
     """Return the folders and files that grew most, briefly only the first folder."""
-    return [*places.folders(), *places.files()] if all_of_them else places.folders()[:1]
+    return [*places.folders(), *_several_times(places)] if all_of_them else places.folders()[:1]
+
+
+def _several_times(places: Places) -> list[Place]:
+    """Return the files that are open more than once; the others are counted with their folder."""
+    return [file for file in places.files() if file.now > 1]
 
 
 def _screen(group: watched.Group, paths: bool) -> Group:
@@ -134,7 +139,7 @@ def _kinds(seen: Watch) -> Table:
         rate = wording.rate(grown) if grown else ""
         style = STYLES["leak"] if leaks else "bold" if column == "open_fds" else ""
         table.add_row(
-            row.descriptors, f"{row.now:,}", f"{row.most:,}", rate, "leak" if leaks else "", style=style
+            row.descriptors, f"{row.now}", f"{row.most}", rate, "leak" if leaks else "", style=style
         )
     return table
 
@@ -156,8 +161,8 @@ def _processes(group: watched.Group) -> Table:
         name = seen.judged if seen.found else seen.not_excluded() or seen.judged
         grown = seen.growth(name)
         rate = f"{NAMES[name]} {wording.rate(grown)}" if grown else ""
-        now = f"{sample.counts['open_fds']:,}" if sample else ""
-        limit = "" if sample is None else "none" if sample.limit is None else f"{sample.limit:,}"
+        now = f"{sample.counts['open_fds']}" if sample else ""
+        limit = "" if sample is None else "none" if sample.limit is None else f"{sample.limit}"
         state = "ended" if member.ended else seen.state
         table.add_row(member.process.name, now, limit, rate, state, style=STYLES.get(state, "dim"))
     return table
@@ -167,8 +172,8 @@ def _places(places: Places) -> Table:
     """Return a row for each folder and file that grew most."""
     table = _table(("grew most", "left"), ("by", "right"), ("now", "right"))
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
-    for place in (*places.folders(), *places.files()):
-        table.add_row(place.path, f"+{place.grown:,}", f"{place.now:,}")
+    for place in (*places.folders(), *_several_times(places)):
+        table.add_row(place.path, f"+{place.grown}", f"{place.now}")
     return table
 
 

@@ -83,7 +83,11 @@ def _tried(named: str, source: str, make: bool) -> Storage:
     try:
         if not stat.S_ISDIR(os.stat(place).st_mode):
             return Storage(
-                folder, source, None, f"a file is in its place{where and f', {place}'}", "Choose a folder"
+                folder,
+                source,
+                None,
+                f"cannot be used: {'it' if place == folder else place} is a file",
+                "Choose a folder",
             )
     except OSError as error:
         advice = f"Create it (mkdir -p {place}), or choose a folder that exists"

@@ -137,7 +137,10 @@ def parameters_for(
         raise ConfigError("parameter run_dir is set by the run; choose its name with --run")
     for name in given:
         if name not in known:
-            raise ConfigError(f"parameter {name!r} is unknown; {', '.join(chosen)} accept {', '.join(known)}")
+            accept = "accepts" if len(chosen) == 1 else "accept"
+            raise ConfigError(
+                f"parameter {name!r} is unknown; {', '.join(chosen)} {accept} {', '.join(known)}"
+            )
     given = {name: _with_absolute_path(name, value) for name, value in given.items()}
     result = {}
     for notebook, own in defaults.items():
@@ -176,7 +179,10 @@ def check_value(what: str, name: str, value: Any, default: Any) -> None:
     elif name == "storage_dir" and value:
         existing_folder(value)
     elif name == "watched" and value:
-        read_watch(value)
+        try:
+            read_watch(value)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}") from error
 
 
 def check_together(notebook: str, values: Mapping[str, Any]) -> None:
@@ -200,7 +206,8 @@ def existing_folder(path: str) -> Path:
     """Return a storage folder that a user named, as an absolute path."""
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
-        raise ConfigError(f"storage_dir {path}: no such folder; expected an existing, writable folder")
+        what = "is a file" if folder.exists() else "no such folder"
+        raise ConfigError(f"storage_dir {path}: {what}; expected an existing, writable folder")
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix="hicache-nixl-"):
             return folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -90,10 +92,13 @@ def serving(address: str) -> Iterator[Exporter]:
     registry.register(exporter)
     try:
         server, thread = start_http_server(port, host, registry)
-    except OSError as error:
+    except socket.gaierror as error:
         raise ConfigError(
-            f"--prometheus {address}: {error.strerror or error}; expected a free port"
+            f"--prometheus {address}: the host {host} is unknown ({error.strerror}); expected an address of this machine"
         ) from None
+    except OSError as error:
+        expected = "an address of this machine" if error.errno == errno.EADDRNOTAVAIL else "a free port"
+        raise ConfigError(f"--prometheus {address}: {error.strerror or error}; expected {expected}") from None
     try:
         yield exporter
     finally:

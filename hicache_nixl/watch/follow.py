@@ -14,6 +14,7 @@ from .recording import WatchFile
 from .rule import NEEDED
 
 SHORTEST, LONGEST = 0.05, 3600.0  # seconds between two samples
+LONGEST_WATCH = 10 * 365 * 86400.0  # seconds
 PEEK = 0.02  # seconds between two looks for the first storage file
 SLICE = 1.0  # seconds after which, at the latest, the end of the process is noticed
 
@@ -23,7 +24,12 @@ def check_times(interval: float, duration: float | None) -> None:
     if not SHORTEST <= interval <= LONGEST:  # false for nan as well
         raise ConfigError(f"--interval {interval:g}: expected {SHORTEST:g} to {LONGEST:g} seconds")
     shortest = interval * (NEEDED - 1)
-    if duration is not None and not shortest <= duration < math.inf:
+    if duration is not None and not duration <= LONGEST_WATCH:  # false for nan as well
+        raise ConfigError(
+            f"--duration {duration:g}: expected a number of seconds, at most {LONGEST_WATCH:g}; without --duration the "
+            "watch goes on until Ctrl-C"
+        )
+    if duration is not None and duration < shortest:
         raise ConfigError(
             f"--duration {duration:g}: expected {shortest:g} seconds or more, for {NEEDED} samples at --interval "
             f"{interval:g}"

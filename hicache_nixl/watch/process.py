@@ -177,10 +177,10 @@ def _check_permission(process: psutil.Process, name: str) -> None:
         os.readlink(f"/proc/{process.pid}/root")
     except PermissionError:
         user = process.username()
-        raise ConfigError(
-            f"process {name} belongs to {user} and cannot be inspected: run watch as {user} or with sudo; inside a "
-            "container CAP_SYS_PTRACE is needed"
-        ) from None
+        ways = "inside a container CAP_SYS_PTRACE is needed"
+        if process.uids().effective != os.geteuid():
+            ways = f"run watch as {user} or with sudo; {ways}"
+        raise ConfigError(f"process {name} belongs to {user} and cannot be inspected: {ways}") from None
 
 
 def _below(process: psutil.Process, name: str, storage_dir: str) -> str:

@@ -160,8 +160,10 @@ class Watch:
         return measured * max(0.1, max(grown.high - middle, middle - grown.low) / apart - 1)
 
     def never_opened(self) -> bool:
-        """Return whether a storage folder was named and no sample has an open file below it."""
-        return "storage_fds" in self.kinds and not (self._most["storage_fds"] or self.opened)
+        """Return whether no sample has an open storage file; without a storage folder, whether no count ever changed."""
+        if "storage_fds" in self.kinds:
+            return not (self._most["storage_fds"] or self.opened)
+        return not any(track.steps.count or track.steps.fell for track in self._tracks.values())
 
     def track(self, column: str | None = None) -> Track:
         """Return what the rule says of a column, of the one that is judged when left out."""

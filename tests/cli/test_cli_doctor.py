@@ -153,7 +153,7 @@ class TestBrokenMachine:
     def test_the_folder_has_a_way_out(self, broken):
         row = by_what(broken["machine"])["storage folder"]
         assert row["state"] == "no"
-        assert row["detail"].endswith("/file (--storage-dir) a file is in its place")
+        assert row["detail"].endswith("/file (--storage-dir) cannot be used: it is a file")
         assert row["advice"] == "Choose a folder"
 
     def test_the_queues_were_tried_all_the_same(self, broken):

@@ -242,7 +242,9 @@ class TestWithoutATerminal:
         assert f"process {server.worker.pid} has ended; watched for" in out
 
     def test_one_that_ends_without_a_leak_leaves_0(self, run: Run):
-        with subprocess.Popen(["sleep", "3"]) as child:
+        with subprocess.Popen(
+            ["bash", "-c", "sleep 1; exec 3</dev/null; sleep 1; exec 3<&-; sleep 1"]
+        ) as child:
             answer = run(f"watch {child.pid} --interval 0.05 --horizon 0.1")
         assert answer.code == 0
         assert f"process {child.pid} has ended; watched for" in answer.out
@@ -292,7 +294,7 @@ class TestWithoutATerminal:
                 text=True,
                 timeout=60,
             )
-        assert answer.returncode == 0
+        assert answer.returncode == 4  # nothing was opened
         assert re.search(r"note: \S*w.csv ends after \d s: File too large", answer.stdout)
         assert re.search(r"watched for 1 s, (1\d|2\d) samples", answer.stdout)
         assert 1 <= len(read_watch(tmp_path / "w.csv")) < 10
@@ -310,6 +312,12 @@ class TestRefused:
         assert message.startswith(f"process {pid} (")
         expected = f"belongs to {user} and cannot be inspected: run watch as {user} or with sudo"
         assert expected in message
+
+    def test_the_way_out_is_not_what_was_done(self, run: Run):
+        with sleeping() as child, without_capabilities():
+            pid = 1 if psutil.Process(1).uids().effective == os.geteuid() else child.pid
+            answer = run(f"watch {pid} --interval 0.05 --duration 0.6")
+        assert "run watch as" not in answer.err
 
     @pytest.mark.parametrize(
         ("arguments", "names"),
@@ -332,8 +340,10 @@ class TestRefused:
             ("{pid} --interval nan", ["--interval nan", "0.05 to 3600 seconds"]),
             ("{pid} --interval inf", ["--interval inf", "0.05 to 3600 seconds"]),
             ("{pid} --duration 0", ["--duration 0", "11 seconds or more", "12 samples"]),
-            ("{pid} --duration nan", ["--duration nan", "11 seconds or more"]),
-            ("{pid} --duration inf", ["--duration inf", "11 seconds or more"]),
+            ("{pid} --duration nan", ["--duration nan", "expected a number of seconds"]),
+            ("{pid} --duration inf", ["--duration inf", "goes on until Ctrl-C"]),
+            ("{pid} --duration 1e300", ["--duration 1e+300", "at most"]),
+            ("{pid} --prometheus nohost.invalid:9464", ["host nohost.invalid is unknown"]),
             ("{pid} --interval 2 --duration 21", ["--duration 21", "--interval 2", "22 seconds or more"]),
             ("{pid} --storage-dir {tmp}/missing", ["--storage-dir", "missing: No such file or directory"]),
             ("{pid} --storage-dir {tmp}/record.csv", ["--storage-dir", "record.csv: Not a directory"]),

@@ -108,7 +108,7 @@ class TestWithoutAReader:
     def test_it_goes_on_for_its_duration(self):
         with sleeping() as child, unread(child.pid, "--duration", "1") as watch:
             assert watch.stderr.read() == ""
-        assert watch.returncode == 0
+        assert watch.returncode == 4  # nothing was opened
 
     def test_it_goes_on_for_its_record(self, tmp_path):
         path = tmp_path / "w.csv"
@@ -117,7 +117,7 @@ class TestWithoutAReader:
                 time.sleep(0.05)
             watch.terminate()
             assert watch.stderr.read() == ""
-        assert watch.returncode == 0
+        assert watch.returncode == 4  # nothing was opened
         assert len(read_watch(path)) >= 30
 
     def test_it_goes_on_as_long_as_it_serves_metrics(self):

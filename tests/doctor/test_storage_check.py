@@ -38,7 +38,7 @@ class TestStorageFolder:
         ("name", "problem", "advice"),
         [
             ("missing", "cannot be found: No such file or directory", "Create it (mkdir -p {}), or choose"),
-            ("file", "a file is in its place", "Choose a folder"),
+            ("file", "cannot be used: it is a file", "Choose a folder"),
             ("file/below", "cannot be found: Not a directory", "choose a folder that exists"),
             ("nowhere", "cannot be found: No such file or directory", "choose a folder that exists"),
             ("loop", "cannot be found: Too many levels of symbolic links", "choose a folder that exists"),
@@ -77,7 +77,7 @@ class TestStorageFolder:
     def test_a_file_in_the_path_of_the_folder_of_a_server_is_named(self, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv(STORAGE_DIR_VARIABLE, f"{tmp_path}/file/pages")
-        assert storage_check.find().problem.endswith(f"{tmp_path}/file")
+        assert storage_check.find().problem.endswith(f"{tmp_path}/file is a file")
 
     @pytest.mark.parametrize("given", [True, False], ids=["given", "server's own"])
     def test_one_that_this_user_cannot_write_to_says_so(self, tmp_path, monkeypatch, given):

@@ -103,7 +103,10 @@ class Worker:
             left = max(0.0, self._deadline - time.monotonic())
             return FORK_SERVER.fork(str(self._folder), socket, self._output.fileno(), environment, left)
         except TimeoutError as error:
-            raise WorkerError(f"the worker did not answer within {self._timeout} s: {error}") from error
+            raise WorkerError(
+                f"the worker did not answer within {self._timeout:g} s: {error}; the first one of a program takes some "
+                "seconds to start, so raise the timeout (--timeout)"
+            ) from error
         except OSError as error:
             raise WorkerError(f"no worker could be forked: {error}") from error
 
