@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..connectors import expected
-from ..figures.words import baseline, first_emfile, listed, pace, per_key
+from ..figures.words import baseline, first_emfile, listed, per_key, speed
 from ..runs.claims import ALLOWED, NO_SLOWER
 from ..runs.folder import read_table
 from ..runs.record import Record
@@ -98,9 +98,10 @@ def _cost(record: Record) -> str:
     table = _table(record, "03_before_and_after", "cost")
     if table is None:
         return ""
-    told = [
-        f"a {row.operation} takes {pace(_estimate(row, row.time_ratio))}" for row in table[:2].itertuples()
-    ]
+    told = []
+    for row in table[:2].itertuples():
+        ratio = _estimate(row, row.time_ratio)
+        told.append(f"a {row.operation} takes {ratio} times as long after the fix ({speed(ratio)})")
     return f"{'; '.join(told).capitalize()}. The margin is {NO_SLOWER:g}: {ALLOWED} longer is allowed."
 
 

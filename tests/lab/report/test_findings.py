@@ -54,9 +54,7 @@ def test_five_sentences_say_how_large_what_it_does_costs_leaves_and_what_to_inst
     assert fix.startswith(
         "With the fix, 135 descriptors are open after 21 of the same 21 calls, as before the first"
     )
-    assert cost.startswith(
-        "A set takes 1.02 [0.98, 1.04] times as long after the fix (no slower; margin 1.05); a get"
-    )
+    assert cost.startswith("A set takes 1.02 [0.98, 1.04] times as long after the fix (no slower); a get")
     assert cost.endswith(" The margin is 1.05: 5 % longer is allowed.")
     assert "leaves 128 NIXL registrations" in left
     assert (
