@@ -20,7 +20,18 @@ NO_SLOWER = 1.05  # the ratio of times up to which something is called no slower
 ALLOWED = f"{100 * (NO_SLOWER - 1):.0f} %"  # the same margin in a sentence: at most 5 % longer
 TIME_RATIO = "(time ratio)"  # the unit of a ratio of times
 NOTHING = "nothing to measure"
-ABSOLUTE = ("s", "ms", "µs", "seconds", "milliseconds", "microseconds", "core", "cores", "MiB/s")  # units
+ABSOLUTE = (
+    "s",
+    "ms",
+    "us",
+    "µs",
+    "seconds",
+    "milliseconds",
+    "microseconds",
+    "core",
+    "cores",
+    "MiB/s",
+)  # units
 
 
 class ClaimsFailedError(HiCacheNixlError, AssertionError):
