@@ -24,7 +24,8 @@ PROFILES = "notebooks/parameters"
 NUMBERED = "[0-9][0-9]_*.ipynb"
 CHOICES = {"queue": QUEUES, "layout": LAYOUTS}
 # The least and the most that a number may be; 1 and without end where nothing is said.
-LEAST = {"seed": 0, "baseline_fds": 16}  # a worker has some descriptors of its own
+# A worker has some descriptors of its own; the memory of a soak is counted every 100 calls, and an interval needs 6 counts.
+LEAST = {"seed": 0, "baseline_fds": 16, "soak_calls": 600}
 MOST = {
     **dict.fromkeys(("keys_per_call", "keys_sweep"), MOST_KEYS),
     **dict.fromkeys(("calls", "soak_calls", "small_reads", "deleted_files"), MOST_CALLS),

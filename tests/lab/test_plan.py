@@ -137,6 +137,7 @@ class TestParameters:
         [
             ("layout", "page_last", f"expected one of {', '.join(LAYOUTS)}"),
             ("calls", -3, "expected 1 or more"),
+            ("soak_calls", 500, "500 is too small; expected 600 or more"),
             ("calls", 10**20, "is too large; expected 1000000 or less"),
             ("keys_per_call", 10**7, "is too large; expected 1000000 or less"),
             ("page_bytes", 2**40, "is too large; expected 1073741824 or less"),
