@@ -19,6 +19,7 @@ from ..errors import ConfigError, HiCacheNixlError
 from .streams import guarded
 
 INTERRUPTED = 130  # exit code
+LARGEST_PAGE = 2**30  # bytes
 
 
 class _Commands(typer.core.TyperGroup):
@@ -179,4 +180,10 @@ def page_of(model: str | None, page_size: int, layers: int | None) -> tuple[int,
     from ..host.geometries import model_geometry  # here: it loads torch, which most commands do without
 
     geometry = model_geometry(model)
-    return geometry.page_bytes(page_size, layers), geometry.is_mla
+    size = geometry.page_bytes(page_size, layers)
+    if size > LARGEST_PAGE:
+        raise ConfigError(
+            f"--model {model} --page-size {page_size}: a page would have {size} bytes; expected at most {LARGEST_PAGE}, so "
+            "reduce --page-size or --layers"
+        )
+    return size, geometry.is_mla

@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ..lab.execute import Outcome, Step
 
+ENDING = "interrupted, ending ..."
 Watch = Callable[["Step"], None]
 
 
@@ -36,7 +37,8 @@ def showing_progress() -> Iterator[Watch]:
                 total=step.cells,
                 completed=step.done,
                 at=time.monotonic(),
-                ended=ended(step.outcome) if step.outcome else "",
+                ended=ENDING if step.interrupted else ended(step.outcome) if step.outcome else "",
+                refresh=step.interrupted,
             )
 
         yield advance
@@ -50,8 +52,8 @@ def ended(outcome: Outcome) -> str:
 
 
 def _line(console: Console, step: Step) -> None:
-    if step.outcome is not None:
-        told = f"{step.notebook}: {ended(step.outcome)}"
+    if step.interrupted or step.outcome is not None:
+        told = f"{step.notebook}: {ended(step.outcome) if step.outcome else ENDING}"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .app import AsJson, app, out, print_json, say
+from .app import AsJson, CommandFailedError, app, out, print_json, say
 
 if TYPE_CHECKING:
     from ..lab.report import Comparison
@@ -35,13 +35,19 @@ def report(run: Run) -> None:
     [bold]Exit codes[/]
 
         0  the report was written, also if claims fail in it
+        1  it could not be written, as into a folder that is read-only
         2  there is no such run
     """
     from ..lab import report as pages
 
     with out.status("making the report"):
         record = pages.read_record(run)
-        page = pages.build(record)
+        try:
+            page = pages.build(record)
+        except OSError as error:
+            raise CommandFailedError(
+                f"{error.filename or record.folder} cannot be written: {error.strerror}; copy the run to a folder of yours"
+            ) from None
     say(f"{record.verdict()}; the report is {os.path.relpath(page)}")
 
 

@@ -81,7 +81,9 @@ def find(folder: str | os.PathLike[str] | None = None) -> SGLang | None:
     for place in _places(Path(folder).expanduser()):
         if (place / "sglang").is_dir():
             return SGLang(place.resolve(), _version(place))
-    missing = "" if os.path.isdir(folder) else "no such folder; "
+    missing = (
+        "" if os.path.isdir(folder) else "it is a file; " if os.path.exists(folder) else "no such folder; "
+    )
     raise ConfigError(
         f"--sglang {folder}: {missing or 'no SGLang in it; '}expected the site-packages folder that SGLang is "
         "installed in, or the root of its environment"

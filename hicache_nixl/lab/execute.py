@@ -89,12 +89,15 @@ class Step:
         Code cells that have run, and how many there are.
     outcome : Outcome or None
         When it has ended.
+    interrupted : bool
+        Whether Ctrl-C came, and the kernel is being ended.
     """
 
     notebook: str
     done: int
     cells: int
     outcome: Outcome | None = None
+    interrupted: bool = False
 
 
 Watch = Callable[[Step], object]
@@ -171,7 +174,7 @@ def execute(
     """
     chosen = choose_notebooks(wanted, notebooks())
     resolved = parameters_for(chosen, read_profile(profile), parameters or {})
-    folder = new_run_folder(run or default_run_name(profile))
+    folder = new_run_folder(default_run_name(profile) if run is None else run)
     RunFolder(folder).plan(list(chosen))
     outcomes: list[Outcome] = []
     at = ""
@@ -191,8 +194,10 @@ def execute(
 
 def new_run_folder(name: str) -> Path:
     """Make the folder of a run; a run that exists is a record and is not written into again."""
-    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-        raise ConfigError(f"run {name!r}: expected a name of letters, digits, '-', '_', '+' and '.'")
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise ConfigError(
+            f"run {name!r}: expected a name of letters, digits, '-', '_', '+' and '.' that does not begin with '.'"
+        )
     folder = runs_folder() / name
     try:
         folder.mkdir(parents=True)
@@ -243,6 +248,7 @@ def run_notebook(
                 parameters={**parameters, "run_dir": str(folder)},
                 engine_name=engine.NAME,
                 on_cell=on_cell,
+                on_interrupt=lambda: watch(dataclasses.replace(at, interrupted=True)),
                 kernel_output=printed,
                 progress_bar=False,
                 execution_timeout=CELL_TIMEOUT,

@@ -152,6 +152,8 @@ class TestReproduceRefuses:
             ("--notebook 77", ["'77'", "01_reproduce_the_leak", "02_apply_the_fix", "03_before_and_after"]),
             ("--profile slow", ["'slow'", "full, quick"]),
             ("--run taken", ["'taken' exists already", "another name"]),
+            ("--run ''", ["run ''", "letters, digits"]),
+            ("--run .", ["run '.'", "does not begin with '.'"]),
             ("--run ../out", ["'../out'", "letters, digits"]),
             (
                 "-p page_bytes=big",
@@ -169,6 +171,7 @@ class TestReproduceRefuses:
             ("-p storage_dir={tmp}/missing", ["storage_dir", "missing", "existing, writable folder"]),
             ("-p storage_dir={tmp}/runs/taken/file", ["storage_dir", "existing, writable folder"]),
             ("-p storage_dir=2024", ["storage_dir", "2024"]),
+            ("--model Qwen2.5-32B --page-size 999999999", ["--page-size 999999999", "reduce --page-size"]),
             ("--model gpt-9", ["'gpt-9' is unknown", "Qwen2.5-32B"]),
         ],
         ids=shown,
@@ -240,6 +243,15 @@ class TestPages:
         assert re.search(r"1 of 2 claims hold, 1 inconclusive; the report is \S+one/index.html", answer.prose)
         assert (finished / "index.html").exists()
 
+    def test_a_folder_that_cannot_be_written_to_has_a_way_out(self, run, finished):
+        page = finished / "index.html"
+        page.unlink(missing_ok=True)
+        page.mkdir()
+        answer = run(f"report {finished}")
+        page.rmdir()
+        assert answer.code == 1
+        assert answer.error().endswith("; copy the run to a folder of yours")
+
     def test_compare_says_where_its_page_is(self, run, finished):
         other = shutil.copytree(finished, finished.parent / "two")
         provenance = (other / "provenance.json").read_text()
@@ -255,6 +267,8 @@ class TestPages:
         ("line", "names"),
         [
             ("report {tmp}/missing", ["run", "missing", "provenance.json", "runs/NAME"]),
+            ("report ''", ["the name of the run is empty"]),
+            ("report /etc/passwd", ["/etc/passwd is a file"]),
             ("report nowhere", ["run nowhere", "provenance.json"]),
             ("compare {tmp} {tmp}/missing", ["run", "provenance.json"]),
         ],

@@ -10,6 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
+from ...errors import ConfigError
 from ...resources import runs_folder
 from .claims import FAILS, HOLDS, INCONCLUSIVE, tally
 from .folder import RunFolder, read_table
@@ -133,7 +134,11 @@ def read_record(folder: str | Path) -> Record:
     ConfigError
         When the folder is not that of a run, or part of it cannot be read.
     """
+    if not str(folder):
+        raise ConfigError("the name of the run is empty; expected the folder of a run, such as runs/NAME")
     path = Path(folder).expanduser()
+    if path.is_file():
+        raise ConfigError(f"run {folder} is a file; expected the folder of a run, such as runs/NAME")
     if not path.exists() and path.name == str(folder):
         path = runs_folder() / path
     files = RunFolder(path.resolve())
