@@ -148,7 +148,9 @@ def _make(folder: Path, runs: tuple[Record, Record]) -> None:
     """Create the folder of a comparison, or empty that of an earlier comparison; refuse a folder of other files."""
     try:
         if folder.is_file():
-            raise ConfigError(f"--out {folder} is a file; give a new or empty folder")
+            raise ConfigError(
+                f"--out {folder} could not be created: it is a file; give a new or empty folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not (folder / MARK).exists():
             raise ConfigError(
