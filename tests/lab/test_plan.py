@@ -154,7 +154,7 @@ class TestParameters:
     def test_so_are_those_of_the_projects_own_notebooks(self, monkeypatch, name, value, says):
         monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 20000))
         with pytest.raises(ConfigError, match=says):
-            parameters_for(choose_notebooks(["01"], plan.notebooks()), {}, {name: value})
+            parameters_for(choose_notebooks(["01", "05"], plan.notebooks()), {}, {name: value})
 
     def test_pages_that_no_memory_holds_are_refused(self):
         given = {"keys_per_call": 1_000_000, "page_bytes": 2**30}
