@@ -99,9 +99,9 @@ class TestNewFile:
         with pytest.raises(ConfigError, match=r"^--csv /proc/new.csv: .*; expected a new file in a folder"):
             new_file("--csv", Path("/proc/new.csv"))
 
-    @pytest.mark.parametrize("command", ["replay steady", f"watch {os.getpid()}"])
+    @pytest.mark.parametrize("command", ["replay steady", "watch {pid}"])
     def test_a_table_and_its_figure_are_two_files(self, run: Run, tmp_path, command):
-        answer = run(f"{command} --csv {tmp_path}/x.png --png {tmp_path}/./x.png")
+        answer = run(f"{command.format(pid=os.getpid())} --csv {tmp_path}/x.png --png {tmp_path}/./x.png")
         assert answer.code == 2
         assert answer.error().endswith("name two different files")
         assert list(tmp_path.iterdir()) == []
