@@ -94,6 +94,7 @@ def test_where_there_is_no_terminal_it_is_a_line_for_each_notebook_that_ended(sh
     )
 
 
+@pytest.mark.slow
 class TestInATerminal:
     def test_a_bar_shows_the_time_left_and_ctrl_c_says_what_is_kept_and_unfinished(self, terminal, long):
         terminal.expect(r"01_long \S*━.* cell [1-4] of 6 \d+ s, about \d+ s left", timeout=PATIENCE)

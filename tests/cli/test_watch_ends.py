@@ -120,6 +120,7 @@ class TestWithoutAReader:
         assert watch.returncode == 4  # nothing was opened
         assert len(read_watch(path)) >= 30
 
+    @pytest.mark.slow
     def test_it_goes_on_as_long_as_it_serves_metrics(self):
         with sleeping() as child, unread(child.pid, "--prometheus", "29465") as watch:
             with pytest.raises(subprocess.TimeoutExpired):

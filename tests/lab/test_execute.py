@@ -256,6 +256,7 @@ class TestExecute:
         )
         assert result.page.exists()
 
+    @pytest.mark.slow
     def test_a_failed_claim_does_not_keep_later_notebooks_from_running(self, monkeypatch, tmp_path):
         cells = (BEGIN.format(name="01_other"), HOLD.replace("sum", "other"), FINISH)
         paths = [failing_notebook(tmp_path, "00_fails"), write_notebook(tmp_path / "01_other.ipynb", *cells)]
@@ -353,6 +354,7 @@ class TestRunFolder:
         assert re.fullmatch(r"quick-\d{8}-\d{6}", reproduction.default_run_name("quick"))
 
 
+@pytest.mark.slow
 def test_papermill_from_another_folder_writes_where_it_was_told(tmp_path):
     """Relative paths are those of the folder that papermill is called in."""
     notebook = holding_notebook(tmp_path)

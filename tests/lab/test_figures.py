@@ -326,7 +326,7 @@ class TestWatched:
         storage, every, _ = figure.axes[1].lines
         assert every.get_ydata().tolist() == SERVER.open_fds.tolist()
         assert storage.get_ydata().tolist() == SERVER.storage_fds.tolist()
-        told = ("storage files: 1888 at the end", "1,920 per minute [1,919, 1,921]")
+        told = ("storage files: 1888 at the end", "1920 per minute [1919, 1921]")
         assert {*told, "dots: all descriptors, 1928 at the end"} <= set(texts(figure))
 
     def test_without_a_storage_folder_the_regular_files_are_drawn(self):

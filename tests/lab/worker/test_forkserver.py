@@ -85,6 +85,7 @@ def attack(tmp_path) -> Iterator[Callable[[signal.Signals], None]]:
     assert have_ended(attacked)
 
 
+@pytest.mark.slow
 class TestItIsAttackedDuringAReplay:
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
     def test_the_replay_ends_within_its_timeout_and_leaves_nothing(self, tmp_path, attack, number):
