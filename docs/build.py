@@ -31,6 +31,8 @@ TIMES = {
 
 def make_reference(run: Path, printed: str, root: Path = ROOT) -> None:
     """Replace the reference run below ``root`` by another run."""
+    if not run.is_dir():
+        sys.exit(f"{run}: no such run; the reference run stays as it is")
     copy_run(run, root / "docs/reference", root)
     data = root / "data/reference"
     shutil.rmtree(data)
