@@ -63,8 +63,7 @@ class Record:
 
     def errors(self) -> list[str]:
         """Return the errors that stopped notebooks, except for interrupts and for failed claims, which are in the ledger."""
-        known = self.provenance.get("notebooks", {})
-        stopped = {name: about["stopped"] for name, about in known.items() if "stopped" in about}
+        stopped = self._stopped
         shown = [
             f"{name}, cell {cell}: {output.ename}: {output.evalue}"
             for name, cell, output in self._raised()
@@ -79,13 +78,19 @@ class Record:
         if not self.unfinished:
             return told
         for name, cell, output in self._raised():
-            if name in self.unfinished and output.ename == INTERRUPT:
+            # a cell that took too long is interrupted as well, which is noted as what stopped the notebook
+            if name in self.unfinished and name not in self._stopped and output.ename == INTERRUPT:
                 rest = ", ".join(other[:2] for other in self.unfinished if other != name)
                 return (
                     f"{told}; interrupted in notebook {name[:2]}, cell {cell}"
                     + f"; not run: {rest}" * bool(rest)
                 )
         return f"{told}; unfinished: {', '.join(self.unfinished)}"
+
+    @property
+    def _stopped(self) -> dict[str, str]:
+        known = self.provenance.get("notebooks", {})
+        return {name: about["stopped"] for name, about in known.items() if "stopped" in about}
 
     def _raised(self) -> Iterator[tuple[str, int, Any]]:
         """Yield each error that a notebook shows, with the notebook's name and the number of the cell."""
