@@ -124,23 +124,27 @@ def rendered(figure: Figure) -> list[tuple[str, Bbox]]:
     return [(text.get_text(), text.get_window_extent()) for text in kept]
 
 
+def misplaced(figure: Figure) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the texts that are not wholly within the picture, and the pairs that cover each other."""
+    shown, whole = rendered(figure), figure.bbox.padded(1)
+    outside = [
+        text for text, box in shown if not all(map(whole.contains, *zip(box.min, box.max, strict=True)))
+    ]
+    covered = [
+        (one, other)
+        for (one, box), (other, place) in combinations(shown, 2)
+        if (common := Bbox.intersection(box, place)) and min(common.size) > 2
+    ]
+    return outside, covered
+
+
 class TestEveryFigure:
     def test_every_figure_of_the_lab_is_drawn_here(self):
         assert {*figures.__all__, "watched"} - {"Drawn"} == set(DRAWN)
 
     @pytest.mark.parametrize("name", DRAWN)
     def test_every_text_lies_within_the_picture_and_covers_no_other(self, name):
-        figure = DRAWN[name]()
-        shown, whole = rendered(figure), figure.bbox.padded(1)
-        outside = [
-            text for text, box in shown if not all(map(whole.contains, *zip(box.min, box.max, strict=True)))
-        ]
-        covered = [
-            (one, other)
-            for (one, box), (other, place) in combinations(shown, 2)
-            if (common := Bbox.intersection(box, place)) and min(common.size) > 2
-        ]
-        assert (outside, covered) == ([], [])
+        assert misplaced(DRAWN[name]()) == ([], [])
 
     @pytest.mark.parametrize("name", DRAWN)
     def test_every_axis_that_counts_something_says_what(self, name):

@@ -47,9 +47,9 @@ def cut(tmp_path_factory):
     try:
         prefix = unshare()
     except OSError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # a power cut is that of a file system, which has to be mounted
     if os.geteuid() != 0 or not os.path.exists("/dev/loop-control"):
-        pytest.skip("needs root and loop devices")
+        pytest.skip("needs root and loop devices")  # only root can cut a file system off from its device
     script, found = str(TESTS / "scripts" / "power_cut.py"), {}
     for option in ("sync", "no sync"):
         folder = str(tmp_path_factory.mktemp("cut"))

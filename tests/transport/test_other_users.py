@@ -18,6 +18,7 @@ from hicache_nixl.transport.files import READ, WRITE, NixlFileManager
 
 NOBODY, OTHER = 65534, 65533
 
+# A file of another user can be made by that user and by root alone.
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for other users")
 
 
