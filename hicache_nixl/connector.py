@@ -53,12 +53,15 @@ class HiCacheNixl(HiCacheStorage):
     """
 
     def __init__(self, storage_config: Any, file_path: Any = DEFAULT_STORAGE_DIR):
+        deferred(self._construct, storage_config, file_path)
+
+    def _construct(self, storage_config: Any, file_path: Any) -> None:
         config = HiCacheStorageConfig.checked(storage_config)
         backend_config = NixlBackendConfig(config.extra_config)
         lifetime = lifetimes.load(backend_config.lifetime)
         self.names = PageNames(config, plain=lifetime.as_released)
         self.pages: Pages | None = None
-        self.lifetime = deferred(lifetime, backend_config, storage_folder(file_path))
+        self.lifetime = lifetime(backend_config, storage_folder(file_path))
         self._calls = Calls()
         logger.info("HiCacheNixl: lifetime %s", backend_config.lifetime)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import TESTS, keys_of, make_pool, names_open, run_python
 
+from hicache_nixl.config import HiCacheStorageConfig
 from hicache_nixl.interrupts import deferred
 
 PACKAGES = ("/hicache_nixl/", "/nixl_cu", "/contextlib.py", "/threading.py")
@@ -86,6 +87,21 @@ def test_an_interrupt_at_each_line_of_construction_and_close(make_store, folder)
                 break
     assert names_open(folder) == []
     assert list(folder.iterdir()) == []
+
+
+def test_an_interrupt_of_construction_waits_for_its_end(make_store, monkeypatch):
+    """In pydantic's C code it would be swallowed: "Exception ignored in: 'cls_name'" and no KeyboardInterrupt."""
+    checked, ended = HiCacheStorageConfig.checked, []
+
+    def interrupted(config):
+        signal.raise_signal(signal.SIGINT)
+        ended.append(checked(config))
+        return ended[0]
+
+    monkeypatch.setattr(HiCacheStorageConfig, "checked", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_store()
+    assert ended
 
 
 def test_an_interrupt_ends_the_wait_of_close_for_a_call_that_hangs(make_store, run_together):
