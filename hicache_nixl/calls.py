@@ -69,14 +69,14 @@ class Calls:
         return failure
 
     def moved(
-        self, operation: str, names: Sequence[str], action: Callable[..., Sequence[Outcome]], *args: Any
+        self, operation: str, keys: Sequence[str], action: Callable[..., Sequence[Outcome]], *args: Any
     ) -> list[bool]:
-        """Run a part of a call that moves pieces; log each error once and return which pieces were moved.
+        """Run a part of a call that moves pages; log each error once and return which pages were moved.
 
         Parameters
         ----------
-        names : sequence of str
-            Length n, one per piece.
+        keys : sequence of str
+            Length n, one per page.
         action : callable
             Returns n outcomes, or raises when all n failed.
 
@@ -88,16 +88,16 @@ class Calls:
         try:
             outcomes = action(*args)
         except Exception as error:
-            _log(operation, names, error)
-            return [False] * len(names)
-        failed: dict[int, list[str]] = {}  # names by the identity of their error
+            _log(operation, keys, error)
+            return [False] * len(keys)
+        failed: dict[int, list[str]] = {}  # keys by the identity of their error
         errors: dict[int, Exception] = {}
-        for name, outcome in zip(names, outcomes, strict=False):
+        for key, outcome in zip(keys, outcomes, strict=False):
             if outcome.error is not None:
                 errors[id(outcome.error)] = outcome.error
-                failed.setdefault(id(outcome.error), []).append(name)
-        for key, cause in errors.items():
-            _log(operation, failed[key], cause)
+                failed.setdefault(id(outcome.error), []).append(key)
+        for which, cause in errors.items():
+            _log(operation, failed[which], cause)
         return [outcome.moved for outcome in outcomes]
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import cycle, takewhile
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .contract import HiCacheStorage
 from .errors import PageIndexError
 from .host.buffers import Pages, pages_of
 from .interrupts import deferred
-from .names import PageNames
+from .names import Named, PageNames
 from .transport.registration import Buffer
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class HiCacheNixl(HiCacheStorage):
 
     def clear(self) -> None:
         """Remove the pages of this model and rank, and nothing else."""
-        self._calls.guarded("clear", (), 0, self.lifetime.clear, self.names.is_own)
+        self._calls.guarded("clear", (), 0, self.lifetime.clear, self.names)
 
     def close(self) -> None:
         """Wait for calls of other threads, then close the lifetime.
@@ -232,14 +232,14 @@ class HiCacheNixl(HiCacheStorage):
         pages, results = self._pages_for(keys, host_indices), []
         for names, indices in self._batches(pages, keys, host_indices):
             with pages.leaving(indices) as buffers:
-                results += pages.whole(self._store(names, buffers, len(pages.piece_sizes)))
+                results += self._store(names, buffers)
         return results
 
     def _get_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
         pages, results = self._pages_for(keys, host_indices), []
         for names, indices in self._batches(pages, keys, host_indices):
             with pages.arriving(indices) as buffers:
-                loaded = pages.whole(self._load(names, buffers))
+                loaded = self._load(names, buffers)
                 pages.land(indices, buffers, loaded)
                 results += loaded
         return results
@@ -255,19 +255,16 @@ class HiCacheNixl(HiCacheStorage):
         """Return names and indices of each transfer, after checking every key."""
         return pages.batches(self.names.of_pages(keys, pages.zero_copy), host_indices)
 
-    def _store(self, names: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int) -> list[bool]:
-        store = self.lifetime.store
-        return self._calls.moved("WRITE", names, store, names, buffers, pieces_per_page)
+    def _store(self, names: Named, buffers: Sequence[Buffer]) -> list[bool]:
+        return self._calls.moved("WRITE", names.keys, self.lifetime.store, names, buffers)
 
-    def _load(self, names: Sequence[str], buffers: Sequence[Buffer]) -> list[bool]:
-        return self._calls.moved("READ", names, self.lifetime.load, names, buffers)
+    def _load(self, names: Named, buffers: Sequence[Buffer]) -> list[bool]:
+        return self._calls.moved("READ", names.keys, self.lifetime.load, names, buffers)
 
     def _count_leading(self, keys: Sequence[str]) -> int:
         names = self.names.of_pages(keys, self.is_zero_copy)
-        sizes: Iterator[int | None] = cycle(self.pages.piece_sizes if self.pages else [None])
-        found = self.lifetime.present(names, [next(sizes) for _ in names])
-        leading = sum(1 for _ in takewhile(bool, found))
-        return leading * len(keys) // len(names) if names else 0
+        found = self.lifetime.present(names, self.pages.piece_sizes if self.pages else None)
+        return sum(1 for _ in takewhile(bool, found))
 
     # -- values ----------------------------------------------------------------------------------------
 
@@ -296,4 +293,4 @@ class HiCacheNixl(HiCacheStorage):
             buffers = list(zip(addresses, sizes, strict=True))
         if not keys or len(buffers) != len(keys):
             raise PageIndexError(f"{len(keys)} keys for {len(buffers)} values")
-        return all(self._store(self.names.of_values(keys), buffers, 1))
+        return all(self._store(self.names.of_values(keys), buffers))

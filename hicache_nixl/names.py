@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .config import HiCacheStorageConfig
@@ -30,6 +32,43 @@ PLAIN_DTYPE, PLAIN_PAGE_SIZE = "bfloat16", 64
 _SGLANG_KEY_AND_MORE = re.compile(r"(d:)?[0-9a-f]{64}_")
 # Names of models that could be mistaken for the ending of a name: "m_0_1", "m+pp0of2", "m_k".
 _AMBIGUOUS_MODEL = re.compile(r"\+|_\d+_\d+(_|$)|_[kv]$")
+
+
+@dataclass(frozen=True)
+class Named:
+    """Pages, or values, with the names of their pieces.
+
+    Attributes
+    ----------
+    keys : sequence of str
+        Length n.
+    suffix : str
+        What follows each key: model, rank, and all else that changes the bytes of a page.
+    endings : tuple of str
+        Length k: what follows the suffix for each piece of a page.
+
+    Examples
+    --------
+    >>> Named(["a", "b"], "_model_0_1", ("_k", "_v")).names
+    ['a_model_0_1_k', 'a_model_0_1_v', 'b_model_0_1_k', 'b_model_0_1_v']
+    """
+
+    keys: Sequence[str]
+    suffix: str
+    endings: tuple[str, ...] = ("",)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of all pieces, page by page: length n * k."""
+        endings = [self.suffix + ending for ending in self.endings]
+        return [key + ending for key in self.keys for ending in endings]
+
+    def parts(self, pages: int) -> Iterator[tuple[slice, Named]]:
+        """Yield the pages in parts of at most so many, each with the slice of its pieces."""
+        k = len(self.endings)
+        for first in range(0, len(self.keys), pages):
+            part = Named(self.keys[first : first + pages], self.suffix, self.endings)
+            yield slice(first * k, (first + pages) * k), part
 
 
 class PageNames:
@@ -80,13 +119,18 @@ class PageNames:
         self.page_suffix = self.suffix + "".join(parts)
         self._check_length(self.page_suffix)
 
-    def of_values(self, keys: Sequence[str]) -> list[str]:
-        """Return one name per key, after checking all keys."""
+    def of_values(self, keys: Sequence[str]) -> Named:
+        """Return the names of values, after checking all keys."""
         return self._of(keys, self.suffix, ("",))
 
-    def of_pages(self, keys: Sequence[str], zero_copy: bool) -> list[str]:
-        """Return the names of the pieces of pages, page by page, after checking all keys."""
+    def of_pages(self, keys: Sequence[str], zero_copy: bool) -> Named:
+        """Return the names of pages and their pieces, after checking all keys."""
         return self._of(keys, self.page_suffix, self._pieces if zero_copy else ("",))
+
+    def own(self) -> list[Named]:
+        """Return a ``Named`` without keys for each kind of value and page of this configuration."""
+        suffixes = {self.suffix, self.page_suffix}
+        return [Named((), suffix, endings) for suffix in suffixes for endings in (("",), self._pieces)]
 
     def is_own(self, name: str) -> bool:
         """Return whether a name belongs to this configuration.
@@ -98,12 +142,12 @@ class PageNames:
         keys = {name.removesuffix(ending) for ending in endings if name.endswith(ending)}
         return any(key and not _SGLANG_KEY_AND_MORE.match(key) for key in keys)
 
-    def _of(self, keys: Sequence[str], suffix: str, pieces: tuple[str, ...]) -> list[str]:
-        endings = [suffix + piece for piece in pieces]
-        longest = max(len(os.fsencode(ending)) for ending in endings)
-        for key in keys:
-            check_key(key, longest)
-        return [key + ending for key in keys for ending in endings]
+    def _of(self, keys: Sequence[str], suffix: str, pieces: tuple[str, ...]) -> Named:
+        if not _all_plain(keys):
+            longest = max(len(os.fsencode(suffix + piece)) for piece in pieces)
+            for key in keys:
+                check_key(key, longest)
+        return Named(keys, suffix, pieces)
 
     def _check_length(self, shown: str) -> None:
         longest = KEY_BYTES + len(os.fsencode(self.page_suffix + "_k"))
@@ -112,6 +156,14 @@ class PageNames:
                 f"model_name {shown[:40]!r} cannot be part of a file name: it contains a NUL, or with a key "
                 f"of {KEY_BYTES} bytes the name has {longest} of at most {NAME_MAX} bytes"
             )
+
+
+def _all_plain(keys: Sequence[str]) -> bool:
+    """Return whether all keys are 64 letters and digits, in one look; they need no other check."""
+    try:
+        return set(map(len, keys)) == {KEY_BYTES} and "".join(keys).isalnum() and "".join(keys).isascii()
+    except TypeError:  # what is no string is named by check_key
+        return False
 
 
 def check_key(key: str, longest_suffix: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from hicache_nixl.config import NixlBackendConfig
 from hicache_nixl.errors import ConfigError, FileError, RegistrationError
 from hicache_nixl.lifetimes.outcome import MOVED, Outcome
+from hicache_nixl.names import Named, PageNames
 from hicache_nixl.transport.registration import Buffer, buffer_addresses, buffer_sizes
 
 STORES: dict[str, dict[str, bytes]] = {}  # by storage folder, which several connectors may share
@@ -29,14 +30,15 @@ class Lifetime:
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         pass
 
-    def store(
-        self, names: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int
-    ) -> Sequence[Outcome]:
-        self.pieces.update(zip(names, [ctypes.string_at(*place) for place in places(buffers)], strict=True))
-        return [MOVED] * len(names)
+    def store(self, pages: Named, buffers: Sequence[Buffer]) -> Sequence[Outcome]:
+        pieces = [ctypes.string_at(*place) for place in places(buffers)]
+        self.pieces.update(zip(pages.names, pieces, strict=True))
+        return [MOVED] * len(pages.keys)
 
-    def load(self, names: Sequence[str], buffers: Sequence[Buffer]) -> Sequence[Outcome]:
-        return [self._load(name, *place) for name, place in zip(names, places(buffers), strict=True)]
+    def load(self, pages: Named, buffers: Sequence[Buffer]) -> Sequence[Outcome]:
+        loaded = [self._load(name, *place) for name, place in zip(pages.names, places(buffers), strict=True)]
+        by_page = zip(*[iter(loaded)] * len(pages.endings), strict=True)
+        return [next((piece for piece in page if not piece.moved), MOVED) for page in by_page]
 
     def _load(self, name: str, address: int, size: int) -> Outcome:
         piece = self.pieces.get(name)
@@ -47,13 +49,13 @@ class Lifetime:
         ctypes.memmove(address, piece, size)
         return MOVED
 
-    def present(self, names: Sequence[str], sizes: Sequence[int | None]) -> Iterator[bool]:
-        for name, size in zip(names, sizes, strict=True):
-            held = len(self.pieces.get(name, b""))
-            yield held == size if size else held > 0
+    def present(self, pages: Named, sizes: Sequence[int] | None) -> Iterator[bool]:
+        held = [len(self.pieces.get(name, b"")) for name in pages.names]
+        for page in zip(*[iter(held)] * len(pages.endings), strict=True):
+            yield list(page) == list(sizes) if sizes else all(page)
 
-    def clear(self, is_own: Callable[[str], bool]) -> int:
-        own = [name for name in self.pieces if is_own(name)]
+    def clear(self, names: PageNames) -> int:
+        own = [name for name in self.pieces if names.is_own(name)]
         for name in own:
             del self.pieces[name]
         return len(own)

@@ -62,7 +62,7 @@ class Configuration:
         return names
 
     def page_names(self, plain: bool = False) -> list[str]:
-        return self.names(plain).of_pages(KEYS, self.zero_copy)
+        return self.names(plain).of_pages(KEYS, self.zero_copy).names
 
     def identity(self) -> tuple:
         """Return what its pages depend on; MLA pages are the same on every rank of tensor parallelism."""
@@ -131,8 +131,8 @@ def test_a_configuration_owns_its_names_and_none_of_another_one(mine, other):
 def owned_too(mine: Configuration) -> set[str]:
     """Names of the same configuration in copies or in place, which collide with no other."""
     names = mine.names()
-    return {name for zero_copy in (True, False) for name in names.of_pages(KEYS, zero_copy)} | set(
-        names.of_values(KEYS)
+    return {name for zero_copy in (True, False) for name in names.of_pages(KEYS, zero_copy).names} | set(
+        names.of_values(KEYS).names
     )
 
 
@@ -173,7 +173,7 @@ def test_what_else_changes_the_bytes_stands_behind_as_a_part(changed, part):
 
 def test_values_have_the_parts_of_the_rank_and_none_of_the_pool():
     names = Configuration(pp=(1, 2), page_size=16).names()
-    assert names.of_values([KEY]) == [f"{KEY}_org-model_0_1+pp1of2"]
+    assert names.of_values([KEY]).names == [f"{KEY}_org-model_0_1+pp1of2"]
 
 
 @pytest.mark.parametrize("model", ["m_0_1", "m+pp0of2", "m_k"])
@@ -190,7 +190,7 @@ def test_types_of_8_bits_have_different_names_though_sglang_stores_both_as_uint8
         )
         made = PageNames(storage_config())
         made.for_pool(pool, True)
-        names |= set(made.of_pages([KEY], True))
+        names |= set(made.of_pages([KEY], True).names)
     assert len(names) == 4
 
 

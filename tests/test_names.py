@@ -41,19 +41,19 @@ def test_a_refused_key_is_a_value_error_of_ours():
 
 def test_multi_head_names_have_the_rank_and_two_pieces():
     names = PageNames(storage_config(model="org/model", tp_rank=1, tp_size=4))
-    assert names.of_pages(["a", "b"], zero_copy=True) == [
+    assert names.of_pages(["a", "b"], zero_copy=True).names == [
         "a_org-model_1_4_k",
         "a_org-model_1_4_v",
         "b_org-model_1_4_k",
         "b_org-model_1_4_v",
     ]
-    assert names.of_pages(["a"], zero_copy=False) == names.of_values(["a"]) == ["a_org-model_1_4"]
+    assert names.of_pages(["a"], zero_copy=False).names == names.of_values(["a"]).names == ["a_org-model_1_4"]
 
 
 def test_mla_names_have_no_rank_and_one_piece():
     names = PageNames(storage_config(model="org/model", mla=True, tp_rank=1, tp_size=4))
-    assert names.of_pages(["a"], zero_copy=True) == ["a_org-model_k"]
-    assert names.of_pages(["a"], zero_copy=False) == ["a_org-model"]
+    assert names.of_pages(["a"], zero_copy=True).names == ["a_org-model_k"]
+    assert names.of_pages(["a"], zero_copy=False).names == ["a_org-model"]
 
 
 @pytest.mark.parametrize("model", ["m" * 250, "a\0b"])
@@ -65,7 +65,7 @@ def test_a_model_name_that_cannot_be_part_of_a_file_name_is_an_error(model):
 @given(key=SGLANG_KEYS, model=MODELS, mla=st.booleans(), zero_copy=st.booleans(), plain=PLAIN)
 def test_every_name_that_is_given_is_own(key, model, mla, zero_copy, plain):
     names = PageNames(storage_config(model=model, mla=mla), plain=plain)
-    assert all(names.is_own(name) for name in names.of_pages([key, f"d:{key}", "any_key"], zero_copy))
+    assert all(names.is_own(name) for name in names.of_pages([key, f"d:{key}", "any_key"], zero_copy).names)
 
 
 @given(
@@ -80,7 +80,7 @@ def test_no_name_of_another_model_is_own(key, mine, other, longer, mla, zero_cop
     other = f"{other}_{mine}" if longer else other
     names, others = (PageNames(storage_config(model=model, mla=mla)) for model in (mine, other))
     if names.suffix != others.suffix:
-        assert not any(names.is_own(name) for name in others.of_pages([key], zero_copy))
+        assert not any(names.is_own(name) for name in others.of_pages([key], zero_copy).names)
 
 
 def test_other_files_of_the_folder_are_not_own():

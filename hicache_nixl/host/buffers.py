@@ -18,6 +18,7 @@ import torch
 
 from ..config import ALIGNMENT, ZERO_COPY_LAYOUTS
 from ..errors import ConfigError, PageIndexError
+from ..names import Named
 from ..transport.registration import Buffer
 from .pools import aligned_tensor
 
@@ -71,23 +72,11 @@ class Pages(ABC):
         """Return the first token index of each page."""
         return indices[:: self.pool.page_size].tolist()
 
-    def batches(
-        self, names: Sequence[str], indices: torch.Tensor
-    ) -> Iterator[tuple[Sequence[str], torch.Tensor]]:
-        """Yield the names of pieces and the token indices of pages for each transfer."""
-        pieces, tokens = len(self.piece_sizes), self.pool.page_size
-        pages = len(names) // pieces
-        batch = self.batch or pages
-        for first in range(0, pages, batch):
-            last = first + batch
-            yield names[first * pieces : last * pieces], indices[first * tokens : last * tokens]
-
-    def whole(self, moved: Sequence[bool]) -> list[bool]:
-        """Return one answer per page, given one per piece."""
-        pieces = len(self.piece_sizes)
-        if all(moved):
-            return list(moved[::pieces])
-        return [all(moved[first : first + pieces]) for first in range(0, len(moved), pieces)]
+    def batches(self, pages: Named, indices: torch.Tensor) -> Iterator[tuple[Named, torch.Tensor]]:
+        """Yield the pages of each transfer, and their token indices."""
+        batch, tokens = self.batch or len(pages.keys), self.pool.page_size
+        for first, (_, part) in enumerate(pages.parts(batch)):
+            yield part, indices[first * batch * tokens : (first + 1) * batch * tokens]
 
     @abstractmethod
     def leaving(self, indices: torch.Tensor) -> AbstractContextManager[list[Buffer]]:

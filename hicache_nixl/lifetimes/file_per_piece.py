@@ -8,18 +8,20 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle
 from typing import Any
 
 import torch
 
 from ..config import OBJ_PLUGINS, NixlBackendConfig
 from ..errors import ConfigError, FileError, TransferError
+from ..names import Named, PageNames
 from ..transport.agent import make_backend
 from ..transport.files import NixlFileManager, most_files
 from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
-from .outcome import Outcome
+from .outcome import MOVED, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +90,12 @@ class FilePerPiece(ABC):
 
     # -- storing and loading ---------------------------------------------------------------------------
 
-    def store(self, names: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int) -> list[Outcome]:
+    def store(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Write each buffer to its file or object, see ``protocol.Lifetime``."""
-        keys, outcomes = self._keys(names), []
-        for part in self._parts(len(keys), pieces_per_page):
-            outcomes += self._store(keys[part], buffers[part], pieces_per_page)
+        outcomes: list[Outcome] = []
+        for pieces, part in pages.parts(self._most_pages(pages)):
+            stored = self._store(self._keys(part.names), buffers[pieces], len(pages.endings))
+            outcomes += _of_pages(stored, len(pages.endings))
         return outcomes
 
     def _store(self, keys: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int) -> list[Outcome]:
@@ -113,20 +116,19 @@ class FilePerPiece(ABC):
             kept = set(_kept(keys, outcomes, pieces_per_page))
             self._files.discard(path for path in written if path not in kept)
 
-    def load(self, names: Sequence[str], buffers: Sequence[Buffer]) -> list[Outcome]:
+    def load(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Read each file or object into its buffer, see ``protocol.Lifetime``."""
-        keys, outcomes = self._keys(names), []
-        for part in self._parts(len(keys), 1):
-            outcomes += self._move(buffers[part], keys[part], "READ")
+        outcomes: list[Outcome] = []
+        for pieces, part in pages.parts(self._most_pages(pages)):
+            loaded = self._move(buffers[pieces], self._keys(part.names), "READ")
+            outcomes += _of_pages(loaded, len(pages.endings))
         return outcomes
 
-    def _parts(self, pieces: int, pieces_per_page: int) -> Iterator[slice]:
-        """Yield the pieces of each transfer: whole pages, and as many as files may be open at a time."""
-        size = pieces
-        if self._files is not None and not self.as_released:
-            size = max(1, most_files() // pieces_per_page) * pieces_per_page
-        for first in range(0, pieces, size or 1):
-            yield slice(first, first + size)
+    def _most_pages(self, pages: Named) -> int:
+        """Return the pages of one transfer: all, or those of as many files as may be open at a time."""
+        if self._files is None or self.as_released:
+            return len(pages.keys)
+        return max(1, most_files() // len(pages.endings))
 
     def _keys(self, names: Sequence[str]) -> list[str]:
         """Return what NIXL addresses: paths of files, or keys of objects."""
@@ -161,18 +163,20 @@ class FilePerPiece(ABC):
 
     # -- the rest --------------------------------------------------------------------------------------
 
-    def present(self, names: Sequence[str], sizes: Sequence[int | None]) -> Iterable[bool]:
+    def present(self, pages: Named, sizes: Sequence[int] | None) -> Iterator[bool]:
         """Look for files or objects, see ``protocol.Lifetime``."""
-        keys = self._keys(names)
+        keys = self._keys(pages.names)
         if self.as_released or self._files is None:  # an object is listed once it has all its bytes
-            return [answer is not None for answer in self.registration.query(keys)]
-        return map(self._files.is_whole, keys, sizes)
+            found = iter([answer is not None for answer in self.registration.query(keys)])
+        else:
+            found = map(self._files.is_whole, keys, cycle(sizes or [None]))
+        return (all(pieces) for pieces in zip(*[found] * len(pages.endings), strict=True))
 
-    def clear(self, is_own: Callable[[str], bool]) -> int:
+    def clear(self, names: PageNames) -> int:
         """Remove page files, see ``protocol.Lifetime``."""
         if self._files is None:
             raise ConfigError("clear removes files; empty a bucket with the tools of its object store")
-        return self._files.clear(is_own)
+        return self._files.clear(names.is_own)
 
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
         """Register host memory until the agent ends."""
@@ -181,6 +185,14 @@ class FilePerPiece(ABC):
     def register_objects(self, keys: Sequence[str], sizes: Sequence[int]) -> Any:
         """Register objects until the agent ends."""
         return self.registration.register(self.registration.objects_to_nixl_tuples(keys, sizes), "OBJ")
+
+
+def _of_pages(outcomes: Sequence[Outcome], pieces: int) -> Sequence[Outcome]:
+    """Return the outcome of each page, given those of its pieces: moved, or the first that was not."""
+    if pieces == 1:
+        return outcomes
+    pages = zip(*[iter(outcomes)] * pieces, strict=True)
+    return [next((outcome for outcome in page if not outcome.moved), MOVED) for page in pages]
 
 
 def _kept(keys: Sequence[str], outcomes: Sequence[Outcome], pieces: int) -> Iterable[str]:

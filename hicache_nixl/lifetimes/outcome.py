@@ -1,4 +1,4 @@
-"""The outcome of storing or loading one piece of a page."""
+"""The outcome of storing or loading a page, or one piece of it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one piece: moved, failed with an error, or not touched because of an error.
+    """What happened to a page or piece: moved, failed with an error, or not touched because of an error.
 
     Attributes
     ----------
     error : Exception or None
-        Why the piece was not stored or loaded; None when all its bytes were.
+        Why it was not stored or loaded; None when all its bytes were.
     touched : bool
-        False when the storage of this piece is as it was before the call.
+        False when its storage is as it was before the call.
 
     Examples
     --------
@@ -27,12 +27,12 @@ class Outcome:
 
     @classmethod
     def failed(cls, error: Exception) -> Outcome:
-        """Return the outcome of a piece of which some bytes may have been written."""
+        """Return the outcome of what may have been written in part."""
         return cls(error)
 
     @classmethod
     def not_touched(cls, error: Exception) -> Outcome:
-        """Return the outcome of a piece that failed before anything was changed in storage."""
+        """Return the outcome of what failed before anything was changed in storage."""
         return cls(error, touched=False)
 
     @property

@@ -1,27 +1,28 @@
 """The interface between the connector and a lifetime.
 
-The connector checks its arguments, names the pieces of pages, splits calls into batches, and turns errors
-into False.  A lifetime owns the storage: where the bytes of a name are, and everything that is opened or
+The connector checks its arguments, names pages and their pieces, splits calls into batches, and turns errors
+into False.  A lifetime owns the storage: where the bytes of a page are, and everything that is opened or
 registered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from ..config import NixlBackendConfig
+from ..names import Named, PageNames
 from ..transport.registration import Buffer
 from .outcome import Outcome
 
 
 class Lifetime(Protocol):
-    """Storage of the pieces of pages by name.
+    """Storage of pages by name.
 
     A method that fails as a whole raises; ``HiCacheNixlError`` for errors that are expected.  ``store`` and
-    ``load`` report an error that concerns single pieces in their outcomes.
+    ``load`` report an error that concerns single pages in their outcomes.
 
     Parameters
     ----------
@@ -61,21 +62,17 @@ class Lifetime(Protocol):
             Contiguous tensors; empty when each call brings its own buffers.
         """
 
-    def store(
-        self, names: Sequence[str], buffers: Sequence[Buffer], pieces_per_page: int
-    ) -> Sequence[Outcome]:
-        """Store buffers under names, replacing what was stored there.
+    def store(self, pages: Named, buffers: Sequence[Buffer]) -> Sequence[Outcome]:
+        """Store pages, replacing what was stored under their names.
 
         When a piece fails, no piece of its page stays, unless no piece of the page was touched.
 
         Parameters
         ----------
-        names : sequence of str
-            Length n, page by page.
+        pages : Named
+            n pages of k pieces.
         buffers : sequence of torch.Tensor or (int, int)
-            Length n: contiguous tensors, or addresses with sizes in bytes.
-        pieces_per_page : int
-            Consecutive names that belong to one page; n is a multiple of it.
+            Length n * k, page by page: contiguous tensors, or addresses with sizes in bytes.
 
         Returns
         -------
@@ -83,28 +80,28 @@ class Lifetime(Protocol):
             Length n.
         """
 
-    def load(self, names: Sequence[str], buffers: Sequence[Buffer]) -> Sequence[Outcome]:
-        """Load what is stored under names into buffers of exactly that size; parameters as in ``store``."""
+    def load(self, pages: Named, buffers: Sequence[Buffer]) -> Sequence[Outcome]:
+        """Load pages into buffers of exactly their size; parameters and return value as in ``store``."""
 
-    def present(self, names: Sequence[str], sizes: Sequence[int | None]) -> Iterable[bool]:
-        """Return for each name whether all its bytes are stored.
+    def present(self, pages: Named, sizes: Sequence[int] | None) -> Iterable[bool]:
+        """Return for each page whether all its bytes are stored.
 
         Parameters
         ----------
-        names : sequence of str
-            Length n.
+        pages : Named
+            n pages of k pieces.
         sizes : sequence of int or None
-            Length n: bytes; None for any size above 0.
+            Length k: bytes of each piece of a page; None for any size above 0.
 
         Returns
         -------
         iterable of bool
-            Length n, in order.  It may be lazy, because the connector stops at the first name that is
+            Length n, in order.  It may be lazy, because the connector stops at the first page that is
             missing.
         """
 
-    def clear(self, is_own: Callable[[str], bool]) -> int:
-        """Remove what is stored under the names for which ``is_own`` is True; return how many there were."""
+    def clear(self, names: PageNames) -> int:
+        """Remove what is stored under names of a configuration; return how many there were."""
 
     def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
         """Register host memory with NIXL until ``close``; return the registration."""

@@ -80,7 +80,7 @@ def test_close_waits_for_a_transfer_of_another_thread(make_store, folder, replac
 def test_a_pool_that_cannot_be_registered_leaves_the_names_of_the_one_before(make_store, replace_method):
     """Else pages of the one layout would be stored under the names of the other."""
     store = make_store("scoped", pool=make_pool(False, "page_first"))
-    names = store.names.of_pages(["key"], True)
+    names = store.names.of_pages(["key"], True).names
 
     def refused(*args):
         raise RegistrationError("made to fail")
@@ -88,5 +88,5 @@ def test_a_pool_that_cannot_be_registered_leaves_the_names_of_the_one_before(mak
     replace_method(store.lifetime, "register_pool", refused)
     with pytest.raises(RegistrationError):
         store.register_mem_pool_host(make_pool(False, "page_first_direct"))
-    assert store.names.of_pages(["key"], True) == names
+    assert store.names.of_pages(["key"], True).names == names
     assert store.mem_pool_host.layout == "page_first"

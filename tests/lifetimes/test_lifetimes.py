@@ -49,7 +49,7 @@ def observed(store, folder, replace_method, monkeypatch):
 def lines_of(left, fault):
     """How many lines a call logs that this fault strikes."""
     if fault.in_transfer:
-        return left.lines(len(NAMES))
+        return left.lines(PAGES)
     return 1
 
 

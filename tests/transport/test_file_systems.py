@@ -35,7 +35,7 @@ def test_a_full_file_system_is_false_with_errno_28_and_no_half_written_file(
     answers = small_file_system["full"][f"{lifetime}-{queue}"]
     single = answers["single"]
     assert single["stored"] == FIT
-    assert len(single["lines"]) == left.lines(2)
+    assert len(single["lines"]) == left.lines(1)
     assert re.search(r"\[Errno 28\] No space left on device, holds \d+ of 24576 bytes", single["lines"][0])
     assert "page5_org-model_0_1_k" in single["lines"][0]
     assert single["files"] == files_of(FIT), "what was stored before stays, of the sixth page nothing"
@@ -48,7 +48,7 @@ def test_a_batch_that_fills_the_file_system_leaves_no_half_written_file(
 ):
     batch = small_file_system["full"][f"{lifetime}-{queue}"]["batch"]
     assert batch["answers"] == left.answers(*[True] * FIT, *[False] * (PAGES - FIT))
-    assert len(batch["lines"]) == left.lines(2 * (PAGES - FIT))
+    assert len(batch["lines"]) == left.lines(PAGES - FIT)
     assert all("[Errno 28]" in line for line in batch["lines"])
     assert batch["files"] == files_of(sum(batch["answers"]))
 
@@ -63,7 +63,7 @@ def test_a_full_file_system_costs_what_the_lifetime_predicts(small_file_system, 
 def test_a_file_system_that_becomes_read_only_is_false_with_errno_30(small_file_system, lifetime, left, key):
     answers = small_file_system["read_only"][lifetime]
     assert answers[key]["answer"] == [False]
-    assert len(answers[key]["lines"]) == left.lines(2)
+    assert len(answers[key]["lines"]) == left.lines(1)
     assert all("[Errno 30]" in line for line in answers[key]["lines"])
     assert f"{key}_org-model_0_1_k" in answers[key]["lines"][0]
     assert answers["exists"] == 1
