@@ -21,7 +21,7 @@ ALWAYS = range(1, 1000)
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    def outcome(original: Callable[..., Any], *args: Any) -> Any:
+    def outcome(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise error
 
     return outcome
@@ -151,7 +151,7 @@ class Observed:
         original = os.open if fault.method == "open" else getattr(self.agent, fault.method)
 
         def failing(*args: Any, **kwargs: Any) -> Any:
-            if fault.method == "open" and not self._is_page(*args):
+            if fault.method == "open" and not self._is_page(*args, **kwargs):
                 return original(*args, **kwargs)
             calls.append(args)
             if len(calls) in fault.calls:
@@ -171,16 +171,17 @@ class Observed:
         put(failing)
         return disarm
 
-    def _is_page(self, path: Any, flags: int, *args: Any) -> bool:
+    def _is_page(self, path: Any, flags: int, *args: Any, dir_fd: int | None = None) -> bool:
         """Whether an open is the one for a transfer; leaky and try_finally create files before, to write only."""
-        return str(path).startswith(self._root) and flags & os.O_ACCMODE == os.O_RDWR
+        inside = str(path).startswith(self._root) or dir_fd is not None
+        return inside and flags & os.O_ACCMODE == os.O_RDWR
 
     def _watch_os(self) -> None:
         really_open, really_close = os.open, os.close
 
         def observed_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
             fd = really_open(path, flags, *args, **kwargs)
-            if self._is_page(path, flags):
+            if self._is_page(path, flags, *args, **kwargs):
                 self._alive[fd] = str(path).removeprefix(self._root)
                 self.opened.append(self._alive[fd])
                 self.events.append("open")

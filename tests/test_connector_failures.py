@@ -66,13 +66,13 @@ def test_a_folder_removed_while_running_is_made_again(store, left, pool, folder,
     assert store.batch_exists(keys_of(2)) == 2
 
 
-def test_a_folder_that_becomes_a_file_is_false_with_a_line(store, left, pool, folder, log):
+def test_a_folder_that_becomes_a_file_is_false_with_a_line(store, pool, folder, log):
     folder.rmdir()
     folder.touch()
     assert store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)) == [False, False]
-    lines = log.lines()
-    assert len(lines) == left.lines(2)
-    assert all("[Errno 20]" in line and str(folder) in line for line in lines)
+    line = log.line()
+    assert "[Errno 20]" in line
+    assert str(folder) in line
 
 
 def test_a_folder_that_may_no_longer_be_written_is_false_with_a_line(store, left, pool, folder, log):

@@ -9,8 +9,9 @@ import threading
 
 import pytest
 import torch
-from support import TESTS, keys_of, make_pool, names_open, run_python
+from support import TESTS, _open_fds, keys_of, make_pool, names_open, run_python, storage_config
 
+from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import HiCacheStorageConfig
 from hicache_nixl.interrupts import deferred
 
@@ -80,10 +81,15 @@ def test_an_interrupt_at_each_line_of_a_call_leaves_nothing(make_store, folder, 
     store.close()
 
 
-def test_an_interrupt_at_each_line_of_construction_and_close(make_store, folder):
-    for call in (make_store, lambda: make_store().close()):
+def test_an_interrupt_at_each_line_of_construction_and_close(folder):
+    def construct():
+        return HiCacheNixl(storage_config(), str(folder))
+
+    for call in (construct, lambda: construct().close()):
         for line in range(1, 10_000, 23):  # an agent takes some milliseconds
-            if not interrupted_at(line, call):
+            more = interrupted_at(line, call)
+            assert str(folder) not in _open_fds().values()
+            if not more:
                 break
     assert names_open(folder) == []
     assert list(folder.iterdir()) == []

@@ -44,11 +44,13 @@ class FilePerPiece(ABC):
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         self._config = config
         backend = make_backend(config)
+        self.registration = NixlRegistration(backend)
         self._files: NixlFileManager | None = None
         if backend.plugin not in OBJ_PLUGINS:
             shared = config.allow_shared_folder or self.as_released
-            self._files = NixlFileManager(storage_dir, config.use_direct_io, shared, config.sync)
-        self.registration = NixlRegistration(backend)
+            self._files = NixlFileManager(
+                storage_dir, config.use_direct_io, shared, config.sync, held=not self.as_released
+            )
         logger.info("plugin %s", backend.plugin)
         self.stages_copies = not self.as_released
         self.direct = self._files is not None and self._files.direct
@@ -76,7 +78,7 @@ class FilePerPiece(ABC):
     def _execute_transfer(
         self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
     ) -> list[Outcome]:
-        """Move bytes between buffers and files (paths) or objects (keys).
+        """Move bytes between buffers and files or objects, see ``_keys``.
 
         Parameters
         ----------
@@ -131,8 +133,10 @@ class FilePerPiece(ABC):
         return max(1, most_files() // len(pages.endings))
 
     def _keys(self, names: Sequence[str]) -> list[str]:
-        """Return what NIXL addresses: paths of files, or keys of objects."""
-        return list(names) if self._files is None else [self._files.get_file_path(name) for name in names]
+        """Return names of files in the folder, or keys of objects; as in the releases: paths of files."""
+        if self._files is None or not self.as_released:
+            return list(names)
+        return [self._files.get_file_path(name) for name in names]
 
     def _move(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[Outcome]:
         """Execute a transfer; after one that failed in NIXL, each piece alone, as NIXL names no culprit."""
@@ -169,7 +173,7 @@ class FilePerPiece(ABC):
         if self.as_released or self._files is None:  # an object is listed once it has all its bytes
             found = iter([answer is not None for answer in self.registration.query(keys)])
         else:
-            found = map(self._files.is_whole, keys, cycle(sizes or [None]))
+            found = self._files.present(keys, cycle(sizes or [None]))
         return (all(pieces) for pieces in zip(*[found] * len(pages.endings), strict=True))
 
     def clear(self, names: PageNames) -> int:

@@ -21,7 +21,8 @@ import torch
 
 from ..config import NixlBackendConfig
 from ..interrupts import deferred
-from ..transport.files import NOT_OPEN, READ, WRITE
+from ..transport.files import READ, WRITE
+from ..transport.folder import NOT_OPEN
 from ..transport.registration import Buffer, StorageTuple, buffer_addresses, buffer_sizes, growing_pause
 from .file_per_piece import FilePerPiece
 from .outcome import MOVED, Outcome
@@ -63,8 +64,9 @@ class Lifetime(FilePerPiece):
 
     def register_files(self, paths: Sequence[str]) -> RegisteredFiles:
         """Open and register files; the owner that is returned closes them, and so does ``close()``."""
+        names = [self.file_manager.get_file_name(path) for path in paths]
         with RegisteredFiles() as stack:
-            fds, faults = stack.enter_context(self.file_manager.opened(paths, os.O_RDWR))
+            fds, faults = stack.enter_context(self.file_manager.opened(names, os.O_RDWR))
             for fault in faults.values():
                 raise fault
             tuples = [(0, 0, fd, path) for fd, path in zip(fds, paths, strict=True)]
@@ -110,7 +112,9 @@ class Lifetime(FilePerPiece):
         return self.registration.registered_buffers(buffers)
 
     def close(self) -> None:
-        """Close what ``register_files`` opened, deregister the memory of the pool, and drop the agent."""
-        with closing(self.registration), self._pool, ExitStack() as owners:
+        """Close what ``register_files`` opened and the folder, deregister the pool, and drop the agent."""
+        with closing(self.registration), self._pool, ExitStack() as files:
+            if self._files is not None:
+                files.callback(self._files.close)
             for owner in list(self._owners):
-                owners.callback(owner.close)
+                files.callback(owner.close)

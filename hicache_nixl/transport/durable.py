@@ -12,56 +12,57 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ..errors import ConfigError, FileError
-from .folder import FILE_MODE
+from ..errors import ConfigError
+from .folder import FILE_MODE, HeldFolder
 
 UNNAMED = os.O_RDWR | os.O_TMPFILE | os.O_DSYNC  # to open the folder with
 
 
-def check(folder: str) -> None:
+def check(folder: HeldFolder) -> None:
     """Raise ``ConfigError`` unless files of a folder can be made without a name and get one."""
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as own:
+        with tempfile.TemporaryDirectory(dir=folder.inside) as own:
             fd = os.open(own, UNNAMED, FILE_MODE)
             try:
-                name([(fd, f"{own}/page")], own)
+                name([(fd, f"{os.path.basename(own)}/page")], folder.fd)
             finally:
                 os.close(fd)
     except OSError as error:
         raise ConfigError(
-            f"sync: files in {folder} cannot be made without a name and get one ({error.strerror}); "
+            f"sync: files in {folder.path} cannot be made without a name and get one ({error.strerror}); "
             "ext4, XFS, Btrfs and tmpfs support it (O_TMPFILE)"
         ) from error
 
 
-def name(files: Sequence[tuple[int, str]], folder: str) -> None:
-    """Give open files their names, in place of what has them, and wait until these are on the disk.
+def name(files: Sequence[tuple[int, str]], directory: int) -> None:
+    """Give open files their names in a folder, in place of what has them; wait until these are on the disk.
 
     First all old names are removed, so that no power cut leaves one piece of a page with the old bytes, and
     another one with the new.
+
+    Parameters
+    ----------
+    files : sequence of (int, str)
+        Descriptors and names.
+    directory : int
+        Descriptor of the folder.
     """
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for _, path in files:
-            _remove(path)
-        for fd, path in files:
-            try:
-                _link(fd, path, directory)
-            except FileExistsError:  # another process has stored it since
-                _remove(path)
-                _link(fd, path, directory)
-        os.fsync(directory)
-    except OSError as error:
-        raise FileError.of(error, error.filename2 or error.filename or folder) from error
-    finally:
-        os.close(directory)
+    for _, page in files:
+        _remove(page, directory)
+    for fd, page in files:
+        try:
+            _link(fd, page, directory)
+        except FileExistsError:  # another process has stored it since
+            _remove(page, directory)
+            _link(fd, page, directory)
+    os.fsync(directory)
 
 
-def _remove(path: str) -> None:
+def _remove(page: str, directory: int) -> None:
     with suppress(FileNotFoundError):
-        os.unlink(path)
+        os.unlink(page, dir_fd=directory)
 
 
-def _link(fd: int, path: str, directory: int) -> None:
+def _link(fd: int, page: str, directory: int) -> None:
     """Name an open file; with a descriptor, for otherwise Python makes a link to the link in /proc."""
-    os.link(f"/proc/self/fd/{fd}", path, dst_dir_fd=directory, follow_symlinks=True)
+    os.link(f"/proc/self/fd/{fd}", page, dst_dir_fd=directory, follow_symlinks=True)

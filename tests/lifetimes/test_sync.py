@@ -162,19 +162,20 @@ def test_a_file_system_that_cannot_do_it_is_an_error_of_the_configuration(make_s
 
 def test_another_process_may_store_the_same_page_meanwhile(tmp_path, monkeypatch):
     """Its file appears between the removal of the old name and the new link."""
-    folder, path = str(tmp_path), tmp_path / "page"
+    path, directory = tmp_path / "page", os.open(tmp_path, os.O_RDONLY)
     link, calls = durable._link, []
 
-    def late(fd, name, directory):
-        calls.append(name)
+    def late(*arguments):
+        calls.append(arguments)
         if len(calls) == 1:
             path.write_bytes(b"theirs")
-        link(fd, name, directory)
+        link(*arguments)
 
     monkeypatch.setattr(durable, "_link", late)
-    fd = os.open(folder, durable.UNNAMED, 0o600)
+    fd = os.open(tmp_path, durable.UNNAMED, 0o600)
     os.write(fd, b"ours")
-    durable.name([(fd, str(path))], folder)
+    durable.name([(fd, "page")], directory)
     os.close(fd)
+    os.close(directory)
     assert path.read_bytes() == b"ours"
     assert files_in(tmp_path) == ["page"]

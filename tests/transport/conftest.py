@@ -10,7 +10,9 @@ from hicache_nixl.transport.files import NixlFileManager
 
 @pytest.fixture
 def manager(tmp_path):
-    yield NixlFileManager(str(tmp_path))
+    made = NixlFileManager(str(tmp_path))
+    yield made
+    made.close()
     close_below(tmp_path)
 
 

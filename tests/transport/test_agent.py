@@ -41,11 +41,11 @@ def test_every_queue_of_posix_moves_bytes(make_store, folder, queue):
     assert len(files_in(folder)) == 16
 
 
-def test_io_uring_really_is_what_was_asked_for(make_store):
+def test_io_uring_really_is_what_was_asked_for(make_store, folder):
     before = _open_fds()
     make_store(posix={"queue": "io_uring"})
     opened = [target for fd, target in _open_fds().items() if fd not in before]
-    assert opened == ["anon_inode:[io_uring]"]
+    assert opened == ["anon_inode:[io_uring]", str(folder)]
 
 
 def test_auto_mode_takes_the_first_file_plugin_that_works_which_is_posix_here():

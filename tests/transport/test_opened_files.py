@@ -10,7 +10,8 @@ import stat
 import pytest
 from support import names_open
 
-from hicache_nixl.transport.files import NOT_OPEN, READ, WRITE
+from hicache_nixl.transport.files import READ, WRITE
+from hicache_nixl.transport.folder import NOT_OPEN
 
 
 def test_opened_files_are_closed_at_the_end_of_the_block(manager, paths, tmp_path):

@@ -147,6 +147,11 @@ def _counting(seen: Seen, change: int) -> Callable[..., Any]:
     return around
 
 
+def _is_folder(dir_fd: int | None, folder: str) -> bool:
+    """Tell whether an open is relative to a folder."""
+    return dir_fd is not None and os.readlink(f"/proc/self/fd/{dir_fd}") == os.path.realpath(folder)
+
+
 @contextmanager
 def _descriptors(seen: Seen, storage_dir: str, fault: Fault | None) -> Iterator[None]:
     """Record ``os.open`` and ``os.close`` of the files below the storage folder."""
@@ -154,7 +159,7 @@ def _descriptors(seen: Seen, storage_dir: str, fault: Fault | None) -> Iterator[
     step = _step(seen, "open", fault)
 
     def opening(original: Callable[..., int], path: Any, *args: Any, **kwargs: Any) -> int:
-        ours = str(path).startswith(f"{storage_dir}/")
+        ours = str(path).startswith(f"{storage_dir}/") or _is_folder(kwargs.get("dir_fd"), storage_dir)
         fd = (step if ours else _unwatched)(original, path, *args, **kwargs)
         if fd in closes:  # the number stands for something else now
             seen.closes[closes.pop(fd)] += 1

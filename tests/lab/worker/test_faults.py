@@ -101,6 +101,14 @@ class TestWatched:
         assert caught.value.errno == errno.EMFILE
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(("inside", "opens"), [(True, 1), (False, 0)], ids=["inside", "elsewhere"])
+    def test_an_open_relative_to_the_folder_is_below_it(self, tmp_path, inside, opens):
+        directory = os.open(tmp_path if inside else tmp_path.parent, os.O_RDONLY)
+        with watched(Agent, str(tmp_path)) as seen:
+            os.close(os.open(".", os.O_RDONLY, dir_fd=directory))
+        os.close(directory)
+        assert seen.steps["open"] == sum(seen.closes.values()) == opens
+
     @pytest.mark.parametrize(
         ("kind", "error"), [("exception", ZeroDivisionError), ("interrupt", KeyboardInterrupt)]
     )
