@@ -29,6 +29,7 @@ def replayed(schedule: Schedule, per_key: int = 2, limit: int | None = None) -> 
     table["errno"] = np.where(fails, 24, 0)
     table["pages_ok"] = np.where(fails, 0, table["keys"])
     table["registrations"] = 4 * table.pages_ok.cumsum()
+    table.attrs["fds_before"] = BASELINE
     return table.reindex(columns=[column for column in COLUMNS if column in table])
 
 
@@ -53,6 +54,10 @@ RECORDED = recorded_log()
 PAIR = ("leaky", "try_finally")
 BOTH = dict(zip(PAIR, (PR, PR_FLAT), strict=True))
 INTO_LIMIT = replayed(Schedule.pr24671() + Schedule.steady(6, 128), limit=LIMIT)
+REPLAYED = {"leaky": INTO_LIMIT} | dict.fromkeys(
+    ("try_finally", "scoped", "sglang==0.5.12", "sglang==0.5.23"),
+    INTO_LIMIT.assign(open_fds=BASELINE, storage_fds=0, errno=0),
+)
 TIMES = timed()
 RATIOS = ratio_table(TIMES, ["operation", "page_bytes"], "leaky", "try_finally")
 COST = pooled_table(TIMES, ["page_bytes"], *PAIR)

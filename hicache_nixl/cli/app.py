@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from .streams import guarded
 
 INTERRUPTED = 130  # exit code
 LARGEST_PAGE = 2**30  # bytes
+SUFFIXES = {"--png": ".png", "--html": ".html"}  # of new files
 
 
 class _Commands(typer.core.TyperGroup):
@@ -137,10 +139,17 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def new_file(option: str, path: Path | None, suffix: str = "") -> Path | None:
-    """Return the path of a file that an option asks for, refused where it exists or cannot be created."""
-    if path is None:
-        return None
+def check_new_files(**paths: Path | None) -> None:
+    """Refuse files that options of these names ask for, where one exists, cannot be created, or two are one."""
+    given = [(f"--{name}", path) for name, path in paths.items() if path is not None]
+    for (option, path), (other, second) in combinations(given, 2):
+        if os.path.realpath(path) == os.path.realpath(second):
+            raise ConfigError(f"{option} {path} and {other} {second} are one file; name two different files")
+    for option, path in given:
+        _check_new_file(option, path, SUFFIXES.get(option, ""))
+
+
+def _check_new_file(option: str, path: Path, suffix: str) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ConfigError(
@@ -161,14 +170,6 @@ def new_file(option: str, path: Path | None, suffix: str = "") -> Path | None:
         raise ConfigError(
             f"{option} {path}: {error.strerror}; expected a new file in a folder that can be written to"
         ) from None
-    return path
-
-
-def new_csv_and_png(csv: Path | None, png: Path | None) -> tuple[Path | None, Path | None]:
-    """Return the paths of a table and of its figure, refused like those of ``new_file``, or where they are one."""
-    if csv is not None and png is not None and os.path.realpath(csv) == os.path.realpath(png):
-        raise ConfigError(f"--csv {csv} and --png {png} are one file; name two different files")
-    return new_file("--csv", csv), new_file("--png", png, ".png")
 
 
 def page_of(model: str | None, page_size: int, layers: int | None) -> tuple[int, bool] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +18,13 @@ from .app import (
     Model,
     PageSize,
     app,
-    new_csv_and_png,
+    check_new_files,
     page_of,
     print_json,
     say,
     say_interrupted,
 )
+from .replay_files import write_csv, write_figure, write_files, write_page
 from .replay_output import as_json as result_as_json
 from .replay_output import show_calls, show_summaries
 
@@ -114,6 +114,12 @@ def replay(
     png: Annotated[
         Path | None, typer.Option(help="Draw the open descriptors over the calls into this new file.")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write summary, figure, settings and calls as a page that opens offline into this new file."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     r"""Run a schedule of calls against a connector and count what stays open.
@@ -132,7 +138,7 @@ def replay(
     The log of a server, with the pages of its model:
 
         hicache-nixl replay server.log --storage-dir /mnt/nvme \
-            --model Qwen2.5-32B --layers 8 --csv fds.csv
+            --model Qwen2.5-32B --layers 8 --html fds.html
 
     A released SGLang (fetched from the package registry), 40 calls:
 
@@ -162,7 +168,7 @@ def replay(
     if not 0 < timeout <= LONGEST:  # false for nan as well
         raise ConfigError(f"--timeout {timeout:g}: expected seconds, more than 0 and at most {LONGEST:g}")
     plan = _schedule(schedule, calls, keys)
-    csv, png = new_csv_and_png(csv, png)
+    check_new_files(csv=csv, png=png, html=html)
     if (page := page_of(model, page_size, layers)) is not None:
         page_bytes, mla = page
     setups = [
@@ -177,6 +183,8 @@ def replay(
         )
         for name in dict.fromkeys(connector or ["leaky"])
     ]
+    about = {"schedule": plan.name, "calls": len(plan), "keys": plan.total("set") + plan.total("get")}
+    about |= {"page_bytes": page_bytes, "queue": queue, "layout": layout, "mla": mla, "direct": direct}
     limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
     tables: dict[str, Any] = {}
     broken: dict[str, str] = {}
@@ -194,17 +202,26 @@ def replay(
             during = setup.connector
             break
     summaries = {name: summarize(table) for name, table in tables.items()}
-    failed = []
-    for path, write in ((csv, _write_csv), (png, partial(_draw, name=plan.name, limit=nofile_limit))):
-        if path is None or not tables:
-            continue
-        try:
-            write(path, tables)
-        except OSError as error:
-            path.unlink(missing_ok=True)  # it is new, and holds a part at most
-            failed.append(f"{path} was not written: {error.strerror or error}")
-    about = {"schedule": plan.name, "calls": len(plan), "keys": plan.total("set") + plan.total("get")}
-    about |= {"page_bytes": page_bytes, "queue": queue, "layout": layout, "mla": mla, "direct": direct}
+    settings = {
+        **about,
+        "read from": None if schedule in SCHEDULES else schedule,
+        "stored before call 1": f"{plan.stored_before} keys" if plan.stored_before else None,
+        "model": model,
+        "seed": seed,
+        "storage_dir": storage_dir,
+        **limits,
+    }
+    missing = {
+        one.connector: broken.get(one.connector, "interrupted")
+        for one in setups
+        if one.connector not in tables
+    }
+    files = [
+        (csv, lambda path: write_csv(path, tables)),
+        (png, lambda path: write_figure(path, tables, plan.name, nofile_limit)),
+        (html, lambda path: write_page(path, tables, settings, missing)),
+    ]
+    failed = write_files(files) if tables else []
     if as_json:
         print_json(result_as_json(about, tables, summaries, every))
     elif summaries:
@@ -243,25 +260,3 @@ def _schedule(name: str, calls: int | None, keys: int | None) -> Any:
             f"schedule {name!r} is unknown; expected one of {', '.join(SCHEDULES)}, or an existing log or CSV file"
         )
     return Schedule.from_file(name)
-
-
-def _write_csv(path: Path, tables: dict[str, Any]) -> None:
-    import pandas as pd
-
-    frames = []
-    for name, table in tables.items():
-        frame = table.copy()
-        frame.insert(0, "connector", name)
-        frame.attrs = {}  # pandas compares them, and a log is no part of the file
-        frames.append(frame)
-    pd.concat(frames).to_csv(path, index=False)
-
-
-def _draw(path: Path, tables: dict[str, Any], name: str, limit: int | None) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from ..lab.figures.replays import replays
-
-    drawn = replays(tables, name, limit)
-    drawn.figure.savefig(path, dpi=150, metadata={"Description": drawn.alt})

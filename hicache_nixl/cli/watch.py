@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .app import app, new_csv_and_png
+from .app import app, check_new_files
 from .watch_output import Output, say, shown, tell_end
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def watch(
     from ..watch.wording import idle
 
     check_times(interval, duration)
-    csv, png = new_csv_and_png(csv, png)
+    check_new_files(csv=csv, png=png)
     out = Output(stderr=as_json)
     with ExitStack() as ends:
         stop = ends.enter_context(_stopped_by_signals())

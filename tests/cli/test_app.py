@@ -16,7 +16,7 @@ from test_cli import run as run_in_this_process
 
 from hicache_nixl import __version__
 from hicache_nixl.cli import app
-from hicache_nixl.cli.app import new_file, print_json
+from hicache_nixl.cli.app import check_new_files, print_json
 from hicache_nixl.errors import ConfigError
 
 run = run_in_this_process  # the fixture that runs a command line
@@ -81,9 +81,9 @@ class TestJson:
 
 
 class TestNewFile:
-    def test_a_name_in_an_existing_folder_is_returned(self, tmp_path):
-        assert new_file("--csv", tmp_path / "new.csv") == tmp_path / "new.csv"
-        assert new_file("--csv", None) is None
+    def test_a_name_in_an_existing_folder_is_not_refused_and_nothing_is_left_there(self, tmp_path):
+        check_new_files(csv=tmp_path / "new.csv", png=None)
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("name", "says"),
@@ -92,12 +92,12 @@ class TestNewFile:
     def test_what_exists_is_never_overwritten(self, tmp_path, name, says):
         (tmp_path / "there.csv").write_text("precious")
         with pytest.raises(ConfigError, match=f"^--csv .*{says}"):
-            new_file("--csv", tmp_path / name)
+            check_new_files(csv=tmp_path / name)
         assert (tmp_path / "there.csv").read_text() == "precious"
 
     def test_a_folder_that_cannot_be_written_to_is_refused(self):
         with pytest.raises(ConfigError, match=r"^--csv /proc/new.csv: .*; expected a new file in a folder"):
-            new_file("--csv", Path("/proc/new.csv"))
+            check_new_files(csv=Path("/proc/new.csv"))
 
     @pytest.mark.parametrize("command", ["replay steady", "watch {pid}"])
     def test_a_table_and_its_figure_are_two_files(self, run: Run, tmp_path, command):

@@ -131,13 +131,14 @@ class TestFiles:
         assert matplotlib.image.imread(tmp_path / "fds.png").shape[1] > 800
         assert b"with leaky the count rises from 135 to 151" in (tmp_path / "fds.png").read_bytes()
 
-    @pytest.mark.parametrize("option", ["--csv", "--png"])
-    def test_a_file_that_exists_is_not_overwritten(self, run, no_process, tmp_path, option):
-        (tmp_path / "there.png").write_text("precious")
-        answer = run(f"replay {option} {tmp_path}/there.png")
+    @pytest.mark.parametrize(("option", "suffix"), [("--csv", "csv"), ("--png", "png"), ("--html", "html")])
+    def test_a_file_that_exists_is_not_overwritten(self, run, no_process, tmp_path, option, suffix):
+        there = tmp_path / f"there.{suffix}"
+        there.write_text("precious")
+        answer = run(f"replay {option} {there}")
         assert answer.code == 2
         assert "exists already" in answer.error()
-        assert (tmp_path / "there.png").read_text() == "precious"
+        assert there.read_text() == "precious"
 
 
 class TestJson:
@@ -212,6 +213,7 @@ class TestRefused:
             ("--storage-dir {tmp}/bad_row.csv", ["storage_dir", "Not a directory"]),
             ("--csv {tmp}/missing/table.csv", ["no folder", "missing", "table.csv"]),
             ("--png {tmp}/figure.pdf", ["figure.pdf", "ends in .png"]),
+            ("--html {tmp}/page.pdf", ["page.pdf", "ends in .html"]),
             ("--connector scoped --connector leeky", ["'leeky' is unknown"]),
         ],
         ids=shown,

@@ -30,6 +30,7 @@ from measured import (
     PR_FLAT,
     RATIOS,
     RECORDED,
+    REPLAYED,
     SLOWER,
     TIMES,
     timed,
@@ -77,6 +78,7 @@ MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt 
     "pairs_and_ratios": lambda: figures.pairs_and_ratios(TIMES, RATIOS, "page_bytes", "set"),
     "over_calls": lambda: figures.over_calls(TIMES),
     "latency": lambda: figures.latency(TIMES),
+    "replays": lambda: figures.replays(REPLAYED, "pr24671", LIMIT),
     "cost": lambda: figures.cost(
         pd.concat([COST, COST.assign(before="sglang==0.5.11", after="sglang==0.5.12")])
     ),

@@ -9,6 +9,18 @@ from typing import Any
 import pandas as pd
 
 MOVES = ("set", "get")
+SHOWN = {  # column of a replay: its heading
+    "call": "call",
+    "operation": "operation",
+    "keys": "keys",
+    "files": "files",
+    "seconds": "ms",
+    "open_fds": "open fds",
+    "storage_fds": "storage",
+    "registrations": "regs",
+    "pages_ok": "ok",
+    "errno": "errno",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,12 @@ class Failure:
     errno: int
     reason: str
     logged: str
+
+    def __str__(self) -> str:
+        return (
+            f"call {self.call}, a {self.operation}, is the first that failed: {self.reason}; "
+            f"{self.pages_ok} of {self.keys} pages are right"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,21 @@ class Summary:
         """Return it as plain data."""
         return asdict(self)
 
+    def cells(self) -> dict[str, str]:
+        """Return it as a reader sees it, by heading; what does not exist is a dash."""
+        return {
+            "descriptors before": str(self.fds_before),
+            "descriptors at end": str(self.fds_at_end),
+            "descriptors per key": "-" if self.fds_per_key is None else f"{self.fds_per_key:g}",
+            "registrations at end": str(self.registrations_at_end),
+            "failed calls": str(self.failed_calls),
+            "first failed call": str(self.first_failure.call) if self.first_failure else "-",
+            "median set, ms": f"{self.set.median_seconds * 1e3:.1f}" if self.set else "-",
+            "median get, ms": f"{self.get.median_seconds * 1e3:.1f}" if self.get else "-",
+            "median set, MB/s": f"{self.set.median_bytes_per_second / 1e6:.0f}" if self.set else "-",
+            "median get, MB/s": f"{self.get.median_bytes_per_second / 1e6:.0f}" if self.get else "-",
+        }
+
 
 def summarize(table: pd.DataFrame) -> Summary:
     """Summarize a table of ``replay``.
@@ -98,6 +131,11 @@ def summarize(table: pd.DataFrame) -> Summary:
         set=_pace(moves, "set"),
         get=_pace(moves, "get"),
     )
+
+
+def shown_calls(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of a table of ``replay`` that a reader sees, with the headings ``SHOWN``."""
+    return table[list(SHOWN)].assign(seconds=table.seconds * 1e3).rename(columns=SHOWN)
 
 
 def _failure(row: Any, log: dict[int, list[str]]) -> Failure:

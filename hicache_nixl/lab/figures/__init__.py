@@ -7,6 +7,7 @@ alt text, as ``Run.figure`` expects them.
 from .counts import end, growth, hero, law, steps, two_counts
 from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
+from .replays import replays
 from .times import benchmarks, cost, latency, over_calls, pairs_and_ratios
 from .words import Drawn
 
@@ -27,6 +28,7 @@ __all__ = [
     "over_calls",
     "pairs_and_ratios",
     "ratios_of_two",
+    "replays",
     "second_leak",
     "steps",
     "two_counts",

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
@@ -24,6 +25,13 @@ TURNED = 0.9  # inches for labels that stand upright
 LEGEND = 0.4  # inches for a legend below
 RAISED = 18  # points that a note stands above its line
 IN_A_ROW = 2  # entries of a legend
+
+
+def save_both(figure: Figure, alt: str, wide: Path, narrow: Path) -> None:
+    """Save a figure as it is, and narrow, and close it."""
+    figure.savefig(wide, dpi=DPI, metadata={"Description": alt})
+    save_narrow(figure, narrow)
+    plt.close(figure)
 
 
 def save_narrow(figure: Figure, path: Path) -> None:

@@ -37,16 +37,17 @@ def replays(tables: Mapping[str, pd.DataFrame], name: str, limit: int | None = N
         step(axes, counts, color=colour, linestyle=line, linewidth=1.6, label=label)
         if (failed := first_emfile(tables[connectors[0]])) is not None:
             axes.plot(failed, counts[failed], "x", color=INK, markersize=8, markeredgewidth=2)
-    most = max(max(counts) for counts in alike)
+    top = most = max(max(counts) for counts in alike)
     if limit is not None and most > limit / 2:
         limit_line(axes, limit)
+        top = max(most, limit)
     calls = len(next(iter(tables.values())))
     told = "; ".join(
         f"with {listed([plain(connector) for connector in connectors])} the count {course(counts)}"
         for counts, connectors in alike.items()
     )
     heading(figure, f"Schedule {name}: {told}")
-    axes.set(xlabel="call", ylabel="open descriptors", xlim=(0, calls + 1), ylim=(0, most * 1.15))
+    axes.set(xlabel="call", ylabel="open descriptors", xlim=(0, calls + 1), ylim=(0, top * 1.15))
     if len(alike) > 1:
         figure.legend(loc="outside lower center", ncols=min(len(alike), 2))
     crosses = {arm: first_emfile(table) for arm, table in tables.items() if first_emfile(table)}

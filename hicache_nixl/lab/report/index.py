@@ -89,9 +89,17 @@ def build(run: str | Path | Record) -> Path:
 
 def facts(record: Record) -> list[tuple[str, str]]:
     """Return a few lines about the machine, the versions and the time of a run."""
-    known = record.provenance
-    versions, storage, limit = known["versions"], known["storage"], known["nofile_limit"]
     started = min((about["started"] for about in _noted(record).values() if "started" in about), default=None)
+    return [
+        *machine(record.provenance),
+        ("started", _moment(started) if started else "unknown"),
+        ("notebooks", ", ".join(record.notebooks) or "none"),
+    ]
+
+
+def machine(known: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a few lines about the machine and the versions of a ``provenance``."""
+    versions, storage, limit = known["versions"], known["storage"], known["nofile_limit"]
     memory = f"{known['memory_bytes'] / 2**30:.0f} GiB"
     packages = ("hicache-nixl", "nixl", "torch", "python")
     return [
@@ -101,8 +109,6 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {versions.get(name)}" for name in packages)),
         ("commit", known["git_commit"] or "installed from a wheel"),
         ("RLIMIT_NOFILE", f"soft {limit['soft']}, hard {limit['hard']}"),
-        ("started", _moment(started) if started else "unknown"),
-        ("notebooks", ", ".join(record.notebooks) or "none"),
     ]
 
 

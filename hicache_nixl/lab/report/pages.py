@@ -39,16 +39,31 @@ def write_page(path: Path, template: str, **context: Any) -> Path:
     AltTextError
         When a picture has no alt text; nothing is written then.
     """
-    text = _environment().get_template(template).render(code_style=code_style(), **context)
-    missing = Pictures(text).without_alt
-    if missing:
-        raise AltTextError(f"{path.name}: no alt text for the picture {'; '.join(missing)}")
+    try:
+        text = page_text(template, **context)
+    except AltTextError as error:
+        raise AltTextError(f"{path.name}: {error}") from None
     try:
         path.parent.mkdir(exist_ok=True)
         write_whole(path, text)
     except OSError as error:
         raise FileError.of(error, str(path)) from error
     return path
+
+
+def page_text(template: str, **context: Any) -> str:
+    """Render a template.
+
+    Raises
+    ------
+    AltTextError
+        When a picture has no alt text.
+    """
+    text = _environment().get_template(template).render(code_style=code_style(), **context)
+    missing = Pictures(text).without_alt
+    if missing:
+        raise AltTextError(f"no alt text for the picture {'; '.join(missing)}")
+    return text
 
 
 class Pictures(HTMLParser):
@@ -128,6 +143,11 @@ def table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
     return read_table(path) if path.exists() else None
 
 
+def number_columns(frame: pd.DataFrame) -> list[bool]:
+    """Return of each column whether its values are numbers."""
+    return [is_number(frame[column]) for column in frame]
+
+
 @cache
 def code_style() -> str:
     """Return the style of highlighted code, light and dark."""
@@ -148,7 +168,7 @@ def _environment() -> jinja2.Environment:
         "anchor": anchor,
         "code": code,
         "data_uri": data_uri,
-        "is_number": is_number,
+        "number_columns": number_columns,
         "place": place,
         "shown": shown,
         "size": size,
