@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +22,19 @@ from .streams import guarded
 
 INTERRUPTED = 130  # exit code
 LARGEST_PAGE = 2**30  # bytes
+PATHS = ("--csv", "--png", "--html", "--out", "--storage-dir", "--sglang")  # options of all commands
 SUFFIXES = {"--png": ".png", "--html": ".html"}  # of new files
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands; Ctrl-C ends one that does not handle it with a line."""
+    """The commands; an empty path is refused, and Ctrl-C ends a command that does not handle it with a line."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that was given, and what follows it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:  # as completion in a shell parses
+            _refuse_empty_paths(rest)
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was given."""
@@ -34,6 +43,13 @@ class _Commands(typer.core.TyperGroup):
         except KeyboardInterrupt:
             say_interrupted()
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _refuse_empty_paths(args: Sequence[str]) -> None:
+    """Refuse an empty path, as an unset variable of a shell gives; Typer would make it that of the current folder."""
+    for option in PATHS:
+        if (option, "") in pairwise(args) or f"{option}=" in args:
+            raise ConfigError(f"{option}: the path is empty; give one, or leave the option out")
 
 
 app = typer.Typer(

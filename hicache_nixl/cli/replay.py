@@ -255,7 +255,7 @@ def _schedule(name: str, calls: int | None, keys: int | None) -> Any:
         raise ConfigError(f"--{option} has no effect with {name}; expected it only with the schedule steady")
     if name in SCHEDULES:
         return getattr(Schedule, name)()
-    if not Path(name).exists():
+    if not name or not Path(name).exists():
         raise ConfigError(
             f"schedule {name!r} is unknown; expected one of {', '.join(SCHEDULES)}, or an existing log or CSV file"
         )

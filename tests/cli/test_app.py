@@ -7,16 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import typer.main
-from test_cli import Run
+from test_cli import Run, shown
 from test_cli import run as run_in_this_process
 
 from hicache_nixl import __version__
 from hicache_nixl.cli import app
-from hicache_nixl.cli.app import check_new_files, print_json
+from hicache_nixl.cli.app import PATHS, check_new_files, print_json
 from hicache_nixl.errors import ConfigError
 
 run = run_in_this_process  # the fixture that runs a command line
@@ -105,6 +106,41 @@ class TestNewFile:
         assert answer.code == 2
         assert answer.error().endswith("name two different files")
         assert list(tmp_path.iterdir()) == []
+
+
+class TestEmptyPath:
+    """As an unset variable of a shell gives."""
+
+    @pytest.mark.parametrize(
+        ("line", "option"),
+        [
+            ("replay --csv ''", "--csv"),
+            ("replay steady --png ''", "--png"),
+            ("replay --html=", "--html"),
+            ("replay --storage-dir '' --mla", "--storage-dir"),
+            ("watch 1 --csv ''", "--csv"),
+            ("watch 1 --png ''", "--png"),
+            ("watch 1 --storage-dir ''", "--storage-dir"),
+            ("doctor --storage-dir=", "--storage-dir"),
+            ("doctor --sglang ''", "--sglang"),
+            ("compare a b --out ''", "--out"),
+        ],
+        ids=shown,
+    )
+    def test_it_is_not_the_current_folder(self, run: Run, line, option):
+        answer = run(line)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err == f"error: {option}: the path is empty; give one, or leave the option out\n"
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_it_is_refused_by_every_option_that_is_a_path(self, name):
+        command = typer.main.get_command(app).commands[name]
+        hints = get_type_hints(command.callback)
+        paths = [one.opts[0] for one in command.params if hints.get(one.name) == Path | None]
+        assert [option for option in paths if option not in PATHS] == []
+
+    def test_an_empty_schedule_is_unknown(self, run: Run):
+        assert "schedule '' is unknown" in run("replay ''").error()
 
 
 class TestOutput:
