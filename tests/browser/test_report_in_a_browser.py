@@ -118,15 +118,15 @@ def test_every_figure_is_shown_whole_and_no_page_is_wider_than_the_screen(pages,
 
 def test_a_phone_shows_the_narrow_figures_and_tables_are_in_a_style_of_their_own(pages, new_page):
     for viewport, narrow in (("phone", True), ("desktop", False)):
-        for name in ("index.html", "html/02_apply_the_fix.html"):
+        for path in (pages.comparison, pages.run / "index.html", pages.run / "html/02_apply_the_fix.html"):
             page = new_page(offline=True, viewport=viewport)
-            page.goto((pages.run / name).as_uri())
+            page.goto(path.as_uri())
             unfold(page)
             sizes = page.evaluate(
                 "[...document.querySelectorAll('picture img')].map(image => image.naturalWidth)"
             )
-            assert len(sizes) > 2, name
-            assert {size <= 600 for size in sizes} == {narrow}, (name, sizes)
+            assert len(sizes) == page.locator("img").count() > 2, path
+            assert {size <= 600 for size in sizes} == {narrow}, (path, sizes)
     assert page.locator("table.dataframe").count() == 0
     assert page.locator("table.data").count() > 2
     assert "<NA>" not in page.locator("main").text_content()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import matplotlib
+import pandas as pd
 import pytest
 from matplotlib.text import Text
-from test_figures import DRAWN, MEASURED, misplaced
+from measured import PR
+from test_figures import MEASURED, RUNS, TITLE, misplaced
 
+from hicache_nixl.lab import figures
 from hicache_nixl.lab.figures.narrow import narrow
 
 matplotlib.use("Agg")
@@ -17,7 +20,23 @@ pytestmark = pytest.mark.usefixtures("closed_figures")
 PAGE = 390 - 2 * 16  # pixels between the margins of the page
 
 
-@pytest.mark.parametrize("name", MEASURED)
+LONG = [f"sglang==0.5.12, io_uring, page_bytes {2**power}, not direct, set" for power in range(20)]
+INTERVALS = pd.DataFrame({"time_ratio": [1.0] * 20, "low": [0.3] * 20, "high": [2.0] * 20})
+PANELS = pd.concat([PR.assign(kind=f"page_first_direct {number}") for number in range(6)])
+PER_CALL = INTERVALS.rename(columns={"time_ratio": "per_call"}).assign(
+    unit=["registrations, per call"] * 10 + ["\u00b5s per get beyond scoped, per call"] * 10
+)
+OF_TWO = {  # with labels as long, panels and rows as many as comparisons of runs have
+    "panels": lambda: figures.counts_of_two(PANELS, PANELS, "call", "open_fds", RUNS, TITLE, "kind"),
+    "rows": lambda: figures.intervals_of_two(INTERVALS, INTERVALS, LONG, "time_ratio", RUNS, TITLE),
+    "units": lambda: figures.intervals_of_two(PER_CALL, PER_CALL, LONG, "per_call", RUNS, TITLE),
+    "ratios": lambda: figures.ratios_of_two(INTERVALS, LONG, RUNS, TITLE),
+    "few ratios": lambda: figures.ratios_of_two(INTERVALS[:2], ["size", "rename"], RUNS, TITLE),
+}
+DRAWN = {name: lambda draw=draw: draw().figure for name, draw in MEASURED.items()} | OF_TWO
+
+
+@pytest.mark.parametrize("name", DRAWN)
 class TestNarrow:
     def test_its_smallest_text_has_nine_pixels(self, name):
         figure = narrow(DRAWN[name]())

@@ -20,7 +20,9 @@ from .look import LOOK, NOTE, heading
 DPI, COLOURS = 150, 64
 WIDTH = 4.0  # inches; text of 9 points has 11 pixels where this is 358 pixels wide
 PANEL = 2.5  # inches that a panel of a row is high when it stands alone
-LETTERS = 16  # of a label on an inch
+LETTERS = 15  # of a label on an inch
+ROW = 26  # letters of the label of a row
+LINE, GAP = 0.16, 0.06  # inches for a line of such a label, and between two labels
 TURNED = 0.9  # inches for labels that stand upright
 LEGEND = 0.4  # inches for a legend below
 RAISED = 18  # points that a note stands above its line
@@ -55,9 +57,12 @@ def narrow(figure: Figure) -> Figure:
             axes.set_subplotspec(column[place])
             axes.tick_params(labelleft=True, labelbottom=True)
             axes.set_ylabel(axes.get_ylabel() or panels[0].get_ylabel())
-        height = max(PANEL, height * 0.8) * len(panels)
+            if axes.get_shared_x_axes().joined(axes, panels[-1]):
+                axes.set_xlabel(axes.get_xlabel() or panels[-1].get_xlabel())
+        height = max(PANEL, height * 0.8 / grid.nrows) * len(panels)
     for legend in list(figure.legends):
         _in_rows(figure, legend)
+    height += sum(_wrap_rows(axes) for axes in panels)
     figure.set_size_inches(WIDTH, height + LEGEND * len(figure.legends))
     heading(figure, " ".join(figure.get_suptitle().split()))
     figure.canvas.draw()
@@ -74,6 +79,16 @@ def _in_rows(figure: Figure, legend: Legend) -> None:
     handles = [handle for handle in legend.legend_handles if handle is not None]
     legend.remove()
     figure.legend(handles, labels, loc="outside lower center", ncols=IN_A_ROW, fontsize="small")
+
+
+def _wrap_rows(axes: Axes) -> float:
+    """Write the labels of rows on as many lines as they need; return the inches that the panel must be higher for it."""
+    labels = [textwrap.fill(label.get_text(), ROW) for label in axes.get_yticklabels()]
+    lines = max((label.count("\n") for label in labels), default=0) + 1
+    if lines == 1:
+        return 0
+    axes.set_yticks(axes.get_yticks(), labels)
+    return max(0, len(labels) * (lines * LINE + GAP) - axes.bbox.height / axes.figure.dpi)
 
 
 def _wrap(axes: Axes) -> None:

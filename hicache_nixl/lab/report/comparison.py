@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from ...errors import ConfigError
 from ...resources import write_whole
+from ..figures.narrow import save_both
 from ..runs.folder import read_table
 from ..runs.record import Record, read_record
 from .changes import BETTER, MARGIN, OTHER, WORSE, Change, changes
@@ -24,7 +24,6 @@ from .notebook_page import title_of
 from .overlays import Overlay, overlay
 from .pages import write_page
 
-DPI = 150
 VARYING = ("started", "notebooks")  # facts of a run that are no setting of it
 MARK = "comparison.json"  # marks a folder that may be replaced
 
@@ -156,7 +155,7 @@ def _make(folder: Path, runs: tuple[Record, Record]) -> None:
             raise ConfigError(
                 f"--out {folder} holds files that are not a comparison; give a new or empty folder"
             )
-        for name in ("tables", "figures"):
+        for name in ("tables", "figures", "figures/narrow"):
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir()
         write_whole(folder / MARK, json.dumps([str(run.folder) for run in runs]) + "\n")
@@ -230,7 +229,7 @@ def _figures(a: Record, b: Record, folder: Path, runs: tuple[str, str]) -> list[
         named = [f"{row.notebook}_{name}" for name in row.tables.split()]
         column = row.figure if any(row.figure in tables[name][0] for name in named if name in tables) else ""
         entry = found.setdefault((*named, column), {"rows": [], "overlaid": []})
-        entry["rows"].append({"a": row, "b": other, "pictures": (a.picture(row), b.picture(other))})
+        entry["rows"].append({"a": row, "b": other, "pictures": (_picture(a, row), _picture(b, other))})
         for name in () if entry["overlaid"] else named:
             drawn = overlay(*tables[name], column, runs) if name in tables else None
             if drawn is not None:
@@ -248,14 +247,18 @@ def _shared_figures(a: Record, b: Record) -> list[tuple[Any, Any]]:
     ]
 
 
+def _picture(run: Record, row: Any) -> tuple[Path, str, str, Path | None]:
+    """Return what the pages' macro ``picture`` shows of a figure of a run."""
+    return run.picture(row), row.alt, "", run.narrow_picture(row)
+
+
 def _drawn(overlaid: Overlay | None, folder: Path, name: str) -> dict[str, Any]:
     """Save a figure; return its file, title and alt text for the page."""
     if overlaid is None:
         return {}
-    path = folder / "figures" / f"{name}.png"
-    overlaid.figure.savefig(path, dpi=DPI, metadata={"Description": overlaid.alt})
-    plt.close(overlaid.figure)
-    return {"path": path, "title": overlaid.title, "alt": overlaid.alt}
+    path, narrow = (folder / place / f"{name}.png" for place in ("figures", "figures/narrow"))
+    save_both(overlaid.figure, overlaid.alt, path, narrow)
+    return {"path": path, "title": overlaid.title, "alt": overlaid.alt, "narrow": narrow}
 
 
 def _tables(a: Record, b: Record, folder: Path) -> dict[str, Any]:

@@ -12,12 +12,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from test_report import LEAVES, make_run, text_of
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.report import build, compare_runs
 from hicache_nixl.lab.report.joining import claims_side_by_side, tables_side_by_side, time_ratios
 from hicache_nixl.lab.report.overlays import overlay
+from hicache_nixl.lab.report.pages import data_uri
 
 matplotlib.use("Agg")
 
@@ -221,6 +223,24 @@ class TestPage:
         files = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
         assert {"claims.csv", f"tables/{LEAVES}_growth.csv", f"tables/{LEAVES}_steady_times.csv"} <= files
         assert {f"figures/{LEAVES}_growth_growth.png", f"figures/{LEAVES}_steady_times.png"} <= files
+
+    def test_every_figure_has_a_narrow_one_for_phones(self, two):
+        """Overlays, times, and a figure that is only shown side by side, of which each run has its own."""
+        for run in two:
+            (run / "tables" / f"{LEAVES}_growth.csv").write_text("connector,reason\na,b\n")
+        page = compare_runs(*two).page
+        pictures = BeautifulSoup(page.read_text(), "html.parser")("img")
+        assert len(pictures) == 3
+        narrow = [two[0], two[1], page.parent]
+        files = [next((folder / "figures" / "narrow").glob("*.png")) for folder in narrow]
+        assert [one.parent.source["srcset"] for one in pictures] == [data_uri(file) for file in files]
+
+    def test_a_figure_of_a_run_without_a_narrow_one_is_shown_as_it_is(self, two):
+        for run in two:
+            (run / "tables" / f"{LEAVES}_growth.csv").write_text("connector,reason\na,b\n")
+            shutil.rmtree(run / "figures" / "narrow")
+        pictures = BeautifulSoup(compare_runs(*two).page.read_text(), "html.parser")("img")
+        assert [one.parent.name for one in pictures] == ["figure", "figure", "picture"]
 
     def test_it_names_both_verdicts_what_changed_and_how_times_compare(self, two):
         text = text_of(compare_runs(*two).page)
