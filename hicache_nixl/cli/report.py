@@ -58,7 +58,7 @@ def compare(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The folder for the page.", show_default="FIRST-vs-SECOND beside the first run"
+            "--out", help="The folder for the page.", show_default="FIRST-vs-SECOND beside the second run"
         ),
     ] = None,
     as_json: AsJson = False,
@@ -66,7 +66,8 @@ def compare(
     """Compare two runs on one page, and say whether anything got worse.
 
     For two disks, two versions of NIXL, or before and after a change: settings
-    that differ, claims that changed, figures overlaid, and tables joined.
+    that differ, claims that changed, figures overlaid, and tables joined. The
+    page is written beside the second run, which is the newer one.
 
     Worse is a claim that held and fails, a count that changed and fails, a
     notebook that does not finish any more, and a ratio of two connectors, when

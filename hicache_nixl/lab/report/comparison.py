@@ -95,7 +95,8 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
     a, b : path
         Folders of runs, or their names below ``runs/``.
     out : path, optional
-        The folder of the page; by default ``A-vs-B`` beside the first run.  An existing comparison is replaced.
+        The folder of the page; by default ``A-vs-B`` beside the second run, since the first
+        may be a reference that lies elsewhere.  An existing comparison is replaced.
 
     Returns
     -------
@@ -109,7 +110,7 @@ def compare_runs(a: str | Path, b: str | Path, out: str | Path | None = None) ->
     first, second = read_record(a), read_record(b)
     if first.folder == second.folder:
         raise ConfigError(f"run {a} and run {b} are the same run; expected two runs")
-    folder = Path(out) if out else first.folder.parent / f"{first.name}-vs-{second.name}"
+    folder = Path(out) if out else second.folder.parent / f"{first.name}-vs-{second.name}"
     _make(folder, (first, second))
     runs = _labels(first, second)
     claims = claims_side_by_side(first.claims, second.claims)

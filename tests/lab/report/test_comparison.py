@@ -217,9 +217,13 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 
 class TestPage:
-    def test_it_lies_beside_the_first_run_with_what_it_joined(self, two):
+    def test_it_lies_beside_the_second_run_and_not_beside_a_reference(self, two, tmp_path):
+        reference = Path(shutil.copytree(two[0], tmp_path / "docs" / "reference"))
+        assert compare_runs(reference, two[1]).page == tmp_path / "reference-vs-nvme" / "index.html"
+        assert list(reference.parent.iterdir()) == [reference]
+
+    def test_it_has_what_it_joined_in_its_folder(self, two):
         page = compare_runs(*two).page
-        assert page == two[0].parent / "ssd-vs-nvme" / "index.html"
         files = {str(path.relative_to(page.parent)) for path in page.parent.rglob("*") if path.is_file()}
         assert {"claims.csv", f"tables/{LEAVES}_growth.csv", f"tables/{LEAVES}_steady_times.csv"} <= files
         assert {f"figures/{LEAVES}_growth_growth.png", f"figures/{LEAVES}_steady_times.png"} <= files
