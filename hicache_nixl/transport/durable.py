@@ -3,10 +3,15 @@
 Without that, a file may have its full size after a power cut, and hold other bytes than were written.  The files
 have no name (O_TMPFILE) while they are written, and writes return when the bytes are on the disk (O_DSYNC); so no
 remains have to be found and removed after a power cut.
+
+That needs a file system which writes changes of its own records in their order, as those with a journal do:
+without, the name can be on the disk before the file has it, and bytes of a removed file can be overwritten
+before its name is gone.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,11 +20,17 @@ from contextlib import suppress
 from ..errors import ConfigError
 from .folder import FILE_MODE, HeldFolder
 
+logger = logging.getLogger(__name__)
+
 UNNAMED = os.O_RDWR | os.O_TMPFILE | os.O_DSYNC  # to open the folder with
+SYSFS = "/sys"
 
 
 def check(folder: HeldFolder) -> None:
-    """Raise ``ConfigError`` unless files of a folder can be made without a name and get one."""
+    """Raise ``ConfigError`` unless files of a folder can be made without a name and get one.
+
+    An ext4 (or ext2) that has no journal is logged as a warning.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=folder.inside) as own:
             fd = os.open(own, UNNAMED, FILE_MODE)
@@ -32,6 +43,21 @@ def check(folder: HeldFolder) -> None:
             f"sync: files in {folder.path} cannot be made without a name and get one ({error.strerror}); "
             "ext4, XFS, Btrfs and tmpfs support it (O_TMPFILE)"
         ) from error
+    if not _has_journal(os.fstat(folder.fd).st_dev):
+        logger.warning(
+            "sync: the file system of %s has no journal; after a power cut, pages may be missing or hold other bytes",
+            folder.path,
+        )
+
+
+def _has_journal(device: int) -> bool:
+    """Return whether a file system has a journal, by its device; True where only ext4 would tell."""
+    disk = os.path.realpath(f"{SYSFS}/dev/block/{os.major(device)}:{os.minor(device)}")
+    try:
+        with open(f"{SYSFS}/fs/ext4/{os.path.basename(disk)}/journal_task") as task:
+            return task.read().strip() != "<none>"
+    except OSError:
+        return True
 
 
 def name(files: Sequence[tuple[int, str]], directory: int) -> None:

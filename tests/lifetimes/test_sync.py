@@ -41,33 +41,62 @@ def store(make_store, pool):
     return make_store("scoped", pool=pool, sync=True)
 
 
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory):
-    """What is present after power cuts, with and without the option."""
+@pytest.fixture
+def left_by_cuts(tmp_path):
+    """Return a function: what is left of pages by 40 power cuts, on a file system and with options."""
     try:
         prefix = unshare()
     except OSError as error:
-        pytest.skip(str(error))  # a power cut is that of a file system, which has to be mounted
-    if os.geteuid() != 0 or not os.path.exists("/dev/loop-control"):
-        pytest.skip("needs root and loop devices")  # only root can cut a file system off from its device
-    script, found = str(TESTS / "scripts" / "power_cut.py"), {}
-    for option in ("sync", "no sync"):
-        folder = str(tmp_path_factory.mktemp("cut"))
-        found[option] = answer_of(run_python(script, folder, option, "6", prefix=prefix))
-    return found
+        pytest.skip(str(error))
+    if os.geteuid() != 0 or not (os.path.exists("/dev/fuse") and os.path.exists("/dev/loop-control")):
+        pytest.skip("needs root, FUSE and loop devices, for a disk that logs what is written to it")
+
+    def left(*arguments: str) -> dict[str, int]:
+        script = str(TESTS / "scripts" / "power_cut.py")
+        return answer_of(run_python(script, str(tmp_path), *arguments, prefix=prefix))
+
+    return left
 
 
 @pytest.mark.slow
-def test_after_a_power_cut_every_page_that_was_stored_is_present_and_holds_its_bytes(cut):
-    found = cut["sync"]
-    assert found["stored"] > 100
-    assert (found["lost"], found["older"], found["other bytes"]) == (0, 0, 0)
+@pytest.mark.parametrize(
+    "arguments", [("ordered", "sync"), ("writeback", "sync", "use_direct_io")], ids=" ".join
+)
+def test_after_a_power_cut_every_page_that_was_stored_is_present_and_holds_its_bytes(left_by_cuts, arguments):
+    left = left_by_cuts(*arguments)
+    assert left["stored"] > 1000
+    assert (left["lost"], left["older"], left["other bytes"]) == (0, 0, 0)
 
 
 @pytest.mark.slow
-def test_without_the_option_a_power_cut_loses_pages(cut):
-    """So the cuts of the test above are real ones."""
-    assert cut["no sync"]["lost"] > 0
+def test_without_the_option_a_power_cut_loses_pages_and_leaves_others_with_other_bytes(left_by_cuts):
+    """So the cuts of the test above are real ones; ``data=ordered`` is the default of ext4."""
+    left = left_by_cuts("ordered")
+    assert left["lost"] > 0
+    assert left["other bytes"] > 0
+
+
+@pytest.mark.slow
+def test_on_a_file_system_without_a_journal_the_option_does_not_keep_pages(left_by_cuts):
+    """So the warning about such a file system is right."""
+    assert left_by_cuts("no_journal", "sync")["lost"] > 0
+
+
+@pytest.mark.parametrize(("task", "warned"), [("<none>", True), ("123", False), (None, False)])
+def test_a_file_system_without_a_journal_is_a_warning(
+    make_store, tmp_path, monkeypatch, caplog, task, warned
+):
+    """``None``: not ext4."""
+    device = os.stat(tmp_path).st_dev
+    blocks, told = tmp_path / "dev" / "block", tmp_path / "fs" / "ext4" / "sda1"
+    blocks.mkdir(parents=True)
+    (blocks / f"{os.major(device)}:{os.minor(device)}").symlink_to(tmp_path / "devices" / "sda1")
+    told.mkdir(parents=True)
+    if task:
+        (told / "journal_task").write_text(f"{task}\n")
+    monkeypatch.setattr(durable, "SYSFS", str(tmp_path))
+    make_store(sync=True)
+    assert sum("no journal" in line for line in caplog.messages) == warned
 
 
 @pytest.mark.parametrize("queue", QUEUES)

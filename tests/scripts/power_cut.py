@@ -1,111 +1,146 @@
-"""Store pages on a file system of its own, cut it off at random moments, mount it again, and print what it holds.
+"""Store versions of pages on a disk that logs, and print what power cuts would have left of them.
 
-A shutdown of ext4 without a flush of its journal is a power cut: nothing is written any more, and what was only in
-memory is lost.  Runs in a separate mount namespace (unshare), so that the mounts end with the process.
+Takes a folder, a file system (see ``FILE_SYSTEMS``) and options of the store.  Runs in a separate mount
+namespace (unshare), so that the mounts end with the process.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import random
-import struct
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from disk_log import LoggedDisk, logged_disk, mounted, run
 from support import storage_config
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.host.pools import HostKVPool, pool_for_page_bytes
 
-SHUTDOWN, WITHOUT_JOURNAL = 0x8004587D, 2  # EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
-PAGES, PAGE_BYTES, CALL = 64, 131072, 4
-MEGABYTES = 128
+# Name: options of mkfs.ext4 and of mount.  A journal that is written each second makes more of what can go wrong.
+FILE_SYSTEMS = {
+    "ordered": ((), ("-o", "commit=1")),
+    "writeback": ((), ("-o", "commit=1,data=writeback")),
+    "no_journal": (("-O", "^has_journal"), ()),
+}
+MEGABYTES, SECONDS, PAUSE, CUTS = (
+    32,
+    2.5,
+    0.004,
+    40,
+)  # the pause keeps the log of a store that waits for no disk small
+PAGES, PAGE_BYTES, CALL, THREADS = 64, 65536, 4, 2
 
 
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+class Call(NamedTuple):
+    """A set of ``CALL`` pages; where the log began and ended it, and what it answered."""
+
+    began: int
+    ended: int
+    first: int
+    version: int
+    good: Sequence[bool]
 
 
-def fill(pool: HostKVPool, first: int, version: int) -> None:
-    """Give pages bytes that tell which page and version they are."""
-    for page in range(first, first + CALL):
-        pool.kv_buffer.view(torch.uint8).view(2, PAGES, -1)[:, page] = (7 * page + version) % 251
+def numbers_of(pool: HostKVPool, page: int) -> torch.Tensor:
+    """View keys and values of a page as numbers."""
+    return pool.kv_buffer.view(torch.int64).view(2, PAGES, -1)[:, page]
 
 
-def store_until_cut(folder: Path, sync: bool, chance: random.Random) -> dict[int, int]:
-    """Store versions of pages until the file system is cut off; return the last version of each that was True."""
-    pool, stored = pool_for_page_bytes(PAGE_BYTES, pages=PAGES), {}
-    fd = os.open(folder, os.O_RDONLY)
+def open_store(folder: Path, **options: bool) -> tuple[HiCacheNixl, HostKVPool]:
+    store = HiCacheNixl(storage_config("scoped", **options), str(folder / "pages"))
+    pool = pool_for_page_bytes(PAGE_BYTES, pages=PAGES)
+    store.register_mem_pool_host(pool)
+    return store, pool
 
-    def cut():
-        time.sleep(chance.uniform(0.5, 3))
-        fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", WITHOUT_JOURNAL))
 
-    with HiCacheNixl(storage_config("scoped", sync=sync), str(folder / "pages")) as store:
-        store.register_mem_pool_host(pool)
-        cutting = threading.Thread(target=cut)
-        cutting.start()
-        version = 0
-        while cutting.is_alive():
+def store_versions(folder: Path, disk: LoggedDisk, **options: bool) -> list[Call]:
+    """Store versions of all pages from several threads, which makes the journal be written at any time."""
+    store, pool = open_store(folder, **options)
+    end = time.monotonic() + SECONDS
+
+    def store_some(thread: int) -> list[Call]:
+        calls, version = [], 0
+        while time.monotonic() < end:
             version += 1
-            for first in range(0, PAGES, CALL):
-                fill(pool, first, version)
-                keys = [f"page{page}" for page in range(first, first + CALL)]
-                for page, good in enumerate(store.batch_set_v1(keys, pool.page_indices(first, CALL)), first):
-                    if good and cutting.is_alive():
-                        stored[page] = version
-    os.close(fd)
-    return stored
+            for first in range(thread * CALL, PAGES, THREADS * CALL):
+                pages = range(first, first + CALL)
+                for page in pages:  # each number tells page and version
+                    numbers_of(pool, page)[:] = page << 32 | version
+                began = disk.position()
+                good = store.batch_set_v1([f"page{page}" for page in pages], pool.page_indices(first, CALL))
+                calls.append(Call(began, disk.position(), first, version, good))
+                time.sleep(PAUSE)
+        return calls
+
+    with store, ThreadPoolExecutor(THREADS) as threads:
+        return [call for calls in threads.map(store_some, range(THREADS)) for call in calls]
 
 
-def look(folder: Path, stored: dict[int, int]) -> Counter[str]:
-    """Compare what is present with what was stored."""
-    pool, found = pool_for_page_bytes(PAGE_BYTES, pages=PAGES), Counter()
-    with HiCacheNixl(storage_config("scoped"), str(folder / "pages")) as store:
-        store.register_mem_pool_host(pool)
-        for page in range(PAGES):
-            if not store.exists(f"page{page}"):
-                found["lost"] += page in stored
-                continue
-            assert store.batch_get_v1([f"page{page}"], pool.page_indices(page, 1)) == [True]
-            values = pool.kv_buffer.view(torch.uint8).view(2, PAGES, -1)[:, page].unique().tolist()
-            version = (values[0] - 7 * page) % 251
-            found["present"] += 1
-            found["other bytes"] += len(values) > 1 or version not in range(1, 251)
+def known_at(cut: int, calls: Sequence[Call]) -> tuple[dict[int, int], dict[int, int], set[int]]:
+    """Return the newest version of each page that was begun, and that was stored, and the pages under way."""
+    started, stored, under_way = {}, {}, set()
+    for call in calls:
+        for page, good in enumerate(call.good, call.first):
+            if call.began <= cut:
+                started[page] = call.version
+            if call.ended <= cut and good:
+                stored[page] = call.version
+            elif call.began <= cut:
+                under_way.add(page)
+    return started, stored, under_way
+
+
+def look(folder: Path, calls: Sequence[Call], cut: int) -> Counter[str]:
+    """Compare what is present with what was stored before the cut."""
+    started, stored, under_way = known_at(cut, calls)
+    found = Counter(stored=len(stored))
+    store, pool = open_store(folder)
+    with store:
+        present = [page for page in range(PAGES) if store.exists(f"page{page}")]
+        places = pool.page_indices(0, PAGES).view(PAGES, -1)[present].flatten()
+        assert all(store.batch_get_v1([f"page{page}" for page in present], places))
+    for page in set(stored) - set(present):
+        found["lost while replaced" if page in under_way else "lost"] += 1
+    for page in present:
+        number, *others = numbers_of(pool, page).unique().tolist()
+        version = number - (page << 32)
+        found["present"] += 1
+        if others or version not in range(1, started.get(page, 0) + 1):
+            found["other bytes"] += 1
+        else:
             found["older"] += version < stored.get(page, 0)
     return found
 
 
-def main(folder: Path, sync: bool, cuts: int) -> None:
-    chance, found = random.Random(1), Counter()
-    disk, mounted = folder / "disk", folder / "mounted"
-    mounted.mkdir()
-    for _ in range(cuts):
-        disk.unlink(missing_ok=True)
-        disk.touch()
-        os.truncate(disk, MEGABYTES << 20)
-        run("mkfs.ext4", "-q", str(disk))
-        run("mount", "-o", "loop,commit=1", str(disk), str(mounted))
-        stored = store_until_cut(mounted, sync, chance)
-        run("umount", str(mounted))
-        run("mount", "-o", "loop,commit=1", str(disk), str(mounted))  # replays the journal
-        found["stored"] += len(stored)
-        found += look(mounted, stored)
-        run("umount", str(mounted))
-    sys.stdout.write(
-        "\n"
-        + json.dumps({kind: found[kind] for kind in ("stored", "present", "lost", "older", "other bytes")})
-    )
+def main(folder: Path, file_system: str, **options: bool) -> None:
+    found: Counter[str] = Counter()
+    features, mount_options = FILE_SYSTEMS[file_system]
+    with logged_disk(folder, MEGABYTES) as disk:
+        target = folder / "mounted"
+        target.mkdir()
+        run("mkfs.ext4", "-q", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", *features, disk.device)
+        with mounted(disk.device, target, *mount_options):
+            (target / "pages").mkdir(0o700)
+            run("sync", "-f", target)
+            start = disk.position()
+            calls = store_versions(target, disk, **options)
+    for cut, image in disk.disks(CUTS, random.Random(1), after=start):
+        if file_system == "no_journal":
+            run("e2fsck", "-fy", image, accept=(0, 1))  # 1: errors were corrected
+        with mounted(image, target, "-o", "loop"):  # replays the journal
+            found += look(target, calls, cut)
+    kinds = ("stored", "present", "lost", "lost while replaced", "older", "other bytes")
+    sys.stdout.write("\n" + json.dumps({kind: found[kind] for kind in kinds}))
 
 
 if __name__ == "__main__":
     logging.disable()
-    main(Path(sys.argv[1]), sys.argv[2] == "sync", int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], **dict.fromkeys(sys.argv[3:], True))
