@@ -45,6 +45,14 @@ class FileError(HiCacheNixlError, OSError):
         return cls(error.errno, error.strerror or str(error), path)
 
 
+class DamagedError(HiCacheNixlError, ValueError):
+    """A file of a store is not as this package made it: other kind, owner, size or contents."""
+
+
+class NewerFormatError(HiCacheNixlError, ValueError):
+    """A later version of this package made this file of a store."""
+
+
 class RegistrationError(HiCacheNixlError, RuntimeError):
     """NIXL refused a registration, a descriptor list or a transfer request."""
 

@@ -1,0 +1,125 @@
+"""The file of a table, mapped into memory: a header, the tag of each slot, the row of each slot."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from contextlib import suppress
+
+import numpy as np
+
+from ...errors import ClosedError, DamagedError, FileError, NewerFormatError
+from ...transport.folder import FILE_MODE
+from .row import ROW, ROW_WORDS
+
+MAGIC, FORMAT = b"hicache_nixl idx", 1
+TAGS_START = 4096  # bytes; a page of memory for the header
+_HEADER = struct.Struct("<16sQQ")  # magic, format, slots
+_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_CLOSED = -1
+
+
+class TableFile:
+    """One descriptor and one mapping of a file; both end with ``close()``.
+
+    Attributes
+    ----------
+    slots : int
+        A power of two.
+    tags : numpy.ndarray of uint64, shape (slots,)
+        The mapped tags.
+    rows : numpy.ndarray of uint64, shape (slots, 12)
+        The mapped rows, as words.
+    """
+
+    def __init__(self, fd: int, name: str, least_slots: int):
+        self.name = name
+        self._fd = fd  # owned from here on
+        try:
+            self.slots = _slots_of(fd, name, least_slots)
+            self._size = _size_of(self.slots)
+            self._map = mmap.mmap(fd, self._size)
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, OSError) and not isinstance(error, FileError):
+                raise FileError.of(error, name) from error
+            raise
+        self.tags = np.frombuffer(self._map, np.uint64, self.slots, TAGS_START)
+        self.rows = np.frombuffer(
+            self._map, np.uint64, self.slots * ROW_WORDS, TAGS_START + self.tags.nbytes
+        ).reshape(self.slots, ROW_WORDS)
+
+    @classmethod
+    def create(cls, dir_fd: int, name: str, slots: int) -> TableFile:
+        """Make the file of an empty table, in place of a file of that name; raise ``FileError``."""
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=dir_fd)
+            fd = os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE, dir_fd=dir_fd)
+            try:
+                # A store to a mapped page for which the disk has no room would kill the process with SIGBUS.
+                os.posix_fallocate(fd, 0, _size_of(slots))
+                os.pwrite(fd, _HEADER.pack(MAGIC, FORMAT, slots), 0)
+            except BaseException:
+                os.close(fd)
+                os.unlink(name, dir_fd=dir_fd)
+                raise
+        except OSError as error:
+            raise FileError.of(error, name) from error
+        return cls(fd, name, slots)
+
+    @classmethod
+    def open(cls, dir_fd: int, name: str, least_slots: int) -> TableFile:
+        """Map an existing file; raise ``FileError``, ``DamagedError`` or ``NewerFormatError``."""
+        try:
+            fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+        except OSError as error:
+            raise FileError.of(error, name) from error
+        return cls(fd, name, least_slots)
+
+    def check(self) -> None:
+        """Raise ``DamagedError`` if the file was removed or has another size, ``ClosedError`` after ``close()``."""
+        if self._fd == _CLOSED:
+            raise ClosedError(f"the table in {self.name} is closed")
+        status = os.fstat(self._fd)
+        if status.st_nlink == 0:
+            raise DamagedError(f"{self.name} was removed")
+        if status.st_size != self._size:
+            raise DamagedError(f"{self.name} has {status.st_size} bytes instead of {self._size}")
+
+    def close(self) -> None:
+        """Unmap and close the file.  A second call does nothing."""
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            self.tags, self.rows = np.empty(0, np.uint64), np.empty((0, ROW_WORDS), np.uint64)
+            with suppress(BufferError):  # a call in another thread still reads; its end unmaps
+                self._map.close()
+            del self._map
+            os.close(fd)
+
+
+def _size_of(slots: int) -> int:
+    """Return the size in bytes of the file of a table."""
+    return TAGS_START + slots * (8 + ROW.itemsize)
+
+
+def _slots_of(fd: int, name: str, least: int) -> int:
+    """Return how many slots a file has; raise ``DamagedError`` or ``NewerFormatError`` if it is not a table's."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedError(f"{name} is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise DamagedError(f"{name} belongs to user {status.st_uid}, and this process is user {os.geteuid()}")
+    header = os.pread(fd, _HEADER.size, 0)
+    if len(header) < _HEADER.size or not header.startswith(MAGIC):
+        raise DamagedError(f"{name} is not an index of this package")
+    _, version, slots = _HEADER.unpack(header)
+    if version > FORMAT:
+        raise NewerFormatError(
+            f"{name} has format {version}, and this version reads up to {FORMAT}: upgrade it"
+        )
+    if version != FORMAT or slots < least or slots & (slots - 1) or status.st_size != _size_of(slots):
+        raise DamagedError(f"{name} is damaged: format {version}, {slots} slots, {status.st_size} bytes")
+    return int(slots)
