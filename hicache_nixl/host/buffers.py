@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import ALIGNMENT, ZERO_COPY_LAYOUTS
 from ..errors import ConfigError, PageIndexError
 from ..names import Named
 from ..transport.registration import Buffer
+from .addresses import Addresses, PoolMap
 from .pools import aligned_tensor
 
 logger = logging.getLogger(__name__)
@@ -59,13 +61,13 @@ class Pages(ABC):
                 f"{pages} keys and {len(indices)} host indices do not match: "
                 f"a page has {pool.page_size} tokens"
             )
-        starts = self.starts(indices)
-        if min(starts) < 0 or max(starts) + pool.page_size > pool.size:
+        starts = indices[:: pool.page_size].numpy()
+        if starts.min() < 0 or starts.max() + pool.page_size > pool.size:
             raise PageIndexError(
-                f"{pages} keys, {len(indices)} host indices: token indices {min(starts)} to "
-                f"{max(starts) + pool.page_size - 1} are outside the pool of {pool.size} tokens"
+                f"{pages} keys, {len(indices)} host indices: token indices {starts.min()} to "
+                f"{starts.max() + pool.page_size - 1} are outside the pool of {pool.size} tokens"
             )
-        if any(start % pool.page_size for start in starts):
+        if (starts % pool.page_size).any():
             raise PageIndexError(f"a page of {pool.page_size} tokens cannot start inside a page")
 
     def starts(self, indices: torch.Tensor) -> list[int]:
@@ -79,11 +81,11 @@ class Pages(ABC):
             yield part, indices[first * batch * tokens : (first + 1) * batch * tokens]
 
     @abstractmethod
-    def leaving(self, indices: torch.Tensor) -> AbstractContextManager[list[Buffer]]:
+    def leaving(self, indices: torch.Tensor) -> AbstractContextManager[Sequence[Buffer]]:
         """Provide the buffers of pages to store, for the time of a ``with`` block."""
 
     @abstractmethod
-    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[list[Buffer]]:
+    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[Sequence[Buffer]]:
         """Provide buffers for pages to load, for the time of a ``with`` block; ``land`` ends it."""
 
     @abstractmethod
@@ -99,14 +101,15 @@ class InPlace(Pages):
     def __init__(self, pool: Any):
         super().__init__(pool)
         self.memory = [pool.kv_buffer]
-        self.piece_sizes = pool.get_page_buffer_meta(torch.arange(pool.page_size))[1]
+        self._map = PoolMap(pool)
+        self.piece_sizes = self._map.sizes.tolist()
 
     @contextmanager
-    def leaving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
+    def leaving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
         """Provide the buffers of pages to store."""
-        yield list(zip(*self.pool.get_page_buffer_meta(indices), strict=True))
+        yield self._map.of(indices)
 
-    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[list[Buffer]]:
+    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[Sequence[Buffer]]:
         """Provide the buffers of pages to load: the same."""
         return self.leaving(indices)
 
@@ -123,13 +126,13 @@ class Copied(Pages):
         self.piece_sizes = [pool.get_dummy_flat_data_page().nbytes]
 
     @contextmanager
-    def leaving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
+    def leaving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
         """Provide copies of pages to store."""
         pages = (self.pool.get_data_page(start, flat=False) for start in self.starts(indices))
         yield [page.contiguous() for page in pages]
 
     @contextmanager
-    def arriving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
+    def arriving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
         """Provide buffers for pages to load; ``land`` copies them into the pool."""
         yield [self.pool.get_dummy_flat_data_page() for _ in self.starts(indices)]
 
@@ -158,7 +161,7 @@ class Staged(Copied):
         self.memory = self._slots
 
     @contextmanager
-    def leaving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
+    def leaving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
         """Provide copies of pages to store."""
         with self._busy[0]:
             starts = self.starts(indices)
@@ -168,7 +171,7 @@ class Staged(Copied):
             yield self._buffers(0, len(starts))
 
     @contextmanager
-    def arriving(self, indices: torch.Tensor) -> Iterator[list[Buffer]]:
+    def arriving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
         """Provide buffers for pages to load; ``land`` copies them into the pool."""
         with self._busy[1]:
             yield self._buffers(1, len(self.starts(indices)))
@@ -177,9 +180,9 @@ class Staged(Copied):
         """Copy the pages that were loaded into the pool."""
         self._land(indices, self._slots[1][: len(buffers)], loaded)
 
-    def _buffers(self, direction: int, count: int) -> list[Buffer]:
+    def _buffers(self, direction: int, count: int) -> Sequence[Buffer]:
         first, size = self._slots[direction].data_ptr(), self.piece_sizes[0]
-        return [(first + slot * size, size) for slot in range(count)]
+        return Addresses(first + np.arange(count)[:, None] * size, np.array(size))
 
 
 def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:

@@ -1,0 +1,83 @@
+"""Buffers of many pages as arrays, without a Python object for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError
+from ..transport.registration import Buffer, buffer_addresses, buffer_sizes
+
+
+class Addresses(Sequence[Buffer]):
+    """Buffers of n pages of k pieces; as a sequence, n * k pairs of (address, bytes), page by page.
+
+    Parameters
+    ----------
+    starts : numpy.ndarray
+        int64, (n, k): the address of each piece.
+    sizes : numpy.ndarray
+        int64, (n, k) or what broadcasts to it: bytes of each piece.
+    """
+
+    def __init__(self, starts: np.ndarray, sizes: np.ndarray):
+        self.starts, self.sizes = starts, np.broadcast_to(sizes, starts.shape)
+
+    @classmethod
+    def of(cls, buffers: Sequence[Buffer], pieces: int) -> Addresses:
+        """Return any buffers as arrays, ``pieces`` of them for each page."""
+        if isinstance(buffers, cls):
+            return buffers
+        shape = (len(buffers) // pieces, pieces)
+        starts, sizes = buffer_addresses(buffers), buffer_sizes(buffers)
+        return cls(np.array(starts, np.int64).reshape(shape), np.array(sizes, np.int64).reshape(shape))
+
+    @cached_property
+    def _listed(self) -> list[tuple[int, int]]:
+        return list(zip(self.starts.ravel().tolist(), self.sizes.ravel().tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return self.starts.size
+
+    def __getitem__(self, item: Any) -> Any:
+        return self._listed[item]
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return iter(self._listed)
+
+
+class PoolMap:
+    """Where the pages of a host pool are: at equal distances, as in every pool of SGLang.
+
+    Parameters
+    ----------
+    pool
+        Has ``get_page_buffer_meta``, ``page_size`` and ``size``; asked for its first, second and last page only.
+
+    Raises
+    ------
+    ConfigError
+        When the pages are not at equal distances.
+    """
+
+    def __init__(self, pool: Any):
+        pages = pool.size // pool.page_size
+        asked = sorted({0, min(1, pages - 1), pages - 1})
+        tokens = torch.cat([torch.arange(pool.page_size) + page * pool.page_size for page in asked])
+        addresses, sizes = (np.array(given, np.int64) for given in pool.get_page_buffer_meta(tokens))
+        starts = addresses.reshape(len(asked), -1)
+        self._page_size, self._first = pool.page_size, starts[0]
+        self._distance = starts[1] - starts[0] if pages > 1 else np.zeros_like(starts[0])
+        self.sizes = sizes[: starts.shape[1]]
+        expected = starts[0] + np.array(asked)[:, None] * self._distance
+        if (starts != expected).any() or (sizes.reshape(starts.shape) != self.sizes).any():
+            raise ConfigError(f"mem_pool_host: pages of a {type(pool).__name__} are not at equal distances")
+
+    def of(self, indices: torch.Tensor) -> Addresses:
+        """Return the buffers of pages, given their token indices, ``page_size`` of them for each."""
+        pages = indices[:: self._page_size].numpy() // self._page_size
+        return Addresses(self._first + pages[:, None] * self._distance, self.sizes)
