@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .errors import ClosedError, HiCacheNixlError, KeyRefusedError
 from .interrupts import deferred
-from .lifetimes.outcome import Outcome
+from .lifetimes.outcome import MOVED, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ class Calls:
         except Exception as error:
             _log(operation, keys, error)
             return [False] * len(keys)
+        if all(outcome is MOVED for outcome in outcomes):
+            return [True] * len(outcomes)
         failed: dict[int, list[str]] = {}  # keys by the identity of their error
         errors: dict[int, Exception] = {}
         for key, outcome in zip(keys, outcomes, strict=False):

@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from .errors import ConfigError
 from .lifetimes import BY_NAME, DEFAULT_LIFETIME, RELEASED
+from .lifetimes import FILE_PER_PIECE as FILE_PER_PIECE
 from .lifetimes import LIFETIMES as LIFETIMES
 
 FILE_PLUGINS = ("3FS", "POSIX", "GDS_MT", "GDS")  # in the order of auto mode
@@ -36,6 +45,10 @@ _NOT_FOR_NIXL = frozenset(
         "use_direct_io",
         "allow_shared_folder",
         "sync",
+        "capacity_gb",
+        "min_free_gb",
+        "segment_mb",
+        "verify",
         "backend_name",
         "module_path",
         "class_name",
@@ -114,6 +127,30 @@ class PosixParams(BaseModel):
         return params
 
 
+class PooledOptions(BaseModel):
+    """The options of lifetime ``pooled``.
+
+    Attributes
+    ----------
+    capacity_gb : float, optional
+        The most that the store may hold, in GiB.  All processes on a store have one capacity: the last that was
+        given, to whichever of them.  Without it, a new store may use half of the free space.
+    min_free_gb : float
+        GiB of the file system that stay free: below that, the oldest pages are dropped instead.
+    segment_mb : int, optional
+        MiB of a segment of a new store: 256, more with capacities over 32 GiB, less with those below 1 GiB.
+    verify : {"checksum", "none"}
+        Whether pages are compared with their checksums when they are loaded.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    capacity_gb: PositiveFloat | None = None
+    min_free_gb: NonNegativeFloat = 1.0
+    segment_mb: PositiveInt | None = None
+    verify: Literal["checksum", "none"] = "checksum"
+
+
 class NixlBackendConfig:
     """The two forms of ``extra_config`` that SGLang's backend reads.
 
@@ -137,6 +174,8 @@ class NixlBackendConfig:
         Whether ``scoped`` uses a storage folder to which other users can write.
     sync : bool
         Whether ``scoped`` stores pages so that after a power cut each is whole or missing.
+    pooled : PooledOptions
+        The options of ``pooled``.
 
     Raises
     ------
@@ -164,6 +203,12 @@ class NixlBackendConfig:
                     f"{key}: lifetime {self.lifetime} reproduces {RELEASED[self.lifetime]}, which has no "
                     f"such option; use lifetime {DEFAULT_LIFETIME}"
                 )
+        given = {name: self._extra[name] for name in PooledOptions.model_fields if name in self._extra}
+        if given and self.lifetime != "pooled":
+            raise ConfigError(f"{next(iter(given))}: only lifetime pooled has this option")
+        self.pooled = _checked(TypeAdapter(PooledOptions), given, "extra_config")
+        if self.sync and self.lifetime == "pooled":
+            raise ConfigError("sync: pooled has checksums instead; omit it, or use lifetime scoped")
         self.plugin = self._active_plugin() if "plugin" in self._extra else self._named_plugin()
         if self.plugin != "auto":
             self.init_params(self.plugin)  # a wrong parameter is an error at construction

@@ -45,6 +45,12 @@ class FileError(HiCacheNixlError, OSError):
         return cls(error.errno, error.strerror or str(error), path)
 
 
+class MissingError(HiCacheNixlError, KeyError):
+    """A page that is not stored, or not with this size."""
+
+    __str__ = Exception.__str__  # KeyError would quote the message
+
+
 class DamagedError(HiCacheNixlError, ValueError):
     """A file of a store is not as this package made it: other kind, owner, size or contents."""
 

@@ -159,11 +159,13 @@ class PageNames:
 
 
 def _all_plain(keys: Sequence[str]) -> bool:
-    """Return whether all keys are 64 letters and digits, in one look; they need no other check."""
+    """Return whether all keys have 64 ASCII characters that a file name may have: they need no other check."""
     try:
-        return set(map(len, keys)) == {KEY_BYTES} and "".join(keys).isalnum() and "".join(keys).isascii()
+        joined = "".join(keys)
     except TypeError:  # what is no string is named by check_key
         return False
+    refused = "/" in joined or "." in joined or "\0" in joined
+    return not refused and joined.isascii() and set(map(len, keys)) == {KEY_BYTES}
 
 
 def check_key(key: str, longest_suffix: int) -> None:

@@ -18,7 +18,7 @@ from jupyter_client.manager import start_new_kernel
 from support import LEFT, Left, close_below, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.config import DEFAULT_LIFETIME, LIFETIMES, PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
+from hicache_nixl.config import DEFAULT_LIFETIME, FILE_PER_PIECE, PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
 from hicache_nixl.host.pools import LAYOUTS, HostKVPool
 from hicache_nixl.lab.worker.releases import at_hand
 
@@ -45,7 +45,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
-@pytest.fixture(params=LIFETIMES)
+@pytest.fixture(params=FILE_PER_PIECE)
 def lifetime(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -10,9 +10,9 @@ from typing import Protocol
 import in_memory
 from support import LEFT, names_open
 
-from hicache_nixl.lifetimes import LIFETIMES
+from hicache_nixl.lifetimes import FILE_PER_PIECE
 
-STORES = (*LIFETIMES, "in_memory")
+STORES = (*FILE_PER_PIECE, "in_memory")
 ALONE = tuple(name for name in STORES if not LEFT[name].fails_together)  # where a bad page fails alone
 # What can happen to a piece in any store, and the error of a get that follows.
 DAMAGE: dict[str, tuple[Callable[[bytes], bytes] | None, str]] = {

@@ -64,6 +64,7 @@ LEFT = {
     "leaky": Left(1, 1, 1, 1, 1, fails_together=True),
     "try_finally": Left(0, 1, 1, 1, 1, fails_together=True),
     "scoped": Left(0, 0, 0, 0, 0, fails_together=False),
+    "pooled": Left(0, 0, 0, 0, 0, fails_together=False),
     "in_memory": Left(0, 0, 0, 0, 0, fails_together=False),  # of the tests only
 }
 

@@ -141,7 +141,7 @@ def test_without_a_plugin_it_is_auto_mode_and_the_default_lifetime(extra):
 
 
 def test_every_lifetime_but_the_releases_is_ours():
-    assert set(LIFETIMES) - set(RELEASED) == {"scoped"}
+    assert set(LIFETIMES) - set(RELEASED) == {"scoped", "pooled"}
 
 
 @pytest.mark.parametrize("name", ["POSIX", "posix"])

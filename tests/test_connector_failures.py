@@ -26,7 +26,7 @@ from support import (
     without_capabilities,
 )
 
-from hicache_nixl.config import LIFETIMES, QUEUES
+from hicache_nixl.config import FILE_PER_PIECE, QUEUES
 from hicache_nixl.errors import ConfigError
 
 NAME = "page1_org-model_0_1_k"
@@ -134,7 +134,7 @@ def test_leaky_runs_into_the_limit_on_the_predicted_call_and_works_once_descript
         assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
 
 
-@pytest.mark.parametrize("lifetime", [name for name in LIFETIMES if not LEFT[name].fds])
+@pytest.mark.parametrize("lifetime", [name for name in FILE_PER_PIECE if not LEFT[name].fds])
 def test_a_limit_that_one_call_fits_into_is_never_reached(make_store, lifetime, pool, log):
     store = make_store(lifetime, pool=pool)
     with free_descriptors(FILES):
@@ -154,7 +154,7 @@ def test_construction_at_the_descriptor_limit_is_a_clear_error(make_store, folde
 
 def test_three_threads_share_a_store_as_in_the_controller(tmp_path):
     """SGLang sets, looks up and gets from a thread each; a NIXL agent has no locking by default."""
-    closing = [name for name in LIFETIMES if not LEFT[name].fds]
+    closing = [name for name in FILE_PER_PIECE if not LEFT[name].fds]
     script = TESTS / "scripts" / "three_threads.py"
     answers = answer_of(run_python(str(script), str(tmp_path), *closing))
     assert answers == {f"{lifetime}-{queue}": [] for lifetime in closing for queue in QUEUES}

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support import LEFT, TESTS, answer_of, run_python
 
-from hicache_nixl.config import LIFETIMES
+from hicache_nixl.config import FILE_PER_PIECE
 
 pytestmark = pytest.mark.slow  # a server with an object store
 
@@ -90,10 +90,10 @@ def _run(command: list[str], line: str) -> str:
 
 @pytest.fixture(scope="module")
 def answers(s3_port: int) -> dict[str, Any]:
-    return answer_of(run_python(str(TESTS / "scripts/object_store.py"), str(s3_port), *LIFETIMES))
+    return answer_of(run_python(str(TESTS / "scripts/object_store.py"), str(s3_port), *FILE_PER_PIECE))
 
 
-@pytest.mark.parametrize("lifetime", LIFETIMES)
+@pytest.mark.parametrize("lifetime", FILE_PER_PIECE)
 def test_pages_are_stored_as_objects_and_no_file_is_touched(lifetime, answers):
     found = answers[lifetime]
     everything = [True] * PAGES

@@ -21,11 +21,16 @@ class Addresses(Sequence[Buffer]):
     starts : numpy.ndarray
         int64, (n, k): the address of each piece.
     sizes : numpy.ndarray
-        int64, (n, k) or what broadcasts to it: bytes of each piece.
+        int64, (k,) if all pages are alike, otherwise (n, k): bytes of each piece.
+
+    Attributes
+    ----------
+    alike : bool
+        Whether ``sizes`` is of shape (k,).
     """
 
     def __init__(self, starts: np.ndarray, sizes: np.ndarray):
-        self.starts, self.sizes = starts, np.broadcast_to(sizes, starts.shape)
+        self.starts, self.sizes, self.alike = starts, sizes, sizes.ndim == 1
 
     @classmethod
     def of(cls, buffers: Sequence[Buffer], pieces: int) -> Addresses:
@@ -33,12 +38,19 @@ class Addresses(Sequence[Buffer]):
         if isinstance(buffers, cls):
             return buffers
         shape = (len(buffers) // pieces, pieces)
-        starts, sizes = buffer_addresses(buffers), buffer_sizes(buffers)
-        return cls(np.array(starts, np.int64).reshape(shape), np.array(sizes, np.int64).reshape(shape))
+        starts = np.array(buffer_addresses(buffers), np.int64).reshape(shape)
+        sizes = np.array(buffer_sizes(buffers), np.int64).reshape(shape)
+        return cls(starts, sizes[0] if len(sizes) and (sizes == sizes[0]).all() else sizes)
+
+    def each(self) -> Iterator[Addresses]:
+        """Yield the buffers of each page alone."""
+        for page, start in enumerate(self.starts):
+            yield Addresses(start[None], self.sizes if self.alike else self.sizes[page])
 
     @cached_property
     def _listed(self) -> list[tuple[int, int]]:
-        return list(zip(self.starts.ravel().tolist(), self.sizes.ravel().tolist(), strict=True))
+        sizes = np.broadcast_to(self.sizes, self.starts.shape)
+        return list(zip(self.starts.ravel().tolist(), sizes.ravel().tolist(), strict=True))
 
     def __len__(self) -> int:
         return self.starts.size

@@ -182,7 +182,7 @@ class Staged(Copied):
 
     def _buffers(self, direction: int, count: int) -> Sequence[Buffer]:
         first, size = self._slots[direction].data_ptr(), self.piece_sizes[0]
-        return Addresses(first + np.arange(count)[:, None] * size, np.array(size))
+        return Addresses(first + np.arange(count)[:, None] * size, np.array([size]))
 
 
 def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:

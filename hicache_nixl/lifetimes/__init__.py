@@ -2,6 +2,7 @@
 
 ``leaky``, ``try_finally`` and ``scoped`` keep a file or object per piece of a page and share
 ``file_per_piece``.  They have the same outline, so that ``diff`` of two neighbours is the patch between them.
+``pooled`` keeps all pages in a few files that are opened once.
 A lifetime implements ``protocol.Lifetime``; it is added with a line in ``BY_NAME``, without a change in the
 connector.
 """
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from .protocol import Lifetime
 
 # Name to module, which is imported when the lifetime is used: listing the names does not need torch.
-BY_NAME = {name: f"{__name__}.{name}" for name in ("leaky", "try_finally", "scoped")}
+FILE_PER_PIECE = ("leaky", "try_finally", "scoped")
+BY_NAME = {name: f"{__name__}.{name}" for name in (*FILE_PER_PIECE, "pooled")}
 LIFETIMES = tuple(BY_NAME)
 DEFAULT_LIFETIME = "scoped"
 # Those that reproduce a release of SGLang, including its answers and its names of pages.

@@ -37,8 +37,11 @@ def test_tensors_and_pairs_become_arrays():
     tensors = [torch.zeros(4), torch.zeros(6)]
     found = Addresses.of(tensors, 2)
     assert found.starts.tolist() == [[tensor.data_ptr() for tensor in tensors]]
-    assert found.sizes.tolist() == [[16, 24]]
+    assert found.sizes.tolist() == [16, 24]
     assert Addresses.of(found, 2) is found
     pairs = [(4096, 8), (8192, 16)]
     assert list(Addresses.of(pairs, 1)) == pairs == Addresses.of(pairs, 1)[:]
-    assert len(Addresses(np.zeros((3, 2), np.int64), np.array(8))) == 6
+    uneven = Addresses.of([(4096, 8), (8192, 16)], 1)
+    assert not uneven.alike
+    assert [list(page) for page in uneven.each()] == [[pair] for pair in pairs]
+    assert len(Addresses(np.zeros((3, 2), np.int64), np.array([8, 8]))) == 6

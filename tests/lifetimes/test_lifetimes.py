@@ -26,7 +26,7 @@ from faults import (
 from support import LEFT, as_bytes, files_in, keys_of, make_pool, names_open, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl, lifetimes
-from hicache_nixl.config import LIFETIMES, RELEASED
+from hicache_nixl.config import FILE_PER_PIECE, RELEASED
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.transport import agent
 
@@ -267,14 +267,14 @@ def outline(lifetime: str) -> list[str]:
 
 def test_lifetimes_have_one_outline_so_that_their_diff_is_the_patch():
     shared = ["register_pool", "register_files", "_execute_transfer", "close"]
-    for lifetime in LIFETIMES:
+    for lifetime in FILE_PER_PIECE:
         assert [name for name in outline(lifetime) if name in shared] == shared
     assert outline("leaky") == outline("try_finally") == shared
 
 
 def test_every_lifetime_has_a_module_and_a_line_in_the_table_of_these_tests():
-    assert list(lifetimes.BY_NAME) == list(LIFETIMES)
-    assert list(LEFT) == [*LIFETIMES, "in_memory"]
+    assert list(lifetimes.BY_NAME) == list(lifetimes.LIFETIMES)
+    assert list(LEFT) == [*lifetimes.LIFETIMES, "in_memory"]
 
 
 def test_a_name_is_enough_to_add_a_lifetime_that_needs_neither_nixl_nor_a_folder(monkeypatch, folder):
@@ -291,7 +291,7 @@ def test_a_name_is_enough_to_add_a_lifetime_that_needs_neither_nixl_nor_a_folder
 
 
 def test_the_diffable_lifetimes_stay_short():
-    for lifetime in LIFETIMES:
+    for lifetime in FILE_PER_PIECE:
         source = inspect.getsource(inspect.getmodule(lifetimes.load(lifetime)))
         assert len(source.splitlines()) <= 120, lifetime
 

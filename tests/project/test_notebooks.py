@@ -14,7 +14,7 @@ import pytest
 from jupyter_client import KernelManager
 
 from hicache_nixl import lab
-from hicache_nixl.config import LIFETIMES
+from hicache_nixl.config import FILE_PER_PIECE
 from hicache_nixl.lab import figures, plan
 from hicache_nixl.lab.worker.setup import Setup
 
@@ -243,7 +243,7 @@ class TestCells:
 def test_the_first_says_what_each_lifetime_is_and_links_to_the_review():
     prose = prose_of(nbformat.read(next(iter(NOTEBOOKS.values())), as_version=4))
     assert "A **lifetime** is" in prose
-    assert [name for name in LIFETIMES if f"\n| `{name}` |" not in prose] == []
+    assert [name for name in FILE_PER_PIECE if f"\n| `{name}` |" not in prose] == []
     assert f"({PR}/files)" in prose
 
 

@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from hicache_nixl.cli import app
-from hicache_nixl.config import LIFETIMES
+from hicache_nixl.config import FILE_PER_PIECE
 from hicache_nixl.lab import execute as reproduction
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def test_every_claim_of_the_reference_run_is_told_right():
 
 
 def test_every_lifetime_and_every_notebook_has_its_row():
-    for name in LIFETIMES:
+    for name in FILE_PER_PIECE:
         assert f"[`{name}`]" in README
     for name in reproduction.notebooks():
         assert f"[{name}](notebooks/{name}.ipynb)" in README

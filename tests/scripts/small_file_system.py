@@ -14,7 +14,7 @@ from pathlib import Path
 from support import close_below, fds_below, files_in, keys_of, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.config import LIFETIMES, QUEUES
+from hicache_nixl.config import FILE_PER_PIECE, QUEUES
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.host.pools import pool_for_page_bytes
 
@@ -94,10 +94,10 @@ def main(folder: Path) -> None:
     answers = {
         "full": {
             f"{lifetime}-{queue}": fill(folder, lines, lifetime, queue)
-            for lifetime in LIFETIMES
+            for lifetime in FILE_PER_PIECE
             for queue in QUEUES
         },
-        "read_only": {lifetime: make_read_only(folder, lines, lifetime) for lifetime in LIFETIMES},
+        "read_only": {lifetime: make_read_only(folder, lines, lifetime) for lifetime in FILE_PER_PIECE},
     }
     sys.stdout.write("\n" + json.dumps(answers))
 

@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 import pandas as pd
 
-from ...config import LIFETIMES
+from ...config import FILE_PER_PIECE
 from ..progress import tqdm
 from ..worker.client import Worker
 from ..worker.releases import fetch, version_of
@@ -209,7 +209,7 @@ def _sources(connector: str) -> Iterator[tuple[str, str]]:
     version = version_of(connector)
     if version is None:
         package = Path(str(resources.files(PACKAGE)))
-        others = {f"{name}.py" for name in LIFETIMES}
+        others = {f"{name}.py" for name in FILE_PER_PIECE}
         shared = [module for module in package.glob("lifetimes/**/*.py") if module.name not in others]
         modules = [
             *shared,

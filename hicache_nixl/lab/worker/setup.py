@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ...config import LAYOUTS, LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
+from ...config import FILE_PER_PIECE, LAYOUTS, QUEUES, HiCacheStorageConfig, NixlBackendConfig
 from ...errors import ConfigError
 from .releases import INSTALLED, PREFIX, installed_in, known_releases, version_of
 
@@ -80,7 +80,7 @@ class Setup:
     def __post_init__(self) -> None:
         if not self.is_ours and self.version is None and installed_in(self.connector) is None:
             raise ConfigError(
-                f"connector: {self.connector!r} is unknown; expected one of {', '.join(LIFETIMES)}, "
+                f"connector: {self.connector!r} is unknown; expected one of {', '.join(FILE_PER_PIECE)}, "
                 f"a release such as {PREFIX}0.5.12, or {INSTALLED}FOLDER with the folder that SGLang is in"
             )
         config = NixlBackendConfig(self.extra_config if self.is_ours else self.params)
@@ -133,7 +133,7 @@ class Setup:
     @property
     def is_ours(self) -> bool:
         """Whether the connector is a lifetime of this package."""
-        return self.connector in LIFETIMES
+        return self.connector in FILE_PER_PIECE
 
     @property
     def version(self) -> str | None:

@@ -1,1 +1,7 @@
-"""Pages of one store in a few large files, which any number of processes share."""
+"""``pooled``: a store of pages in a few large files, which are opened and registered with NIXL once.
+
+``lifetime`` implements ``lifetimes.protocol``; ``opening`` opens a store, whose parts are ``segments`` (where bytes
+go), ``index`` with its ``table`` (where pages are), ``state`` (what all processes share) and ``locks``.
+"""
+
+from .lifetime import Lifetime as Lifetime

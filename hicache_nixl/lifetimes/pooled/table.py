@@ -285,6 +285,10 @@ class Table:
         ]
         return rows_of(np.concatenate(found))
 
+    def largest_generation(self) -> int:
+        """Return the largest generation of all rows, stale ones included; 0 if there are none."""
+        return max((int(rows[:, GENERATION].max(initial=0)) for _, rows in self._walk()), default=0)
+
     def count(self) -> int:
         """Return how many slots are occupied, also by stale rows; it reads all tags."""
         self.check()

@@ -6,6 +6,7 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 from contextlib import suppress
 
 import numpy as np
@@ -22,7 +23,9 @@ _CLOSED = -1
 
 
 class TableFile:
-    """One descriptor and one mapping of a file; both end with ``close()``.
+    """One descriptor and one mapping of a file; both end with ``close()``, or with this object.
+
+    So a table that was replaced ends when the last thread that reads it has left it.
 
     Attributes
     ----------
@@ -46,6 +49,7 @@ class TableFile:
             if isinstance(error, OSError) and not isinstance(error, FileError):
                 raise FileError.of(error, name) from error
             raise
+        self._end = weakref.finalize(self, os.close, fd)
         self.tags = np.frombuffer(self._map, np.uint64, self.slots, TAGS_START)
         self.rows = np.frombuffer(
             self._map, np.uint64, self.slots * ROW_WORDS, TAGS_START + self.tags.nbytes
@@ -91,13 +95,13 @@ class TableFile:
 
     def close(self) -> None:
         """Unmap and close the file.  A second call does nothing."""
-        fd, self._fd = self._fd, _CLOSED
-        if fd != _CLOSED:
+        if self._fd != _CLOSED:
+            self._fd = _CLOSED
             self.tags, self.rows = np.empty(0, np.uint64), np.empty((0, ROW_WORDS), np.uint64)
             with suppress(BufferError):  # a call in another thread still reads; its end unmaps
                 self._map.close()
             del self._map
-            os.close(fd)
+            self._end()
 
 
 def _size_of(slots: int) -> int:

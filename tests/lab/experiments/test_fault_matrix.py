@@ -9,7 +9,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from hicache_nixl.config import LIFETIMES, ConfigError
+from hicache_nixl.config import FILE_PER_PIECE, ConfigError
 from hicache_nixl.lab.experiments import fault_matrix
 from hicache_nixl.lab.experiments.fault_matrix import every_fault, fault_summary, patch
 from hicache_nixl.lifetimes import leaky, try_finally
@@ -71,7 +71,7 @@ class TestPatch:
             "self.file_manager.close_file(fd)",
         ]
 
-    @pytest.mark.parametrize("lifetime", LIFETIMES)
+    @pytest.mark.parametrize("lifetime", FILE_PER_PIECE)
     def test_a_module_has_no_difference_to_itself(self, lifetime):
         assert patch(lifetime, lifetime) == ""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from hicache_nixl.config import LIFETIMES
+from hicache_nixl.config import FILE_PER_PIECE
 from hicache_nixl.lab.experiments import review
 from hicache_nixl.lab.experiments.review import (
     imports_inside_functions,
@@ -25,7 +25,7 @@ STANDS_FOR = {"leaky": "sglang==0.5.11", "try_finally": "sglang==0.5.12"}
 @pytest.fixture(scope="module")
 def facts(released: Callable[[str], str]) -> pd.DataFrame:
     """A row per connector, all out of a single worker."""
-    return release_facts([*LIFETIMES, *map(released, RELEASES)]).set_index("connector")
+    return release_facts([*FILE_PER_PIECE, *map(released, RELEASES)]).set_index("connector")
 
 
 class TestReleaseFacts:
@@ -53,12 +53,12 @@ class TestReleaseFacts:
         assert facts.loc[theirs, "exists_of_8"] == 16
 
     def test_the_rows_are_in_the_order_that_was_asked_for(self, facts):
-        assert facts.index.tolist() == [*LIFETIMES, *RELEASES]
+        assert facts.index.tolist() == [*FILE_PER_PIECE, *RELEASES]
 
 
 @pytest.fixture(scope="module")
 def left(released: Callable[[str], str]) -> pd.DataFrame:
-    connectors = [*LIFETIMES, *map(released, ("sglang==0.5.12", "sglang==0.5.23"))]
+    connectors = [*FILE_PER_PIECE, *map(released, ("sglang==0.5.12", "sglang==0.5.23"))]
     return register_files_left(connectors).set_index("connector")
 
 
@@ -86,7 +86,7 @@ class TestImportsInsideFunctions:
         (place,) = imports_inside_functions(released("sglang==0.5.12"))
         assert place == "hicache_nixl.py:212"
 
-    @pytest.mark.parametrize("lifetime", LIFETIMES)
+    @pytest.mark.parametrize("lifetime", FILE_PER_PIECE)
     def test_ours_do_not(self, lifetime):
         assert imports_inside_functions(lifetime) == []
 
@@ -139,14 +139,14 @@ class TestOwnerOfDescriptors:
         ],
     )
     def test_what_closes_them_and_whether_objects_are_inside(self, released, connector, closed_by, objects):
-        owner = owner_of_descriptors(connector if connector in LIFETIMES else released(connector))
+        owner = owner_of_descriptors(connector if connector in FILE_PER_PIECE else released(connector))
         assert owner.pop("connector") == connector
         assert owner.pop("statements") > 0
         assert owner == {"closed_by": closed_by, "objects": objects}
 
     @pytest.mark.parametrize("connector", ["leaky", "sglang==0.5.11"])
     def test_where_nothing_closes_them_nothing_is_said_about_objects(self, released, connector):
-        owner = owner_of_descriptors(connector if connector in LIFETIMES else released(connector))
+        owner = owner_of_descriptors(connector if connector in FILE_PER_PIECE else released(connector))
         assert (owner["closed_by"], owner["statements"]) == ("nothing", 0)
         assert owner["objects"] == "not in a block"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hicache_nixl.config import LIFETIMES
+from hicache_nixl.config import FILE_PER_PIECE
 from hicache_nixl.connector import HiCacheNixl
 from hicache_nixl.host.pools import LAYOUTS
 from hicache_nixl.lab.worker import server
@@ -117,7 +117,7 @@ class TestNoticed:
         assert stored.pages_ok < PAGES
         assert loaded.pages_ok < PAGES
 
-    @pytest.mark.parametrize("lifetime", LIFETIMES)
+    @pytest.mark.parametrize("lifetime", FILE_PER_PIECE)
     @pytest.mark.parametrize("layout", ["page_first", "page_first_direct"])
     def test_keys_and_values_that_are_swapped(self, replay_here, connector, lifetime, layout):
         """The page comes back as it was, so only its files tell."""
@@ -181,7 +181,7 @@ class TestNothingToNotice:
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_the_connector_as_it_is(self, replay_here, layout, mla):
         calls = [("set", PAGES), ("get", PAGES), ("set", 1), ("set", 3), ("get", 5), ("exists", 8)]
-        for lifetime in LIFETIMES:
+        for lifetime in FILE_PER_PIECE:
             rows = replay_here(lifetime, calls, layout=layout, mla=mla)
             assert [row.pages_ok for row in rows] == [keys for _, keys in calls]
             assert [row.log for row in rows] == [[]] * len(calls)

@@ -1,0 +1,59 @@
+"""Files of a store: opened relative to its folder, never through a symbolic link, and only if they are ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ...errors import ConfigError, FileError
+from ...transport.folder import FILE_MODE, make_folder, refuse_shared
+
+NAME = "pooled"  # of the store in the storage folder, which other lifetimes may use for page files
+
+
+def open_file(dir_fd: int, name: str, flags: int) -> int:
+    """Open a file of the store; return its descriptor, which the caller closes.
+
+    Raises
+    ------
+    FileError
+        When it cannot be opened, is no regular file with this one name, or belongs to another user.
+    """
+    try:
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE, dir_fd=dir_fd)
+    except OSError as error:
+        raise FileError.of(error, name) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(errno.EINVAL, "is no regular file", name)
+        if status.st_uid != os.geteuid():
+            raise FileError(errno.EPERM, f"belongs to user {status.st_uid}", name)
+        if status.st_nlink > 1:
+            raise FileError(errno.EMLINK, "has other names, whose content would change", name)
+        if flags & os.O_CREAT:
+            os.fchmod(fd, FILE_MODE)  # whatever the umask
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_folder(storage_dir: str, shared: bool) -> tuple[str, int]:
+    """Make the folder of a store if needed; return its path and its descriptor, which the caller closes.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be used, is a symbolic link, or can be written by others and ``shared`` is False.
+    """
+    path = os.path.join(os.path.abspath(storage_dir), NAME)
+    try:
+        make_folder(path)
+        if not shared:
+            refuse_shared(os.path.dirname(path), os.geteuid())
+            refuse_shared(path, os.geteuid())
+        return path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"storage folder {path}: {error.strerror or error}") from error

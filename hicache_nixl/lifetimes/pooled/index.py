@@ -1,0 +1,172 @@
+"""The index of a store, in the table that its state names: opened when it is needed, and grown when it is full."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+
+import numpy as np
+
+from ...errors import DamagedError, FileError
+from .locks import Locks
+from .row import Rows, Words
+from .state import State
+from .table import Table
+
+logger = logging.getLogger(__name__)
+
+LEAST_SLOTS = 1 << 12
+MOST_SLOTS_AT_ONCE = 1 << 21  # prepared for a pool; beyond that the table grows with what is stored
+LOAD = 0.7
+
+
+class Index:
+    """The rows of all pages.
+
+    Parameters
+    ----------
+    dir_fd : int
+        The folder of the store.
+    state : State
+    locks : Locks
+    """
+
+    def __init__(self, dir_fd: int, state: State, locks: Locks):
+        self._dir_fd, self._state, self._locks = dir_fd, state, locks
+        self._opening = threading.Lock()
+        self._number = -1
+        self._table: Table | None = None
+
+    def _current(self) -> Table:
+        """Return the table that the state names."""
+        self._state.check()
+        number = self._state["index"]
+        if self._table is None or self._number != number:
+            with self._opening:
+                self._open(number)
+        assert self._table is not None
+        return self._table
+
+    def _open(self, number: int) -> None:
+        if self._table is not None and self._number == number:
+            return
+        table = Table.open(self._dir_fd, name_of(number))
+        self._replace(table, number)
+
+    def _replace(self, table: Table, number: int) -> None:
+        self._table, self._number = table, number  # the table before ends with the last call that reads it
+
+    def _lost(self, error: Exception, number: int) -> None:
+        """Start with an empty table in place of one that is lost; the caller does not hold the lock."""
+        with self._locks.index():
+            if self._state["index"] == number:  # no other process has done it
+                logger.error("the index of the store is lost, so it starts empty: %s", error)
+                self.start(number + 1, LEAST_SLOTS)
+
+    def start(self, number: int, slots: int) -> None:
+        """Make an empty table; the caller holds the lock of the index."""
+        with self._opening:
+            self._replace(Table.create(self._dir_fd, name_of(number), slots), number)
+        self._publish(number)
+
+    def _publish(self, number: int) -> None:
+        before = self._state["index"]
+        self._state["index"] = number
+        if before != number:
+            with suppress(FileNotFoundError):
+                os.unlink(name_of(before), dir_fd=self._dir_fd)
+
+    def find(self, keys: Words, space: int) -> tuple[Rows, np.ndarray]:
+        """Look up pages.
+
+        Returns
+        -------
+        rows : numpy.ndarray of ROW, (n,)
+        found : numpy.ndarray of bool, (n,)
+            Whether a page is listed, and its segment is still of its generation.
+        """
+        for _ in range(3):
+            number = self._state["index"]
+            try:
+                rows, slots = self._current().find(keys, space)
+                return rows, (slots >= 0) & self.valid(rows)
+            except (DamagedError, FileError) as error:
+                self._state.check()
+                if self._state["index"] == number:
+                    self._lost(error, number)
+        raise DamagedError("the index of the store is lost again and again")
+
+    def valid(self, rows: Rows) -> np.ndarray:
+        """Return for each row whether its segment is still of its generation."""
+        generations = self._state.generations
+        segments = np.minimum(rows["segment"], np.uint64(len(generations) - 1)).astype(np.int64)
+        valid: np.ndarray = generations[segments] == rows["generation"]
+        return valid
+
+    def put(self, rows: Rows) -> None:
+        """List pages; the caller holds the lock of the index.
+
+        Raises
+        ------
+        FileError
+            When the table is full and cannot be made larger.
+        """
+        number = self._state["index"]
+        try:
+            table = self._current()
+        except (DamagedError, FileError) as error:
+            self._state.check()
+            logger.error("the index of the store is lost, so it starts empty: %s", error)
+            self.start(number + 1, LEAST_SLOTS)
+            table = self._current()
+        while not (placed := table.put(rows, self._state.generations)).all():
+            rows = rows[~placed]
+            self._grow(2 * table.slots)
+            table = self._current()
+
+    def _grow(self, slots: int) -> None:
+        number = self._number + 1
+        logger.info("the index of the store grows to %d slots", slots)
+        grown = self._current().grown(self._dir_fd, name_of(number), slots, self._state.generations)
+        with self._opening:
+            self._replace(grown, number)
+        self._publish(number)
+
+    def reserve(self, pages: int) -> None:
+        """Make room for so many pages."""
+        slots = int(min(pages / LOAD, MOST_SLOTS_AT_ONCE))
+        if self._current().slots < slots:
+            with self._locks.index():
+                if self._current().slots < slots:
+                    self._grow(slots)
+
+    def remove(self, rows: Rows) -> None:
+        """Forget pages, if they are still listed like this."""
+        with self._locks.index():
+            self._current().remove(rows)
+
+    def clear(self, spaces: Iterable[int]) -> int:
+        """Forget all pages of some spaces; return how many there were."""
+        with self._locks.index():
+            return self._current().clear(spaces)
+
+    def live(self) -> Rows:
+        """Return the rows of all pages."""
+        return self._current().live(self._state.generations)
+
+    def largest_generation(self) -> int:
+        """Return the largest generation of all rows, valid or not."""
+        return self._current().largest_generation()
+
+    def close(self) -> None:
+        """Close the table.  May be called twice."""
+        if self._table is not None:
+            self._table.close()
+
+
+def name_of(number: int) -> str:
+    """Return the name of the file of a table."""
+    return f"index.{number}"

@@ -1,0 +1,154 @@
+"""Moving the bytes of pages between host memory and segments with NIXL.
+
+Pieces that are neighbours in memory and in the file become one I/O.  The segments and the host pool are registered
+once.  A second agent in a thread of its own moves the other half of large batches: on libaio the copy between page
+cache and host memory takes place in the thread that submits it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...config import NixlBackendConfig
+from ...errors import RegistrationError, TransferError
+from ...transport.agent import make_backend
+from ...transport.registration import NixlRegistration, growing_pause
+
+MOST_BYTES = 1 << 20  # of one I/O: larger ones are neither faster nor fair to others in the queue
+
+
+class Lane:
+    """One NIXL agent, with what is registered in it.
+
+    Parameters
+    ----------
+    config : NixlBackendConfig
+    """
+
+    def __init__(self, config: NixlBackendConfig):
+        self._config = config
+        backend = make_backend(config)
+        self.registration = NixlRegistration(backend)
+        self._memory: list[tuple[int, int]] = []  # start and end of what is registered
+        self._held: list[Any] = []
+        self._files: dict[int, int] = {}  # size by descriptor
+        self._changing = threading.Lock()
+        self._one_at_a_time: AbstractContextManager[Any] = (
+            threading.Lock() if backend.keeps_failed_io else nullcontext()
+        )
+
+    def register_memory(self, memory: Sequence[torch.Tensor]) -> None:
+        """Register host memory, in place of what was registered before."""
+        with self._changing:
+            self._memory = []
+            while self._held:
+                self.registration.deregister(self._held.pop())
+            for tensor in memory:
+                start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+                self._held.append(self.registration.register([(start, size, 0, "")], "DRAM"))
+                self._memory.append((start, start + size))
+
+    def _register_file(self, fd: int, size: int) -> None:
+        with self._changing:
+            if fd not in self._files:
+                self.registration.register([(0, size, fd, "")], "FILE")
+                self._files[fd] = size
+
+    def move(
+        self,
+        direction: str,
+        fd: int,
+        file_size: int,
+        memory: np.ndarray,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+    ) -> None:
+        """Move pieces between host memory and one file, and wait for the end.
+
+        Parameters
+        ----------
+        direction : str
+            ``"WRITE"`` to the file, ``"READ"`` from it.
+        fd, file_size : int
+            The file; it stays registered.
+        memory, offsets, sizes : numpy.ndarray
+            int64, (n,): address, place in the file and bytes of each piece.
+
+        Raises
+        ------
+        RegistrationError, TransferError
+        """
+        if fd not in self._files:
+            self._register_file(fd, file_size)
+        start, end = int(memory.min()), int((memory + sizes).max())
+        with self._one_at_a_time, self._registered(start, end, memory, sizes):
+            memory, offsets, sizes = merged(memory, offsets, sizes)
+            host, stored = np.zeros((2, len(memory), 3), np.uint64)
+            host[:, 0], host[:, 1] = memory, sizes
+            stored[:, 0], stored[:, 1], stored[:, 2] = offsets, sizes, fd
+            try:
+                self._transfer(direction, host, stored)
+            except TransferError:
+                self._after_failure()
+                raise
+
+    def _transfer(self, direction: str, host: np.ndarray, stored: np.ndarray) -> None:
+        agent = self.registration.agent
+        try:
+            lists = agent.get_xfer_descs(host, "DRAM"), agent.get_xfer_descs(stored, "FILE")
+        except Exception as error:
+            raise RegistrationError(f"no descriptor list could be made of these buffers: {error}") from error
+        self.registration.run(self.registration.initialize(direction, *lists), growing_pause)
+
+    def _registered(
+        self, start: int, end: int, memory: np.ndarray, sizes: np.ndarray
+    ) -> AbstractContextManager[Any]:
+        """Hold buffers registered for this call, unless they lie in the memory that is."""
+        if any(first <= start and end <= last for first, last in self._memory):
+            return nullcontext()
+        return self.registration.registered_buffers(list(zip(memory.tolist(), sizes.tolist(), strict=True)))
+
+    def _after_failure(self) -> None:
+        """Replace an agent that fails for ever after one failure."""
+        if not self.registration.keeps_failed_io:
+            return
+        files, memory = self._files, self._memory
+        self.registration.attach(make_backend(self._config))
+        self._files, self._held = {}, []
+        for fd, size in files.items():
+            self._register_file(fd, size)
+        self._held = [
+            self.registration.register([(start, end - start, 0, "")], "DRAM") for start, end in memory
+        ]
+
+    def close(self) -> None:
+        """Drop the agent, which ends its registrations.  May be called twice."""
+        self.registration.close()
+
+
+def merged(memory: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the pieces with neighbours in memory and file merged, up to ``MOST_BYTES`` each.
+
+    Examples
+    --------
+    >>> [a.tolist() for a in merged(np.array([0, 8, 32]), np.array([64, 72, 80]), np.array([8, 8, 8]))]
+    [[0, 32], [64, 80], [16, 8]]
+    """
+    joined = (memory[1:] == memory[:-1] + sizes[:-1]) & (offsets[1:] == offsets[:-1] + sizes[:-1])
+    if not joined.any():
+        return memory, offsets, sizes
+    starts = np.flatnonzero(np.concatenate(([True], ~joined)))
+    ends = np.cumsum(sizes)
+    before = ends - sizes
+    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(sizes))))
+    full = (before - before[starts][run]) // MOST_BYTES  # which I/O of its run a piece is in
+    cut = np.concatenate(([True], (run[1:] != run[:-1]) | (full[1:] != full[:-1])))
+    first = np.flatnonzero(cut)
+    last = np.append(first[1:], len(sizes)) - 1
+    return memory[first], offsets[first], ends[last] - before[first]

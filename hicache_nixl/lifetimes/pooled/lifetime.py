@@ -1,0 +1,233 @@
+"""The lifetime ``pooled``: pages in a store of few large files, opened and registered once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...config import OBJ_PLUGINS, NixlBackendConfig
+from ...errors import ConfigError, DamagedError, FileError, MissingError, RegistrationError, TransferError
+from ...host.addresses import Addresses
+from ...names import Named, PageNames
+from ...transport.registration import Buffer
+from ..outcome import MOVED, Outcome
+from .checksums import checksums
+from .keys import numbers_of, space_of
+from .lanes import Lane
+from .opening import Store
+from .row import ROW, Rows, Words
+
+logger = logging.getLogger(__name__)
+
+LARGE = 2 << 20  # bytes of a batch from which two threads are faster than one
+
+
+class Lifetime:
+    """A fixed number of descriptors and registrations for the life of the store; see ``protocol.Lifetime``."""
+
+    as_released = False
+    stages_copies = True
+
+    def __init__(self, config: NixlBackendConfig, storage_dir: str):
+        with ExitStack() as stack:
+            self._lanes = [Lane(config) for _ in range(2)]
+            for lane in self._lanes:
+                stack.callback(lane.close)
+            self.registration = self._lanes[0].registration
+            if self.registration.plugin in OBJ_PLUGINS:
+                raise ConfigError("lifetime: pooled keeps pages in files; with OBJ use scoped")
+            self._store = stack.enter_context(
+                Store(storage_dir, config.pooled, config.allow_shared_folder, config.use_direct_io)
+            )
+            self._worker = stack.enter_context(ThreadPoolExecutor(1, "hicache-nixl"))
+            self._end = stack.pop_all()
+        self.direct = config.use_direct_io
+        self._verify = config.pooled.verify == "checksum"
+
+    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
+        """Register the host memory of all pages, in place of what was registered before."""
+        for lane in self._lanes:
+            lane.register_memory(memory)
+
+    # -- pages -----------------------------------------------------------------------------------------
+
+    def store(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
+        """Append pages to the own segment, and list them when all their bytes are there."""
+        places, keys = Addresses.of(buffers, len(pages.endings)), numbers_of(pages.keys)
+        space = space_of(pages.suffix, pages.endings)
+        if places.alike:
+            return self._append(keys, space, places.starts, places.sizes)
+        values = zip(keys[:, None], places.each(), strict=True)
+        return [self._append(key, space, one.starts, one.sizes)[0] for key, one in values]
+
+    def _append(self, keys: Words, space: int, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
+        """Store n pages with pieces of the same sizes, int64 of shape (k,), at addresses of shape (n, k)."""
+        slot = int(sizes.max())
+        rows = np.zeros(len(keys), ROW)
+        rows["key"], rows["space"], rows["size"] = keys, space, sizes.sum()
+        with self._store.segments.placed(len(keys), slot * len(sizes)) as places:
+            for place in places:
+                part = rows[place.pages]
+                part["segment"], part["generation"] = place.segment, place.generation
+                part["offset"], part["step"] = (
+                    place.offset + np.arange(place.count) * slot,
+                    place.count * slot,
+                )
+            hashing = self._hashing(starts, sizes)
+            try:
+                outcomes = self._move(self._lanes[0], "WRITE", rows, starts, sizes)
+            finally:
+                rows["checksum"] = hashing()
+            with self._store.locks.index():
+                self._store.index.put(rows[[outcome is MOVED for outcome in outcomes]])
+                for place in places:
+                    self._store.segments.published(place, slot * len(sizes))
+        return outcomes
+
+    def _hashing(self, starts: np.ndarray, sizes: np.ndarray) -> Callable[[], Words]:
+        """Return what returns the checksums of pages; those of large batches are computed meanwhile."""
+        if starts.shape[0] * int(sizes.sum()) < LARGE:
+            return partial(checksums, starts, sizes)
+        return self._worker.submit(checksums, starts, sizes).result
+
+    def load(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
+        """Read pages from their segments, which nobody recycles meanwhile, and compare their checksums."""
+        places, keys = Addresses.of(buffers, len(pages.endings)), numbers_of(pages.keys)
+        space = space_of(pages.suffix, pages.endings)
+        sizes = places.sizes.sum(axis=-1).astype(np.uint64)
+        for _ in range(3):  # between look and lock a segment may be recycled, and its pages stored again
+            rows, found = self._store.index.find(keys, space)
+            found &= rows["size"] == sizes
+            with self._store.locks.reading(set(rows["segment"][found].tolist())):
+                if (found <= self._store.index.valid(rows)).all():
+                    return self._read(rows, found, places)
+        return [Outcome.not_touched(MissingError("recycled while it was looked up"))] * len(keys)
+
+    def _read(self, rows: Rows, found: np.ndarray, places: Addresses) -> list[Outcome]:
+        """Load the pages that were found."""
+        if found.all() and places.alike:
+            return self._read_alike(rows, places.starts, places.sizes)
+        missing = Outcome.not_touched(MissingError("not stored, or not with this size"))
+        if places.alike:
+            which = np.flatnonzero(found)
+            loaded = iter(self._read_alike(rows[which], places.starts[which], places.sizes))
+            return [next(loaded) if good else missing for good in found.tolist()]
+        values = zip(found, rows[:, None], places.each(), strict=True)
+        return [
+            self._read_alike(row, one.starts, one.sizes)[0] if good else missing for good, row, one in values
+        ]
+
+    def _read_alike(self, rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
+        """Load n pages with pieces of the same sizes, large batches in two halves, each in a thread of its own."""
+        half = len(rows) // 2
+        if not half or len(rows) * int(sizes.sum()) < LARGE:
+            return self._read_part(self._lanes[0], rows, starts, sizes)
+        second = self._worker.submit(self._read_part, self._lanes[1], rows[half:], starts[half:], sizes)
+        try:
+            first = self._read_part(self._lanes[0], rows[:half], starts[:half], sizes)
+        finally:
+            rest = second.result()  # the buffers are in use until then
+        return first + rest
+
+    def _read_part(self, lane: Lane, rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
+        outcomes = self._move(lane, "READ", rows, starts, sizes)
+        if self._verify:
+            doubted = np.arange(len(rows))
+        else:  # what was written before the machine was booted
+            doubted = np.flatnonzero(rows["generation"] < self._store.state["verified_below"])
+        if len(doubted):
+            equal = checksums(starts[doubted], sizes) == rows["checksum"][doubted]
+            if not equal.all():
+                self._forget(rows, doubted[~equal], outcomes)
+        return outcomes
+
+    def _forget(self, rows: Rows, damaged: np.ndarray, outcomes: list[Outcome]) -> None:
+        """Remove pages from the index whose bytes are not those that were stored, and say so in their outcomes."""
+        for page in damaged.tolist():
+            if outcomes[page] is MOVED:
+                self._store.index.remove(rows[page : page + 1])
+                outcomes[page] = Outcome.failed(DamagedError(describe(rows[page])))
+
+    def present(self, pages: Named, sizes: Sequence[int] | None) -> list[bool]:
+        """Look pages up in the index."""
+        rows, found = self._store.index.find(numbers_of(pages.keys), space_of(pages.suffix, pages.endings))
+        if sizes:
+            found &= rows["size"] == sum(sizes)
+        answers: list[bool] = found.tolist()
+        return answers
+
+    # -- transfers -------------------------------------------------------------------------------------
+
+    def _move(
+        self, lane: Lane, direction: str, rows: Rows, starts: np.ndarray, sizes: np.ndarray
+    ) -> list[Outcome]:
+        """Move pages between memory and their segments; after a failure each page alone."""
+        segments = set(rows["segment"].tolist())
+        if len(segments) == 1:
+            return self._move_in(lane, direction, segments.pop(), rows, starts, sizes)
+        outcomes = [MOVED] * len(rows)
+        for segment in segments:
+            which = np.flatnonzero(rows["segment"] == segment)
+            moved = self._move_in(lane, direction, segment, rows[which], starts[which], sizes)
+            for page, outcome in zip(which.tolist(), moved, strict=True):
+                outcomes[page] = outcome
+        return outcomes
+
+    def _move_in(
+        self, lane: Lane, direction: str, segment: int, rows: Rows, starts: np.ndarray, sizes: np.ndarray
+    ) -> list[Outcome]:
+        try:
+            fd = self._store.segments.fd(segment)
+        except FileError as error:
+            return [Outcome.not_touched(error)] * len(rows)
+        pieces = np.arange(len(sizes))[:, None]  # all first pieces of the pages, then all second
+        offsets = (rows["offset"].astype(np.int64) + pieces * rows["step"].astype(np.int64)).ravel()
+        repeated = np.repeat(sizes, len(rows))
+        try:
+            lane.move(direction, fd, self._store.segments.bytes, starts.T.ravel(), offsets, repeated)
+        except (RegistrationError, TransferError) as error:
+            if len(rows) == 1:
+                return [Outcome.failed(error)]
+            logger.warning("%s of %d failed, each is tried alone now: %s", direction, len(rows), error)
+            alone = [slice(page, page + 1) for page in range(len(rows))]
+            return [
+                self._move_in(lane, direction, segment, rows[one], starts[one], sizes)[0] for one in alone
+            ]
+        return [MOVED] * len(rows)
+
+    # -- the rest --------------------------------------------------------------------------------------
+
+    def clear(self, names: PageNames) -> int:
+        """Forget the pages of a configuration; the room is used again when their segments are recycled."""
+        return self._store.index.clear({space_of(own.suffix, own.endings) for own in names.own()})
+
+    def register_buffers(self, buffers: torch.Tensor | Sequence[Buffer]) -> Any:
+        """Register host memory until the agent ends."""
+        return self.registration.register_buffers(buffers)
+
+    def register_files(self, paths: Sequence[str]) -> Any:
+        """Raise: ``pooled`` opens its files itself."""
+        raise ConfigError("pooled opens and registers its files itself")
+
+    def register_objects(self, keys: Sequence[str], sizes: Sequence[int]) -> Any:
+        """Raise: ``pooled`` has no objects."""
+        raise ConfigError("pooled stores no objects")
+
+    def close(self) -> None:
+        """End the worker, leave the own segment to others, close all files, and drop the agents."""
+        self._end.close()
+
+
+def describe(row: Any) -> str:
+    """Say where a damaged page was."""
+    return (
+        f"the page of {row['size']} bytes at {row['offset']} of segment {row['segment']} holds other bytes than "
+        "were stored"
+    )

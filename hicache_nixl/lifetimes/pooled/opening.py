@@ -1,0 +1,171 @@
+"""Opening a store: its folder, locks, state, index and segments, and what its size may be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from types import TracebackType
+
+import numpy as np
+
+from ...config import PooledOptions
+from ...errors import ConfigError, DamagedError, FileError
+from .folder import open_folder
+from .index import LEAST_SLOTS, Index
+from .locks import Locks
+from .segments import Segments, name_of
+from .state import MOST_SEGMENTS, State, boot_id
+
+logger = logging.getLogger(__name__)
+
+MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
+SEGMENT_BYTES = 256 * MEBIBYTE
+USUAL_SEGMENTS = 128  # with larger capacities the segments are larger, so that descriptors stay few
+
+
+class Store:
+    """An open store; ``close`` ends all of it.
+
+    Parameters
+    ----------
+    storage_dir : str
+        The storage folder; the store is a folder in it.
+    options : PooledOptions
+    shared : bool
+        Whether others may write to the folder.
+    direct : bool
+        Whether segments are opened with O_DIRECT.
+
+    Attributes
+    ----------
+    state, index, segments, locks
+        Its parts.
+
+    Raises
+    ------
+    ConfigError, NewerFormatError, DamagedError, FileError
+        When it cannot be used.
+    """
+
+    def __init__(self, storage_dir: str, options: PooledOptions, shared: bool = False, direct: bool = False):
+        with ExitStack() as stack:
+            self.path, dir_fd = open_folder(storage_dir, shared)
+            self.dir_fd = dir_fd
+            stack.callback(os.close, dir_fd)
+            self.locks = Locks(dir_fd)
+            stack.callback(self.locks.close)
+            with self.locks.index():
+                size, count = geometry(options, dir_fd)
+                self.state = State(dir_fd, size)
+                stack.callback(self.state.close)
+                self.index = Index(dir_fd, self.state, self.locks)
+                stack.callback(self.index.close)
+                alone = self.locks.join()
+                if self.state.is_new:
+                    self.state["segments"] = count
+                    self.index.start(0, LEAST_SLOTS)
+                elif alone and self.state.is_other_boot():
+                    self._after_boot()
+                self._resize(options)
+            flags = os.O_DIRECT if direct else 0
+            self.segments = Segments(
+                dir_fd, self.state, self.locks, flags, int(options.min_free_gb * GIBIBYTE)
+            )
+            stack.callback(self.segments.close)
+            self._end = stack.pop_all()
+
+    def _after_boot(self) -> None:
+        """Trust nothing that was written before: after a power cut not all of it need be on the disk.
+
+        Its pages are compared with their checksums, whatever ``verify`` says, and no generation is given twice.
+        """
+        try:
+            written = self.index.largest_generation()
+        except (FileError, DamagedError) as error:
+            logger.error("the index of the store is lost, so it starts empty: %s", error)
+            self.index.start(self.state["index"] + 1, LEAST_SLOTS)
+            written = 0
+        largest = max(written, int(self.state.generations.max()), self.state["next_generation"] - 1)
+        self.state["next_generation"] = self.state["verified_below"] = largest + 1
+        self.state.segments["open"] = 0
+        self.state["boot"] = boot_id()
+
+    def _resize(self, options: PooledOptions) -> None:
+        """Give the store the capacity of the options; the last one to open a store with a capacity wins."""
+        size = self.state["segment_bytes"]
+        if options.segment_mb and options.segment_mb * MEBIBYTE != size:
+            raise ConfigError(
+                f"segment_mb: the store in {self.path} has segments of {size / MEBIBYTE:g} MiB; "
+                "omit it, or use another folder"
+            )
+        if not options.capacity_gb:
+            return
+        count = segments_in(options.capacity_gb, size)
+        beyond = np.flatnonzero(self.state.generations[count:]) + count
+        for segment in beyond.tolist():
+            self._give_up(segment)
+        if len(beyond):
+            logger.warning(
+                "capacity_gb %g is less than the store had: %d segments of %d MiB, with the pages in them, are given up",
+                options.capacity_gb,
+                len(beyond),
+                size >> 20,
+            )
+        self.state["segments"] = count
+
+    def _give_up(self, segment: int) -> None:
+        owned = self.locks.own(segment)
+        with self.locks.unread(segment) as unread:
+            if not owned or not unread:
+                raise ConfigError(
+                    f"capacity_gb: less than what another process uses of the store in {self.path}; "
+                    "end it first, or omit capacity_gb"
+                )
+            self.state.segments[segment] = 0
+            os.truncate(f"/proc/self/fd/{self.dir_fd}/{name_of(segment)}", 0)
+        self.locks.disown(segment)
+
+    def close(self) -> None:
+        """Leave the own segment to others, and close all files.  May be called twice."""
+        self._end.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def geometry(options: PooledOptions, dir_fd: int) -> tuple[int, int]:
+    """Return bytes of a segment and number of segments for a new store.
+
+    Without ``capacity_gb`` it may use half of the free space of its file system.
+    """
+    space = os.fstatvfs(dir_fd)
+    capacity_gb = options.capacity_gb or space.f_bavail * space.f_frsize / 2 / GIBIBYTE
+    capacity = int(capacity_gb * GIBIBYTE)
+    if options.segment_mb:
+        size = options.segment_mb * MEBIBYTE
+    else:
+        most = max(capacity // 4 // MEBIBYTE, 1) * MEBIBYTE  # a store of few segments recycles much at a time
+        size = min(max(SEGMENT_BYTES, -(-capacity // USUAL_SEGMENTS // MEBIBYTE) * MEBIBYTE), most)
+    return size, segments_in(capacity_gb, size)
+
+
+def segments_in(capacity_gb: float, size: int) -> int:
+    """Return how many segments a capacity has room for; ConfigError if too few or too many."""
+    count = int(capacity_gb * GIBIBYTE) // size
+    if count < 2:
+        raise ConfigError(
+            f"capacity_gb: {capacity_gb:g} is less than two segments of {size / MEBIBYTE:g} MiB, one to write and "
+            f"one to read; use at least {2 * size / GIBIBYTE:g}, or a smaller segment_mb"
+        )
+    if count > MOST_SEGMENTS:
+        raise ConfigError(
+            f"segment_mb: {count} segments, and there may be {MOST_SEGMENTS}; "
+            f"use at least {-(-int(capacity_gb * 1024) // MOST_SEGMENTS)}"
+        )
+    return count

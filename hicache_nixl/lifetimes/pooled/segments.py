@@ -1,0 +1,276 @@
+"""The segments: preallocated files that pages are appended to, and that are recycled, oldest first.
+
+Each process appends to one segment of its own.  A segment is recycled by giving it the next generation: pages of
+earlier generations are no longer valid, wherever they are listed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import FileError
+from .folder import open_file
+from .locks import Locks
+from .state import State
+
+logger = logging.getLogger(__name__)
+
+ALIGNED = 4096  # bytes; where the pages of a batch start
+
+
+@dataclass
+class Place:
+    """Room for some pages of a batch, in one segment.
+
+    Attributes
+    ----------
+    first, count : int
+        The pages.
+    segment, generation : int
+    offset : int
+        Bytes from the start of the segment; a multiple of 4096.
+    """
+
+    first: int
+    count: int
+    segment: int
+    generation: int
+    offset: int
+
+    @property
+    def pages(self) -> slice:
+        """The pages, as a slice of the batch."""
+        return slice(self.first, self.first + self.count)
+
+
+class Segments:
+    """The segment files of a store, each opened once.
+
+    Parameters
+    ----------
+    dir_fd : int
+        The folder of the store.
+    state : State
+    locks : Locks
+    flags : int
+        ``os.O_DIRECT`` or 0.
+    min_free : int
+        Bytes of the file system that a new segment must leave free.
+    """
+
+    def __init__(self, dir_fd: int, state: State, locks: Locks, flags: int, min_free: int):
+        self._dir_fd, self._state, self._locks = dir_fd, state, locks
+        self._flags, self._min_free = flags, min_free
+        self._fds: dict[int, tuple[int, int]] = {}  # descriptor and inode
+        self._opening, self._placing = threading.Lock(), threading.Lock()
+        self._own: int | None = None
+        self._head = 0
+        self.bytes: int = state["segment_bytes"]
+        self.recycled = 0
+
+    # -- descriptors -----------------------------------------------------------------------------------
+
+    def fd(self, segment: int) -> int:
+        """Return the descriptor of a segment, which this object closes.
+
+        Its number stays the same when the file was lost and made again, by any process.
+
+        Raises
+        ------
+        FileError
+            When the file is missing, is another one, is not of this size, or is not ours.
+        """
+        inode = int(self._state.segments["inode"][segment])
+        fd, known = self._fds.get(segment, (-1, 0))
+        if fd >= 0 and known == inode:
+            return fd
+        with self._opening:
+            fd, known = self._fds.get(segment, (-1, 0))
+            if fd < 0 or known != inode:
+                opened = self._opened(segment, inode)
+                if fd >= 0:
+                    os.dup2(opened, fd, inheritable=False)
+                    os.close(opened)
+                self._fds[segment] = fd if fd >= 0 else opened, inode
+            return self._fds[segment][0]
+
+    def _opened(self, segment: int, inode: int) -> int:
+        fd = open_file(self._dir_fd, name_of(segment), os.O_RDWR | self._flags)
+        status = os.fstat(fd)
+        if (status.st_size, status.st_ino) != (self.bytes, inode):
+            os.close(fd)
+            problem = f"has {status.st_size} of {self.bytes} bytes"
+            raise FileError(
+                errno.EIO, problem if status.st_ino == inode else "is another file", name_of(segment)
+            )
+        return fd
+
+    # -- places for pages ------------------------------------------------------------------------------
+
+    @contextmanager
+    def placed(self, pages: int, page_bytes: int) -> Iterator[list[Place]]:
+        """Provide room for the pages of a batch, in as few segments as possible.
+
+        These segments are not recycled until the end of the block, though this process may have left them by then.
+
+        Raises
+        ------
+        FileError
+            When there is no room: every segment is in use, or the disk is full and there is none to recycle.
+        """
+        if page_bytes > self.bytes:
+            raise FileError(
+                errno.EFBIG, f"a page of {page_bytes} bytes, and a segment of {self.bytes}", "pooled"
+            )
+        with ExitStack() as in_use:
+            places: list[Place] = []
+            with self._placing:
+                first = 0
+                while first < pages:
+                    place = self._place(first, pages - first, page_bytes)
+                    in_use.enter_context(self._locks.reading([place.segment]))
+                    places.append(place)
+                    first += place.count
+            yield places
+
+    def _place(self, first: int, most: int, page_bytes: int) -> Place:
+        while self._own is None or self._head + page_bytes > self.bytes:
+            self._next()
+        count = min(most, (self.bytes - self._head) // page_bytes)
+        place = Place(first, count, self._own, int(self._state.generations[self._own]), self._head)
+        self._head += -(-count * page_bytes // ALIGNED) * ALIGNED
+        return place
+
+    def _next(self) -> None:
+        """Leave the own segment, and become the writer of another one."""
+        with self._locks.index():
+            self._leave(is_open=False)
+            if not (self._take_open() or self._take_new() or self._recycle()):
+                raise FileError(
+                    errno.EBUSY,
+                    f"all {self._state['segments']} segments are being written or read by others; "
+                    "use a larger capacity_gb or a smaller segment_mb",
+                    "pooled",
+                )
+
+    def _leave(self, is_open: bool) -> None:
+        if self._own is not None:
+            row = self._state.segments[self._own]
+            row["used"], row["open"] = self._head, is_open
+            self._locks.disown(self._own)
+            self._own = None
+
+    def _take(self, segment: int, head: int) -> bool:
+        self.fd(segment)  # raises before anything is changed
+        self._state.segments[segment]["open"] = False  # until it is left in good order
+        self._own, self._head = segment, head
+        return True
+
+    def _take_open(self) -> bool:
+        """Go on in a segment that a writer left with room."""
+        for segment in np.flatnonzero(self._state.segments["open"][: self._state["segments"]]).tolist():
+            if self._locks.own(segment):
+                try:
+                    return self._take(segment, int(self._state.segments[segment]["used"]))
+                except FileError as error:
+                    self._lose(segment, error)
+        return False
+
+    def _take_new(self) -> bool:
+        """Make a segment, if the capacity and the free space allow."""
+        limit = self._state["segments"]
+        for segment in np.flatnonzero(self._state.generations[:limit] == 0).tolist():
+            if self._locks.own(segment):
+                try:
+                    self._state.segments["inode"][segment] = self._make(segment)
+                    self._renew(segment)
+                    return self._take(segment, 0)
+                except FileError as error:
+                    self._locks.disown(segment)
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        raise
+                    if not self._state.generations[:limit].any():
+                        raise
+                    logger.warning("no new segment, the oldest is recycled: %s", error)
+                    return False
+        return False
+
+    def _make(self, segment: int) -> int:
+        """Make the file of a segment; return its inode."""
+        space = os.fstatvfs(self._dir_fd)
+        if space.f_bavail * space.f_frsize < self.bytes + self._min_free:
+            raise FileError(
+                errno.ENOSPC,
+                f"a segment of {self.bytes >> 20} MiB would leave less than min_free_gb on the file system",
+                name_of(segment),
+            )
+        fd = open_file(self._dir_fd, name_of(segment), os.O_RDWR | os.O_CREAT)
+        try:
+            os.posix_fallocate(fd, 0, self.bytes)
+            os.ftruncate(fd, self.bytes)
+            return os.fstat(fd).st_ino
+        except OSError as error:
+            os.ftruncate(fd, 0)
+            raise FileError.of(error, name_of(segment)) from error
+        finally:
+            os.close(fd)
+
+    def _renew(self, segment: int) -> None:
+        """Give a segment the next generation: its pages end here."""
+        row = self._state.segments[segment]
+        row["used"] = row["open"] = 0
+        row["generation"] = self._state.take_generation()
+
+    def _recycle(self) -> bool:
+        """Take the segment with the oldest pages that nobody writes or reads."""
+        generations = self._state.generations[: self._state["segments"]]
+        for segment in np.argsort(generations).tolist():
+            if not generations[segment] or not self._locks.own(segment):
+                continue
+            with self._locks.unread(segment) as unread:
+                if unread:
+                    try:
+                        self.fd(segment)
+                        self._renew(segment)
+                        self.recycled += 1
+                        return self._take(segment, 0)
+                    except FileError as error:
+                        self._lose(segment, error)
+                        continue
+            self._locks.disown(segment)
+        return False
+
+    def _lose(self, segment: int, error: FileError) -> None:
+        """Give up the pages of a segment whose file is missing or damaged; it is made again when needed."""
+        logger.error("segment %d and its pages are lost: %s", segment, error)
+        self._state.segments[segment] = 0
+        self._locks.disown(segment)
+
+    def published(self, place: Place, page_bytes: int) -> None:
+        """Note that the pages of a place are listed; the caller holds the lock of the index."""
+        row = self._state.segments[place.segment]
+        row["used"] = max(int(row["used"]), place.offset + place.count * page_bytes)
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave the own segment with its room, and close all files.  May be called twice."""
+        try:
+            with self._placing, self._locks.index():
+                self._leave(is_open=True)
+        finally:
+            while self._fds:
+                os.close(self._fds.popitem()[1][0])
+
+
+def name_of(segment: int) -> str:
+    """Return the name of the file of a segment."""
+    return f"segment-{segment:04}"
