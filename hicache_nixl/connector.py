@@ -229,31 +229,30 @@ class HiCacheNixl(HiCacheStorage):
     # -- pages -----------------------------------------------------------------------------------------
 
     def _set_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        pages, results = self._pages_for(keys, host_indices), []
-        for names, indices in self._batches(pages, keys, host_indices):
-            with pages.leaving(indices) as buffers:
+        pages, results = self._host_pages(), []
+        for names, starts in self._batches(pages, keys, host_indices):
+            with pages.leaving(starts) as buffers:
                 results += self._store(names, buffers)
         return results
 
     def _get_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        pages, results = self._pages_for(keys, host_indices), []
-        for names, indices in self._batches(pages, keys, host_indices):
-            with pages.arriving(indices) as buffers:
+        pages, results = self._host_pages(), []
+        for names, starts in self._batches(pages, keys, host_indices):
+            with pages.arriving(starts) as buffers:
                 loaded = self._load(names, buffers)
-                pages.land(indices, buffers, loaded)
+                pages.land(starts, buffers, loaded)
                 results += loaded
         return results
 
-    def _pages_for(self, keys: Sequence[str], host_indices: torch.Tensor) -> Pages:
-        """Return the pages of the host pool, after checking the arguments of a batch call."""
+    def _host_pages(self) -> Pages:
         if self.pages is None:
             raise PageIndexError("no host pool: call register_mem_pool_host first")
-        self.pages.check(len(keys), host_indices)
         return self.pages
 
     def _batches(self, pages: Pages, keys: Sequence[str], host_indices: torch.Tensor) -> Iterator[Any]:
-        """Return names and indices of each transfer, after checking every key."""
-        return pages.batches(self.names.of_pages(keys, pages.zero_copy), host_indices)
+        """Return names and places of the pages of each transfer, after checking all arguments."""
+        starts = pages.starts(len(keys), host_indices)
+        return pages.batches(self.names.of_pages(keys, pages.zero_copy), starts)
 
     def _store(self, names: Named, buffers: Sequence[Buffer]) -> list[bool]:
         return self._calls.moved("WRITE", names.keys, self.lifetime.store, names, buffers)

@@ -7,10 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..errors import ConfigError
 from ..transport.registration import Buffer, buffer_addresses, buffer_sizes
+
+Numbers = npt.NDArray[np.int64]
 
 
 class Addresses(Sequence[Buffer]):
@@ -29,7 +32,7 @@ class Addresses(Sequence[Buffer]):
         Whether ``sizes`` is of shape (k,).
     """
 
-    def __init__(self, starts: np.ndarray, sizes: np.ndarray):
+    def __init__(self, starts: Numbers, sizes: Numbers):
         self.starts, self.sizes, self.alike = starts, sizes, sizes.ndim == 1
 
     @classmethod
@@ -89,7 +92,7 @@ class PoolMap:
         if (starts != expected).any() or (sizes.reshape(starts.shape) != self.sizes).any():
             raise ConfigError(f"mem_pool_host: pages of a {type(pool).__name__} are not at equal distances")
 
-    def of(self, indices: torch.Tensor) -> Addresses:
-        """Return the buffers of pages, given their token indices, ``page_size`` of them for each."""
-        pages = indices[:: self._page_size].numpy() // self._page_size
+    def of(self, starts: Numbers) -> Addresses:
+        """Return the buffers of pages, given the first token index of each, int64 of shape (n,)."""
+        pages = starts // self._page_size
         return Addresses(self._first + pages[:, None] * self._distance, self.sizes)

@@ -21,7 +21,7 @@ from ..config import ALIGNMENT, ZERO_COPY_LAYOUTS
 from ..errors import ConfigError, PageIndexError
 from ..names import Named
 from ..transport.registration import Buffer
-from .addresses import Addresses, PoolMap
+from .addresses import Addresses, Numbers, PoolMap
 from .pools import aligned_tensor
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ STAGED_BYTES = 2**28  # for each direction; limits the number of large pages
 
 
 class Pages(ABC):
-    """Base class.  Token indices are those that the server passes, ``page_size`` per page.
+    """Base class.  ``starts`` is always the first token index of each page, int64 of shape (n,).
 
     Attributes
     ----------
@@ -53,43 +53,47 @@ class Pages(ABC):
     def __init__(self, pool: Any):
         self.pool = pool
 
-    def check(self, pages: int, indices: torch.Tensor) -> None:
-        """Raise ``PageIndexError`` unless token indices are those of a number of whole pages of the pool."""
+    def starts(self, pages: int, indices: torch.Tensor) -> Numbers:
+        """Return where pages start, given the token indices that the server passes, ``page_size`` for each.
+
+        Raises
+        ------
+        PageIndexError
+            Unless they are those of so many whole pages of the pool.
+        """
         pool = self.pool
         if not pages or len(indices) != pages * pool.page_size:
             raise PageIndexError(
                 f"{pages} keys and {len(indices)} host indices do not match: "
                 f"a page has {pool.page_size} tokens"
             )
-        starts = indices[:: pool.page_size].numpy()
-        if starts.min() < 0 or starts.max() + pool.page_size > pool.size:
+        starts: Numbers = indices.numpy()[:: pool.page_size]
+        first, last = starts.min(), starts.max()
+        if first < 0 or last + pool.page_size > pool.size:
             raise PageIndexError(
-                f"{pages} keys, {len(indices)} host indices: token indices {starts.min()} to "
-                f"{starts.max() + pool.page_size - 1} are outside the pool of {pool.size} tokens"
+                f"{pages} keys, {len(indices)} host indices: token indices {first} to "
+                f"{last + pool.page_size - 1} are outside the pool of {pool.size} tokens"
             )
         if (starts % pool.page_size).any():
             raise PageIndexError(f"a page of {pool.page_size} tokens cannot start inside a page")
+        return starts
 
-    def starts(self, indices: torch.Tensor) -> list[int]:
-        """Return the first token index of each page."""
-        return indices[:: self.pool.page_size].tolist()
-
-    def batches(self, pages: Named, indices: torch.Tensor) -> Iterator[tuple[Named, torch.Tensor]]:
-        """Yield the pages of each transfer, and their token indices."""
-        batch, tokens = self.batch or len(pages.keys), self.pool.page_size
+    def batches(self, pages: Named, starts: Numbers) -> Iterator[tuple[Named, Numbers]]:
+        """Yield the pages of each transfer, and where they start."""
+        batch = self.batch or len(pages.keys)
         for first, (_, part) in enumerate(pages.parts(batch)):
-            yield part, indices[first * batch * tokens : (first + 1) * batch * tokens]
+            yield part, starts[first * batch : (first + 1) * batch]
 
     @abstractmethod
-    def leaving(self, indices: torch.Tensor) -> AbstractContextManager[Sequence[Buffer]]:
+    def leaving(self, starts: Numbers) -> AbstractContextManager[Sequence[Buffer]]:
         """Provide the buffers of pages to store, for the time of a ``with`` block."""
 
     @abstractmethod
-    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[Sequence[Buffer]]:
+    def arriving(self, starts: Numbers) -> AbstractContextManager[Sequence[Buffer]]:
         """Provide buffers for pages to load, for the time of a ``with`` block; ``land`` ends it."""
 
     @abstractmethod
-    def land(self, indices: torch.Tensor, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
+    def land(self, starts: Numbers, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
         """Bring the pages that were loaded into the pool."""
 
 
@@ -105,15 +109,15 @@ class InPlace(Pages):
         self.piece_sizes = self._map.sizes.tolist()
 
     @contextmanager
-    def leaving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
+    def leaving(self, starts: Numbers) -> Iterator[Sequence[Buffer]]:
         """Provide the buffers of pages to store."""
-        yield self._map.of(indices)
+        yield self._map.of(starts)
 
-    def arriving(self, indices: torch.Tensor) -> AbstractContextManager[Sequence[Buffer]]:
+    def arriving(self, starts: Numbers) -> AbstractContextManager[Sequence[Buffer]]:
         """Provide the buffers of pages to load: the same."""
-        return self.leaving(indices)
+        return self.leaving(starts)
 
-    def land(self, indices: torch.Tensor, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
+    def land(self, starts: Numbers, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
         """Do nothing: the pages were loaded into the pool."""
 
 
@@ -126,22 +130,22 @@ class Copied(Pages):
         self.piece_sizes = [pool.get_dummy_flat_data_page().nbytes]
 
     @contextmanager
-    def leaving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
+    def leaving(self, starts: Numbers) -> Iterator[Sequence[Buffer]]:
         """Provide copies of pages to store."""
-        pages = (self.pool.get_data_page(start, flat=False) for start in self.starts(indices))
+        pages = (self.pool.get_data_page(start, flat=False) for start in starts.tolist())
         yield [page.contiguous() for page in pages]
 
     @contextmanager
-    def arriving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
+    def arriving(self, starts: Numbers) -> Iterator[Sequence[Buffer]]:
         """Provide buffers for pages to load; ``land`` copies them into the pool."""
-        yield [self.pool.get_dummy_flat_data_page() for _ in self.starts(indices)]
+        yield [self.pool.get_dummy_flat_data_page() for _ in starts]
 
-    def land(self, indices: torch.Tensor, buffers: Sequence[Any], loaded: Sequence[bool]) -> None:
+    def land(self, starts: Numbers, buffers: Sequence[Any], loaded: Sequence[bool]) -> None:
         """Copy the pages that were loaded into the pool."""
-        self._land(indices, buffers, loaded)
+        self._land(starts, buffers, loaded)
 
-    def _land(self, indices: torch.Tensor, pages: Iterable[Any], loaded: Sequence[bool]) -> None:
-        for start, page, whole in zip(self.starts(indices), pages, loaded, strict=True):
+    def _land(self, starts: Numbers, pages: Iterable[Any], loaded: Sequence[bool]) -> None:
+        for start, page, whole in zip(starts.tolist(), pages, loaded, strict=True):
             if whole:
                 self.pool.set_from_flat_data_page(start, page)
 
@@ -161,24 +165,23 @@ class Staged(Copied):
         self.memory = self._slots
 
     @contextmanager
-    def leaving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
+    def leaving(self, starts: Numbers) -> Iterator[Sequence[Buffer]]:
         """Provide copies of pages to store."""
         with self._busy[0]:
-            starts = self.starts(indices)
-            for start, slot in zip(starts, self._slots[0][: len(starts)], strict=True):
+            for start, slot in zip(starts.tolist(), self._slots[0][: len(starts)], strict=True):
                 page = self.pool.get_data_page(start, flat=False)
                 slot.view(page.shape).copy_(page)
             yield self._buffers(0, len(starts))
 
     @contextmanager
-    def arriving(self, indices: torch.Tensor) -> Iterator[Sequence[Buffer]]:
+    def arriving(self, starts: Numbers) -> Iterator[Sequence[Buffer]]:
         """Provide buffers for pages to load; ``land`` copies them into the pool."""
         with self._busy[1]:
-            yield self._buffers(1, len(self.starts(indices)))
+            yield self._buffers(1, len(starts))
 
-    def land(self, indices: torch.Tensor, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
+    def land(self, starts: Numbers, buffers: Sequence[Buffer], loaded: Sequence[bool]) -> None:
         """Copy the pages that were loaded into the pool."""
-        self._land(indices, self._slots[1][: len(buffers)], loaded)
+        self._land(starts, self._slots[1][: len(buffers)], loaded)
 
     def _buffers(self, direction: int, count: int) -> Sequence[Buffer]:
         first, size = self._slots[direction].data_ptr(), self.piece_sizes[0]

@@ -86,9 +86,8 @@ class Lane:
         """
         if fd not in self._files:
             self._register_file(fd, file_size)
-        start, end = int(memory.min()), int((memory + sizes).max())
-        with self._one_at_a_time, self._registered(start, end, memory, sizes):
-            memory, offsets, sizes = merged(memory, offsets, sizes)
+        memory, offsets, sizes = merged(memory, offsets, sizes)
+        with self._one_at_a_time, self._registered(memory, sizes):
             host, stored = np.zeros((2, len(memory), 3), np.uint64)
             host[:, 0], host[:, 1] = memory, sizes
             stored[:, 0], stored[:, 1], stored[:, 2] = offsets, sizes, fd
@@ -106,10 +105,9 @@ class Lane:
             raise RegistrationError(f"no descriptor list could be made of these buffers: {error}") from error
         self.registration.run(self.registration.initialize(direction, *lists), growing_pause)
 
-    def _registered(
-        self, start: int, end: int, memory: np.ndarray, sizes: np.ndarray
-    ) -> AbstractContextManager[Any]:
+    def _registered(self, memory: np.ndarray, sizes: np.ndarray) -> AbstractContextManager[Any]:
         """Hold buffers registered for this call, unless they lie in the memory that is."""
+        start, end = int(memory.min()), int((memory + sizes).max())
         if any(first <= start and end <= last for first, last in self._memory):
             return nullcontext()
         return self.registration.registered_buffers(list(zip(memory.tolist(), sizes.tolist(), strict=True)))
@@ -140,15 +138,24 @@ def merged(memory: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> tuple[
     >>> [a.tolist() for a in merged(np.array([0, 8, 32]), np.array([64, 72, 80]), np.array([8, 8, 8]))]
     [[0, 32], [64, 80], [16, 8]]
     """
-    joined = (memory[1:] == memory[:-1] + sizes[:-1]) & (offsets[1:] == offsets[:-1] + sizes[:-1])
-    if not joined.any():
+    joined = memory[1:] == memory[:-1] + sizes[:-1]
+    joined &= offsets[1:] == offsets[:-1] + sizes[:-1]
+    first = np.append(0, np.flatnonzero(~joined) + 1)
+    if len(first) == len(sizes):
         return memory, offsets, sizes
-    starts = np.flatnonzero(np.concatenate(([True], ~joined)))
-    ends = np.cumsum(sizes)
+    ends = sizes.cumsum()
     before = ends - sizes
-    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(sizes))))
-    full = (before - before[starts][run]) // MOST_BYTES  # which I/O of its run a piece is in
-    cut = np.concatenate(([True], (run[1:] != run[:-1]) | (full[1:] != full[:-1])))
-    first = np.flatnonzero(cut)
-    last = np.append(first[1:], len(sizes)) - 1
-    return memory[first], offsets[first], ends[last] - before[first]
+    lengths = np.diff(before[first], append=ends[-1])
+    if lengths.max() > MOST_BYTES:
+        first = _cut(first, before)
+        lengths = np.diff(before[first], append=ends[-1])
+    return memory[first], offsets[first], lengths
+
+
+def _cut(first: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return the first piece of each I/O, given that of each run and the bytes before each piece."""
+    run = np.zeros(len(before), np.int64)
+    run[first[1:]] = 1
+    run = run.cumsum()
+    part = (before - before[first][run]) // MOST_BYTES
+    return np.flatnonzero(np.append(True, (run[1:] != run[:-1]) | (part[1:] != part[:-1])))
