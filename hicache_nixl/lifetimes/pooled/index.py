@@ -19,8 +19,8 @@ from .table import Table
 logger = logging.getLogger(__name__)
 
 LEAST_SLOTS = 1 << 12
-MOST_SLOTS_AT_ONCE = 1 << 21  # prepared for a pool; beyond that the table grows with what is stored
-LOAD = 0.7
+MOST_SLOTS_AT_ONCE = 1_400_000  # 139 MiB; beyond that the table doubles when it is full
+LOAD = 0.75  # of a table with room for as many pages as the store has
 
 
 class Index:
@@ -124,8 +124,13 @@ class Index:
             table = self._current()
         while not (placed := table.put(rows, self._state.generations)).all():
             rows = rows[~placed]
-            self._grow(2 * table.slots)
+            self._grow(max(2 * table.slots, self._expected(int(rows["size"].min()))))
             table = self._current()
+
+    def _expected(self, page_bytes: int) -> int:
+        """Return how many slots a store full of such pages needs, within reason."""
+        capacity = self._state["segments"] * self._state["segment_bytes"]
+        return int(min(capacity / max(page_bytes, 1) / LOAD, MOST_SLOTS_AT_ONCE))
 
     def _grow(self, slots: int) -> None:
         number = self._number + 1
@@ -134,14 +139,6 @@ class Index:
         with self._opening:
             self._replace(grown, number)
         self._publish(number)
-
-    def reserve(self, pages: int) -> None:
-        """Make room for so many pages."""
-        slots = int(min(pages / LOAD, MOST_SLOTS_AT_ONCE))
-        if self._current().slots < slots:
-            with self._locks.index():
-                if self._current().slots < slots:
-                    self._grow(slots)
 
     def remove(self, rows: Rows) -> None:
         """Forget pages, if they are still listed like this."""

@@ -47,7 +47,13 @@ PAUSES = (0, 0, 0.0005, 0.002, 0.008)
 # Each key prefers the slots of a bucket in one of these orders, so that few keys of a batch want the same slot.
 _ORDERS = np.array([np.random.RandomState(seed).permutation(WAYS) + 1 for seed in range(64)], np.uint8)
 _ONES = np.ones(WAYS, np.uint8)
-_HALVES, _SIX_BITS = np.array([0, 32], np.uint64), np.uint64(58)
+# A half of the tag, as a fraction of 2^32, is the place of a bucket among all; its low bits are free for the order.
+_HALVES, _HALF, _LOWER, _SIX_BITS = (
+    np.array([0, 32], np.uint64),
+    np.uint64(32),
+    np.uint64(2**32 - 1),
+    np.uint64(63),
+)
 
 
 class Table:
@@ -61,7 +67,7 @@ class Table:
 
     def __init__(self, file: TableFile):
         self._file = file
-        self._mask = np.uint64(file.slots // WAYS - 1)
+        self._buckets = np.uint64(file.slots // WAYS)
 
     @classmethod
     def create(cls, dir_fd: int, name: str, slots: int) -> Table:
@@ -74,15 +80,14 @@ class Table:
         name : str
             The file in it.
         slots : int
-            The least number of slots; the next 16 * 2**n is taken.  Each has 104 bytes on disk.
+            The least number of slots; the next multiple of 16 is taken.  Each has 104 bytes on disk.
 
         Raises
         ------
         FileError
             The file could not be made, for example because the disk is full.
         """
-        buckets = max(1, -(-slots // WAYS))
-        return cls(TableFile.create(dir_fd, name, WAYS << (buckets - 1).bit_length()))
+        return cls(TableFile.create(dir_fd, name, max(1, -(-slots // WAYS)) * WAYS))
 
     @classmethod
     def open(cls, dir_fd: int, name: str) -> Table:
@@ -169,7 +174,7 @@ class Table:
     def _near(self, names: Words) -> tuple[Words, Numbers, Words]:
         """Return the tags of names, their buckets, shape (n, 2), and the tags in these, shape (n, 2, 16)."""
         tag = tags(names)
-        buckets = (tag[:, None] >> _HALVES & self._mask).view(np.int64)
+        buckets = ((tag[:, None] >> _HALVES & _LOWER) * self._buckets >> _HALF).view(np.int64)
         return tag, buckets, self._file.tags.reshape(-1, WAYS).take(buckets, axis=0)
 
     def _candidates(
@@ -382,7 +387,7 @@ def _roomiest(tag: Words, buckets: Numbers, free: Flags) -> Numbers:
     lines = np.arange(len(tag))
     side = (counts[:, 1] > counts[:, 0]).astype(np.int64)
     sides = 2 * lines + side
-    order = _ORDERS.take((tag >> _SIX_BITS).astype(np.int64), axis=0)
+    order = _ORDERS.take((tag & _SIX_BITS).astype(np.int64), axis=0)
     order *= free.reshape(-1, WAYS).take(sides, axis=0)
     slots = buckets.reshape(-1).take(sides) * WAYS + order.argmax(axis=1)
     return np.where(counts.any(axis=1), slots, -1)

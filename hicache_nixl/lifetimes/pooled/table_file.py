@@ -30,7 +30,7 @@ class TableFile:
     Attributes
     ----------
     slots : int
-        A power of two.
+        A multiple of the slots of a bucket.
     tags : numpy.ndarray of uint64, shape (slots,)
         The mapped tags.
     rows : numpy.ndarray of uint64, shape (slots, 12)
@@ -124,6 +124,6 @@ def _slots_of(fd: int, name: str, least: int) -> int:
         raise NewerFormatError(
             f"{name} has format {version}, and this version reads up to {FORMAT}: upgrade it"
         )
-    if version != FORMAT or slots < least or slots & (slots - 1) or status.st_size != _size_of(slots):
+    if version != FORMAT or slots < least or slots % least or status.st_size != _size_of(slots):
         raise DamagedError(f"{name} is damaged: format {version}, {slots} slots, {status.st_size} bytes")
     return int(slots)
