@@ -24,6 +24,7 @@ from .state import State
 logger = logging.getLogger(__name__)
 
 ALIGNED = 4096  # bytes; where the pages of a batch start
+OLD_SHARE = 4  # a quarter
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Segments:
         self._opening, self._placing = threading.Lock(), threading.Lock()
         self._own: int | None = None
         self._head = 0
+        self._old = (0, 0)  # the answer of old_below, and for which next generation
         self.bytes: int = state["segment_bytes"]
         self.recycled = 0
 
@@ -253,6 +255,18 @@ class Segments:
         logger.error("segment %d and its pages are lost: %s", segment, error)
         self._state.segments[segment] = 0
         self._locks.disown(segment)
+
+    def old_below(self) -> int:
+        """Return the generation from which segments are not among the quarter that is recycled next.
+
+        0 while there is room for new segments.
+        """
+        newest = self._state["next_generation"]
+        if self._old[0] != newest:
+            generations = self._state.generations[: self._state["segments"]]
+            quarter = len(generations) // OLD_SHARE
+            self._old = newest, int(np.partition(generations, quarter)[quarter]) if generations.all() else 0
+        return self._old[1]
 
     def published(self, place: Place, page_bytes: int) -> None:
         """Note that the pages of a place are listed; the caller holds the lock of the index."""
