@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
+from hicache_nixl.lab import figures
 from hicache_nixl.lab.experiments.replay import COLUMNS
 from hicache_nixl.lab.statistics import pooled_table, ratio_table
 from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds, recorded_log
@@ -99,3 +102,51 @@ BENCHMARK_TIMES = pd.concat([TIMES.assign(direct=direct) for direct in (False, T
 BENCHMARK = ratio_table(
     BENCHMARK_TIMES, ["operation", "direct", "queue", "page_bytes"], "leaky", "try_finally"
 )
+STEPS_OF_A_CALL = (
+    "names",
+    "index",
+    "open and close",
+    "register",
+    "lists",
+    "transfer",
+    "wait",
+    "checksum",
+    "rest",
+)
+STEPS = pd.DataFrame(
+    [
+        {"lifetime": lifetime, "operation": operation, "step": step, "seconds": seconds * (1 + place % 3)}
+        for lifetime, seconds in (("scoped", 4e-4), ("pooled", 5e-5))
+        for operation in ("set", "exists", "get")
+        for place, step in enumerate(STEPS_OF_A_CALL)
+    ]
+)
+STORED = pd.DataFrame(
+    [
+        {"stored": stored, "operation": operation, "seconds": seconds * (1 + call / 50)}
+        for stored in (1000, 10_000, 100_000, 1_000_000)
+        for operation, seconds in (("set", 6e-4), ("exists", 7e-5), ("get", 4e-4))
+        for call in range(8)
+    ]
+)
+EVICTED = pd.DataFrame(
+    [
+        {"share": share, "policy": policy, "hit_rate": share**0.5 + more, "rewritten": written}
+        for share in (0.05, 0.1, 0.2, 0.4)
+        for policy, more, written in (
+            ("least recently used page", 0.1, 0),
+            ("oldest segment", 0, 0),
+            ("oldest segment, pages in use renewed", 0.04, 0.2),
+        )
+    ]
+)
+DAY = pd.DataFrame(
+    {"asked": 50, "loaded": 30, "recycled": max(0, request - 300), "open_fds": min(13 + request // 20, 28)}
+    for request in range(600)
+)
+STORES: dict[str, Callable[[], figures.Drawn]] = {
+    "anatomy": lambda: figures.anatomy(STEPS, "64 KiB"),
+    "by_stored": lambda: figures.by_stored(STORED),
+    "hit_rates": lambda: figures.hit_rates(EVICTED),
+    "traffic": lambda: figures.traffic(DAY),
+}

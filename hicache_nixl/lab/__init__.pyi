@@ -3,13 +3,17 @@ from .connectors import expected as expected
 from .connectors import peers as peers
 from .connectors import same_counts as same_counts
 from .experiments.alternating import alternating as alternating
+from .experiments.anatomy import anatomy as anatomy
 from .experiments.compare import compare as compare
 from .experiments.compare import left_per_key as left_per_key
 from .experiments.compare import usable_queues as usable_queues
+from .experiments.conversations import conversations as conversations
 from .experiments.deleting import deletion_times as deletion_times
+from .experiments.eviction import evictions as evictions
 from .experiments.fault_matrix import every_fault as every_fault
 from .experiments.fault_matrix import fault_summary as fault_summary
 from .experiments.fault_matrix import patch as patch
+from .experiments.growth import growth as growth
 from .experiments.law import left_by_calls as left_by_calls
 from .experiments.law import traced_set as traced_set
 from .experiments.panel import panel as panel
@@ -20,6 +24,7 @@ from .experiments.review import imports_inside_functions as imports_inside_funct
 from .experiments.review import owner_of_descriptors as owner_of_descriptors
 from .experiments.review import register_files_left as register_files_left
 from .experiments.review import release_facts as release_facts
+from .experiments.traffic import traffic as traffic
 from .experiments.waiting import large_transfer as large_transfer
 from .experiments.waiting import small_transfer as small_transfer
 from .experiments.waiting import waits as waits

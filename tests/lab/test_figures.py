@@ -32,6 +32,7 @@ from measured import (
     RECORDED,
     REPLAYED,
     SLOWER,
+    STORES,
     TIMES,
     timed,
 )
@@ -82,6 +83,7 @@ MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt 
     "cost": lambda: figures.cost(
         pd.concat([COST, COST.assign(before="sglang==0.5.11", after="sglang==0.5.12")])
     ),
+    **STORES,
 }
 TITLED: dict[str, Callable[[], Figure]] = {  # with a title that their caller works out
     "steps": lambda: figures.steps(INTO_LIMIT, BASELINE, LIMIT, "try_finally", TITLE),

@@ -8,13 +8,16 @@ from .counts import end, growth, hero, law, steps, two_counts
 from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
 from .replays import replays
+from .stores import anatomy, by_stored, hit_rates, traffic
 from .times import benchmarks, cost, latency, over_calls, pairs_and_ratios
 from .words import Drawn
 
 __all__ = [
     "Drawn",
+    "anatomy",
     "behaviours",
     "benchmarks",
+    "by_stored",
     "cost",
     "counts_of_two",
     "creation",
@@ -22,6 +25,7 @@ __all__ = [
     "faults",
     "growth",
     "hero",
+    "hit_rates",
     "intervals_of_two",
     "latency",
     "law",
@@ -31,5 +35,6 @@ __all__ = [
     "replays",
     "second_leak",
     "steps",
+    "traffic",
     "two_counts",
 ]

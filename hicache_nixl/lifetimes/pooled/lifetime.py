@@ -51,6 +51,11 @@ class Lifetime:
         self.direct = config.use_direct_io
         self._verify = config.pooled.verify == "checksum"
 
+    @property
+    def recycled(self) -> int:
+        """How many segments this store has recycled."""
+        return self._store.segments.recycled
+
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""
         for lane in self._lanes:

@@ -1,0 +1,174 @@
+"""Figures of the store of lifetime ``pooled``: where time goes, how it grows, what is evicted, a day of traffic."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
+
+from ..statistics import median_of
+from .look import _OKABE_ITO, INK, LOOK, STYLES, heading
+from .words import Drawn, course, listed
+
+OPERATIONS = ("set", "exists", "get")
+WINDOW = 200  # requests of which the hit rate is averaged
+
+
+@mpl.rc_context(LOOK)
+def anatomy(table: pd.DataFrame, page: str) -> Drawn:
+    """Draw where the time of a call goes, a panel for each operation, a bar for each lifetime.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From ``lab.anatomy``.
+    page : str
+        The size of a page, in words.
+    """
+    steps = [step for step in table.step.unique() if table[table.step == step].seconds.max() > 0]
+    figure, panels = plt.subplots(1, len(OPERATIONS), figsize=(9, 1.6 + 0.4 * table.lifetime.nunique()))
+    for axes, operation in zip(panels, OPERATIONS, strict=True):
+        chosen = table[table.operation == operation]
+        wide = chosen.pivot(index="lifetime", columns="step", values="seconds")[steps] * 1e3
+        wide = wide.loc[chosen.lifetime.unique()]
+        left = pd.Series(0.0, wide.index)
+        for place, step in enumerate(steps):
+            axes.barh(
+                wide.index,
+                wide[step],
+                left=left,
+                color="0.8" if step == "rest" else _OKABE_ITO[place % 8],
+                label=step,
+                height=0.6,
+            )
+            left += wide[step]
+        axes.set(title=operation, xlabel="milliseconds per call")
+        axes.invert_yaxis()
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small"
+    )
+    whole = table.groupby(["operation", "lifetime"], sort=False).seconds.sum() * 1e3
+    told = [
+        f"a {operation} takes {listed([f'{whole[operation][name]:.2g} ms with {name}' for name in whole[operation].index])}"
+        for operation in ("set", "get")
+    ]
+    title = f"Pages of {page}: " + "; ".join(told)
+    heading(figure, title)
+    largest = table.loc[table.groupby(["operation", "lifetime"]).seconds.idxmax()]
+    most = [f"{row.operation} with {row.lifetime}: {row.step}" for row in largest.itertuples()]
+    return Drawn(figure, f"{title}. The largest step of each: {'; '.join(most)}.")
+
+
+@mpl.rc_context(LOOK)
+def by_stored(table: pd.DataFrame) -> Drawn:
+    """Draw the time of calls over the number of pages stored, medians with intervals.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From ``lab.growth``.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.4))
+    first, last = table.stored.min(), table.stored.max()
+    told = []
+    for place, operation in enumerate(OPERATIONS):
+        chosen = table[table.operation == operation].groupby("stored").seconds
+        found = {stored: median_of(seconds * 1e3) for stored, seconds in chosen}
+        medians = [estimate.median for estimate in found.values()]
+        errors = [
+            [estimate.median - estimate.low for estimate in found.values()],
+            [estimate.high - estimate.median for estimate in found.values()],
+        ]
+        colour = _OKABE_ITO[(1, 2, 5)[place]]
+        axes.errorbar(list(found), medians, errors, color=colour, marker="o", markersize=4, capsize=2)
+        axes.annotate(
+            operation,
+            (last, medians[-1]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+        told.append(f"{operation} {medians[0]:.2g} and {medians[-1]:.2g} ms")
+    axes.set_xscale("log")
+    axes.set(xlabel="pages stored", ylabel="milliseconds per call of 128 pages", ylim=(0, None))
+    title = f"With {first:,} and {last:,} pages stored, a call takes: {', '.join(told)}".replace(
+        ",000", " 000"
+    )
+    heading(figure, title)
+    return Drawn(figure, f"{title}. Medians with 95 % intervals.")
+
+
+@mpl.rc_context(LOOK)
+def hit_rates(table: pd.DataFrame) -> Drawn:
+    """Draw the hit rate of each policy over the capacity.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From ``lab.evictions``.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.4))
+    policies = list(table.policy.unique())
+    for place, policy in enumerate(policies):
+        chosen = table[table.policy == policy]
+        look = (INK, "--") if place == 0 else (_OKABE_ITO[(6, 3)[place - 1]], "-")
+        axes.plot(
+            chosen.share, chosen.hit_rate, look[1], color=look[0], marker="o", markersize=4, label=policy
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(table.share.unique()))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(
+        xlabel="capacity, as a share of the different pages of the trace", ylabel="pages that were loaded"
+    )
+    axes.legend(loc="lower right", title="what is evicted", alignment="left")
+    lru, fifo, renewed = (table[table.policy == policy] for policy in policies)
+    gained = (renewed.hit_rate.to_numpy() - fifo.hit_rate.to_numpy()) / (
+        lru.hit_rate.to_numpy() - fifo.hit_rate.to_numpy()
+    )
+    title = (
+        f"Renewing pages in use gains {gained.min():.0%} to {gained.max():.0%} of what evicting single pages would, "
+        f"for up to {renewed.rewritten.max():.0%} more pages written"
+    )
+    heading(figure, title)
+    rates = "; ".join(
+        f"{policy}: {listed([f'{rate:.0%}' for rate in table[table.policy == policy].hit_rate])}"
+        for policy in policies
+    )
+    return Drawn(figure, f"{title}. Hit rates by capacity, smallest first. {rates}.")
+
+
+@mpl.rc_context(LOOK)
+def traffic(table: pd.DataFrame) -> Drawn:
+    """Draw the hit rate and the open descriptors over the requests of a day.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From ``lab.traffic``.
+    """
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True)
+    sums = table[["loaded", "asked"]].rolling(WINDOW).sum()
+    above.plot(table.index + 1, sums.loaded / sums.asked, color=STYLES["scoped"][0])
+    above.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    above.set(ylabel=f"pages loaded,\n{WINDOW} requests", ylim=(0, 1))
+    full = int((table.recycled > 0).idxmax()) if table.recycled.any() else None
+    if full is not None:
+        above.axvline(full + 1, color=INK, linestyle=":", linewidth=1)
+        above.annotate(
+            "full from here on", (full + 1, 0.05), xytext=(4, 0), textcoords="offset points", color=INK
+        )
+    below.plot(table.index + 1, table.open_fds, color=INK)
+    below.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    below.set(ylabel="open descriptors", xlabel="request", ylim=(0, None))
+    rate = table.loaded.sum() / table.asked.sum()
+    title = (
+        f"{len(table)} requests: {rate:.0%} of the pages are loaded, {table.recycled.iloc[-1]} segments are recycled, "
+        f"and open descriptors are {course(table.open_fds.iloc[len(table) // 2 :].tolist())} in the second half"
+    ).replace("are stays", "stay")
+    heading(figure, title)
+    return Drawn(figure, f"{title}. Over all requests, the count {course(table.open_fds.tolist())}.")
