@@ -150,6 +150,21 @@ class Index:
         with self._locks.index():
             return self._current().clear(spaces)
 
+    def listed(self, rows: Rows) -> np.ndarray:
+        """Return for each row of ``live`` whether it is still listed just like this."""
+        same = np.zeros(len(rows), np.bool_)
+        table = self._current()
+        for space in np.unique(rows["space"]).tolist():
+            which = np.flatnonzero(rows["space"] == space)
+            now, slots = table.find(rows["key"][which], space)
+            same[which] = (slots >= 0) & (now["guard"] == rows["guard"][which])
+        return same & self.valid(rows)
+
+    def occupied(self) -> tuple[int, int]:
+        """Return how many slots are occupied, also by rows of pages that are gone, and how many there are."""
+        table = self._current()
+        return table.count(), table.slots
+
     def live(self) -> Rows:
         """Return the rows of all pages."""
         return self._current().live(self._state.generations)

@@ -76,7 +76,10 @@ class Lifetime:
         """Store n pages with pieces of the same sizes, int64 of shape (k,), at addresses of shape (n, k)."""
         rows = np.zeros(len(keys), ROW)
         rows["key"], rows["space"], rows["size"] = keys, space, sizes.sum()
-        return self._write(rows, starts, sizes, self._hashing(starts, sizes))
+        outcomes = self._write(rows, starts, sizes, self._hashing(starts, sizes))
+        stored = outcomes.count(MOVED)
+        self._store.counters.stored(stored, stored * int(sizes.sum()))
+        return outcomes
 
     def _write(
         self, rows: Rows, starts: np.ndarray, sizes: np.ndarray, hashing: Callable[[], Words]
@@ -119,6 +122,7 @@ class Lifetime:
                 if not (found <= self._store.index.valid(rows)).all():
                     continue
                 outcomes = self._read(rows, found, places)
+            self._store.counters.got(found, sizes)
             self._renew(rows, places, outcomes)
             return outcomes
         return [Outcome.not_touched(MissingError("recycled while it was looked up"))] * len(keys)

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from ...errors import FileError
 from .folder import open_file
 
-# Bytes of the file, which need not exist: of the index, of all users, and from here on of each segment.
-INDEX, USERS = 0, 1
+# Bytes of the file, which need not exist: of the index, of all users, of the counters, and from here on of each segment.
+INDEX, USERS, COUNTERS = 0, 1, 2
 OWNERS, READERS = 1 << 20, 2 << 20
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock on 64-bit Linux
 PATIENCE = 5.0  # seconds; a change of the index takes less than a millisecond, growing it up to a second
@@ -36,11 +36,13 @@ class Locks:
         The folder of the store.
     name : str
         The file in it, created when missing.
+    flags : int
+        With ``os.O_RDONLY``, the locks of others can be looked at, and none can be set.
     """
 
-    def __init__(self, dir_fd: int, name: str = "locks"):
+    def __init__(self, dir_fd: int, name: str = "locks", flags: int = os.O_RDWR | os.O_CREAT):
         self._name = name
-        self._fd = open_file(dir_fd, name, os.O_RDWR | os.O_CREAT)
+        self._fd = open_file(dir_fd, name, flags)
         self._one_thread = threading.Lock()  # changes the index
         self._counting = threading.Lock()
         self._readers: Counter[int] = Counter()  # by segment: running loads of this process
@@ -79,6 +81,22 @@ class Locks:
                 yield
             finally:
                 self._try(fcntl.F_UNLCK, INDEX)
+
+    def holds(self, byte: int) -> bool:
+        """Return whether a process, or another object of this one, has locked a byte, for itself or with others."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked)
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+    @contextmanager
+    def counters(self) -> Iterator[bool]:
+        """Be the only process that changes the counters; yields False if another one does, without waiting."""
+        mine = self._try(fcntl.F_WRLCK, COUNTERS)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._try(fcntl.F_UNLCK, COUNTERS)
 
     def join(self) -> bool:
         """Become a user of the store until ``close``; return whether there was no other."""

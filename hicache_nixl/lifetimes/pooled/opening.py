@@ -11,6 +11,7 @@ import numpy as np
 
 from ...config import PooledOptions
 from ...errors import ConfigError, DamagedError, FileError
+from .counters import Counters
 from .folder import open_folder
 from .index import LEAST_SLOTS, Index
 from .locks import Locks
@@ -39,7 +40,7 @@ class Store:
 
     Attributes
     ----------
-    state, index, segments, locks
+    state, index, segments, locks, counters
         Its parts.
 
     Raises
@@ -73,6 +74,8 @@ class Store:
                 dir_fd, self.state, self.locks, flags, int(options.min_free_gb * GIBIBYTE)
             )
             stack.callback(self.segments.close)
+            self.counters = Counters(self.state, self.locks, self.segments)
+            stack.callback(self.counters.close)
             self._end = stack.pop_all()
 
     def _after_boot(self) -> None:

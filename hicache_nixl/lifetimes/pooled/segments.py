@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,15 @@ class Segments:
         ``os.O_DIRECT`` or 0.
     min_free : int
         Bytes of the file system that a new segment must leave free.
+
+    Attributes
+    ----------
+    bytes : int
+        Of a segment.
+    recycled : int
+        How many this object has recycled.
+    recycles : bool
+        Whether it drops the oldest pages where there is no other room.
     """
 
     def __init__(self, dir_fd: int, state: State, locks: Locks, flags: int, min_free: int):
@@ -77,6 +87,7 @@ class Segments:
         self._old = (0, 0)  # the answer of old_below, and for which next generation
         self.bytes: int = state["segment_bytes"]
         self.recycled = 0
+        self.recycles = True
 
     # -- descriptors -----------------------------------------------------------------------------------
 
@@ -155,7 +166,7 @@ class Segments:
         """Leave the own segment, and become the writer of another one."""
         with self._locks.index():
             self._leave(is_open=False)
-            if not (self._take_open() or self._take_new() or self._recycle()):
+            if not (self._take_open() or self._take_new() or (self.recycles and self._recycle())):
                 raise FileError(
                     errno.EBUSY,
                     f"all {self._state['segments']} segments are being written or read by others; "
@@ -229,7 +240,7 @@ class Segments:
         """Give a segment the next generation: its pages end here."""
         row = self._state.segments[segment]
         row["used"] = row["open"] = 0
-        row["generation"] = self._state.take_generation()
+        row["generation"], row["taken"] = self._state.take_generation(), int(time.time())
 
     def _recycle(self) -> bool:
         """Take the segment with the oldest pages that nobody writes or reads."""

@@ -18,6 +18,17 @@ from .folder import open_file
 
 MAGIC, VERSION = b"HCNXPOOL", 1
 MOST_SEGMENTS = 4096
+# Of all processes since the store was made.
+COUNTERS = (
+    "gets",
+    "pages_asked",
+    "pages_found",
+    "bytes_found",
+    "sets",
+    "pages_stored",
+    "bytes_stored",
+    "segments_recycled",
+)
 HEADER = np.dtype(
     [
         ("magic", "S8"),
@@ -31,10 +42,12 @@ HEADER = np.dtype(
             "u8",
         ),  # pages of smaller generations are compared with their checksums in any case
         ("boot", "S40"),
+        ("counters", "u8", (len(COUNTERS),)),
     ]
 )
-# ``used`` bytes hold pages.  A segment is ``open`` if its last writer left it with room, in good order.
-SEGMENT = np.dtype([("generation", "u8"), ("used", "u8"), ("open", "u8"), ("inode", "u8")])
+# ``used`` bytes hold pages.  A segment is ``open`` if its last writer left it with room, in good order.  It got its
+# generation at ``taken``, in seconds since 1970.
+SEGMENT = np.dtype([(name, "u8") for name in ("generation", "used", "open", "inode", "taken")])
 SIZE = mmap.PAGESIZE + MOST_SEGMENTS * SEGMENT.itemsize
 
 
@@ -58,16 +71,20 @@ class State:
         The file cannot be opened, or is not the state of a store.
     """
 
-    def __init__(self, dir_fd: int, segment_bytes: int):
-        """Open the state of a store, or make it; the caller holds the lock of the index."""
-        fd = open_file(dir_fd, "state", os.O_RDWR | os.O_CREAT)
+    def __init__(self, dir_fd: int, segment_bytes: int, read_only: bool = False):
+        """Open the state of a store, or make it; the caller holds the lock of the index.
+
+        ``read_only``, without that lock, the state is that of an existing store, and cannot be changed.
+        """
+        fd = open_file(dir_fd, "state", os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT)
         try:
-            self.is_new = os.fstat(fd).st_size == 0
+            self.is_new = os.fstat(fd).st_size == 0 and not read_only
             if self.is_new:
                 os.posix_fallocate(fd, 0, SIZE)  # no SIGBUS later for want of room
+            _refuse_newer(fd)
             self._fd = fd
             self.check()
-            self._memory = mmap.mmap(fd, SIZE)
+            self._memory = mmap.mmap(fd, SIZE, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE)
         except BaseException:
             os.close(fd)
             raise
@@ -75,9 +92,8 @@ class State:
         self.segments = np.frombuffer(self._memory, SEGMENT, MOST_SEGMENTS, mmap.PAGESIZE)
         self.generations = self.segments["generation"]
         try:
-            if (
-                self.is_new or not self["version"]
-            ):  # the maker may have been killed before it wrote the version
+            if self.is_new or not (read_only or self["version"]):
+                # the maker may have been killed before it wrote the version
                 self.is_new = True
                 self["segment_bytes"], self["next_generation"], self["boot"] = segment_bytes, 1, boot_id()
                 self.header["magic"], self["version"] = MAGIC, VERSION
@@ -89,11 +105,6 @@ class State:
     def _check_format(self) -> None:
         if self.header["magic"][0] != MAGIC or not 0 < self["segment_bytes"] < 2**48:
             raise DamagedError("state is not the state of a store")
-        if self["version"] > VERSION:
-            raise NewerFormatError(
-                f"the store has format {self['version']}, and this version of hicache-nixl knows up to {VERSION}: "
-                "upgrade it, or use another folder"
-            )
 
     def check(self) -> None:
         """Raise ``DamagedError`` if the file was removed or has another size, ``ClosedError`` after ``close()``.
@@ -130,6 +141,17 @@ class State:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _refuse_newer(fd: int) -> None:
+    """Raise ``NewerFormatError`` for the state of a later version, whose size may be another one."""
+    start = np.dtype([("magic", "S8"), ("version", "u8")])
+    header = np.frombuffer(os.pread(fd, start.itemsize, 0).ljust(start.itemsize, b"\0"), start)[0]
+    if header["magic"] == MAGIC and header["version"] > VERSION:
+        raise NewerFormatError(
+            f"the store has format {header['version']}, and this version of hicache-nixl knows up to {VERSION}: "
+            "upgrade it, or use another folder"
+        )
 
 
 def boot_id() -> bytes:
