@@ -129,8 +129,8 @@ class PageNames:
 
     def own(self) -> list[Named]:
         """Return a ``Named`` without keys for each kind of value and page of this configuration."""
-        suffixes = {self.suffix, self.page_suffix}
-        return [Named((), suffix, endings) for suffix in suffixes for endings in (("",), self._pieces)]
+        pages = [Named((), self.page_suffix, endings) for endings in (("",), self._pieces)]
+        return [Named((), self.suffix), *pages]
 
     def is_own(self, name: str) -> bool:
         """Return whether a name belongs to this configuration.

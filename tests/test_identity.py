@@ -15,6 +15,7 @@ from support import storage_config
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.host.pools import LAYOUTS, ZERO_COPY_LAYOUTS
+from hicache_nixl.lifetimes.pooled.keys import numbers_of, space_of
 from hicache_nixl.names import PageNames
 
 KEY = "0123456789abcdef" * 4
@@ -64,6 +65,16 @@ class Configuration:
     def page_names(self, plain: bool = False) -> list[str]:
         return self.names(plain).of_pages(KEYS, self.zero_copy).names
 
+    def record_names(self) -> set[tuple[int, ...]]:
+        """Return what its pages are listed under in the index of ``pooled``: numbers of key and space."""
+        pages = self.names().of_pages(KEYS, self.zero_copy)
+        space = space_of(pages.suffix, pages.endings)
+        return {(*key, space) for key in numbers_of(pages.keys).tolist()}
+
+    def own_spaces(self) -> set[int]:
+        """Return the spaces that ``clear`` empties in ``pooled``."""
+        return {space_of(own.suffix, own.endings) for own in self.names().own()}
+
     def identity(self) -> tuple:
         """Return what its pages depend on; MLA pages are the same on every rank of tensor parallelism."""
         rank = None if self.mla else self.tp
@@ -111,6 +122,14 @@ def test_no_two_configurations_share_a_name_unless_their_pages_are_the_same():
     assert len(owners) > 20_000
 
 
+def test_no_two_configurations_share_a_record_of_pooled_unless_their_pages_are_the_same():
+    owners: dict[tuple[int, ...], tuple] = {}
+    for configuration in every_configuration():
+        for record in configuration.record_names():
+            assert owners.setdefault(record, configuration.identity()) == configuration.identity()
+    assert len(owners) > 10_000
+
+
 def test_ranks_of_tensor_parallelism_share_mla_pages_and_nothing_else():
     first, second = (Configuration(mla=True, tp=(rank, 2)) for rank in (0, 1))
     assert first.page_names() == second.page_names()
@@ -126,6 +145,15 @@ def test_a_configuration_owns_its_names_and_none_of_another_one(mine, other):
     assert all(map(names.is_own, mine.page_names()))
     if mine.identity() != other.identity():
         assert not any(map(names.is_own, set(other.page_names()) - owned_too(mine)))
+
+
+@settings(max_examples=300)
+@given(CONFIGURATIONS)
+def test_clear_of_pooled_empties_the_spaces_of_a_configuration_and_no_other(mine):
+    """Those of its pages, in place or in copies, and of its values."""
+    names = mine.names()
+    kinds = (names.of_pages(KEYS, True), names.of_pages(KEYS, False), names.of_values(KEYS))
+    assert mine.own_spaces() == {space_of(kind.suffix, kind.endings) for kind in kinds}
 
 
 def owned_too(mine: Configuration) -> set[str]:
