@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RegistrationError
 from ..transport.registration import Buffer, buffer_addresses, buffer_sizes
 
 Numbers = npt.NDArray[np.int64]
@@ -37,12 +37,23 @@ class Addresses(Sequence[Buffer]):
 
     @classmethod
     def of(cls, buffers: Sequence[Buffer], pieces: int) -> Addresses:
-        """Return any buffers as arrays, ``pieces`` of them for each page."""
+        """Return any buffers as arrays, ``pieces`` of them for each page.
+
+        Raises
+        ------
+        RegistrationError
+            When a tensor is not contiguous, so that its bytes are not those from its address on, or a buffer
+            has no bytes.
+        """
         if isinstance(buffers, cls):
             return buffers
+        if not all(buffer.is_contiguous() for buffer in buffers if isinstance(buffer, torch.Tensor)):
+            raise RegistrationError("a tensor is not contiguous")
         shape = (len(buffers) // pieces, pieces)
         starts = np.array(buffer_addresses(buffers), np.int64).reshape(shape)
         sizes = np.array(buffer_sizes(buffers), np.int64).reshape(shape)
+        if (sizes <= 0).any():
+            raise RegistrationError(f"a buffer of {sizes.min()} bytes")
         return cls(starts, sizes[0] if len(sizes) and (sizes == sizes[0]).all() else sizes)
 
     def each(self) -> Iterator[Addresses]:

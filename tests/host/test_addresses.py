@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import make_pool
 
-from hicache_nixl.errors import ConfigError
+from hicache_nixl.errors import ConfigError, RegistrationError
 from hicache_nixl.host.addresses import Addresses, PoolMap
 
 
@@ -32,6 +32,21 @@ def test_a_pool_with_pages_at_unequal_distances_is_refused():
     pool.get_page_buffer_meta = uneven
     with pytest.raises(ConfigError, match="MultiHeadHostPool are not at equal distances"):
         PoolMap(pool)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "why"),
+    [
+        (torch.zeros(4, 4).t(), "not contiguous"),
+        (torch.zeros(8)[::2], "not contiguous"),
+        (torch.zeros(0), "a buffer of 0 bytes"),
+        ((4096, -8), "a buffer of -8 bytes"),
+    ],
+    ids=["transposed", "every other", "empty", "negative"],
+)
+def test_what_has_no_bytes_of_its_own_in_one_place_is_refused(buffer, why):
+    with pytest.raises(RegistrationError, match=why):
+        Addresses.of([torch.zeros(4) if isinstance(buffer, torch.Tensor) else (8192, 8), buffer], 1)
 
 
 def test_tensors_and_pairs_become_arrays():
