@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Protocol
 
 import in_memory
+from pooled_store import Records
 from support import LEFT, names_open
 
-from hicache_nixl.lifetimes import FILE_PER_PIECE
+from hicache_nixl.lifetimes import LIFETIMES
 
-STORES = (*FILE_PER_PIECE, "in_memory")
+STORES = (*LIFETIMES, "in_memory")
 ALONE = tuple(name for name in STORES if not LEFT[name].fails_together)  # where a bad page fails alone
-# What can happen to a piece in any store, and the error of a get that follows.
-DAMAGE: dict[str, tuple[Callable[[bytes], bytes] | None, str]] = {
+BY_PIECE = tuple(name for name in STORES if not LEFT[name].one_record)  # where a piece can be stored by hand
+# What can happen to a piece in any store: its size afterwards, None if it is missing, and the error of a get.
+DAMAGE: dict[str, tuple[Callable[[int], int] | None, str]] = {
     "missing": (None, "[Errno 2]"),
-    "truncated": (lambda content: content[:-1], "[Errno 5] holds 3071 of 3072 bytes"),
-    "halved": (lambda content: content[: len(content) // 2], "[Errno 5] holds 1536 of 3072 bytes"),
-    "empty": (lambda content: b"", "[Errno 5] holds 0 of 3072 bytes"),
-    "longer": (lambda content: content + b"\0", "[Errno 5] holds 3073 of 3072 bytes"),
+    "truncated": (lambda size: size - 1, "[Errno 5] holds 3071 of 3072 bytes"),
+    "halved": (lambda size: size // 2, "[Errno 5] holds 1536 of 3072 bytes"),
+    "empty": (lambda size: 0, "[Errno 5] holds 0 of 3072 bytes"),
+    "longer": (lambda size: size + 1, "[Errno 5] holds 3073 of 3072 bytes"),
 }
+NOT_STORED = "not stored, or not with this size"  # the only error of stores that keep a page as one record
 
 
 class Raw(Protocol):
@@ -34,13 +37,16 @@ class Raw(Protocol):
         """Return the bytes of a piece."""
 
     def put(self, name: str, content: bytes) -> None:
-        """Store the bytes of a piece."""
+        """Store the bytes of a piece; not for stores that keep a page as one record."""
+
+    def resize(self, name: str, size: int) -> None:
+        """Give a piece another size."""
 
     def remove(self, name: str) -> None:
         """Remove a piece."""
 
     def handles(self) -> list[str]:
-        """Return the names of the pieces that are held open, one for each handle."""
+        """Return the names of the files that are held open beyond those of an idle store, one for each handle."""
 
 
 class Files:
@@ -57,6 +63,9 @@ class Files:
 
     def put(self, name: str, content: bytes) -> None:
         (self._folder / name).write_bytes(content)
+
+    def resize(self, name: str, size: int) -> None:
+        os.truncate(self._folder / name, size)
 
     def remove(self, name: str) -> None:
         (self._folder / name).unlink()
@@ -80,6 +89,9 @@ class Dict:
     def put(self, name: str, content: bytes) -> None:
         self._pieces[name] = content
 
+    def resize(self, name: str, size: int) -> None:
+        self._pieces[name] = self._pieces[name][:size].ljust(size, b"\0")
+
     def remove(self, name: str) -> None:
         del self._pieces[name]
 
@@ -89,7 +101,8 @@ class Dict:
 
 def raw_access(lifetime: str, folder: Path) -> Raw:
     """Return raw access to the store of a lifetime in a folder."""
-    return Dict(folder) if lifetime == "in_memory" else Files(folder)
+    kinds: dict[str, Callable[[Path], Raw]] = {"in_memory": Dict, "pooled": Records}
+    return kinds.get(lifetime, Files)(folder)
 
 
 def damage(raw: Raw, name: str, how: str) -> None:
@@ -98,4 +111,11 @@ def damage(raw: Raw, name: str, how: str) -> None:
     if change is None:
         raw.remove(name)
     else:
-        raw.put(name, change(raw.get(name)))
+        raw.resize(name, change(len(raw.get(name))))
+
+
+def complaint(lifetime: str, name: str, how: str = "missing") -> list[str]:
+    """Return what the error line of a get says after a piece was damaged."""
+    if LEFT[lifetime].one_record:
+        return [repr(name.partition("_")[0]), NOT_STORED]
+    return [name, DAMAGE[how][1]]

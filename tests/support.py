@@ -41,6 +41,11 @@ class Left:
         Of the files that were open when an interrupt came between two opens, how many stay open each.
     fails_together : bool
         Whether one bad page fails its whole batch with one line, as in SGLang.
+    one_record : bool
+        Whether a page is one record in a large file: its pieces are stored and lost together, an error names the
+        key instead of a piece, and pages that are missing share a line.
+    opened_once : int
+        Descriptors that the first page opens for the life of the store.
     """
 
     fds: int
@@ -49,14 +54,16 @@ class Left:
     registered_fds: int
     interrupted_opens: int
     fails_together: bool
+    one_record: bool = False
+    opened_once: int = 0
 
     def answers(self, *good: bool) -> list[bool]:
         """Return what a batch call answers when these of its pages are good."""
         return [all(good)] * len(good) if self.fails_together else list(good)
 
     def lines(self, bad_files: int) -> int:
-        """Return how many lines are logged for so many bad files in a batch."""
-        return 1 if self.fails_together else bad_files
+        """Return how many lines are logged for so many bad files in a batch, all of the same kind."""
+        return 1 if self.fails_together or self.one_record else bad_files
 
 
 # The one table of what the lifetimes differ in; everything else in the contract is the same for all.
@@ -64,9 +71,11 @@ LEFT = {
     "leaky": Left(1, 1, 1, 1, 1, fails_together=True),
     "try_finally": Left(0, 1, 1, 1, 1, fails_together=True),
     "scoped": Left(0, 0, 0, 0, 0, fails_together=False),
-    "pooled": Left(0, 0, 0, 0, 0, fails_together=False),
+    "pooled": Left(0, 0, 0, 0, 0, fails_together=False, one_record=True, opened_once=1),
     "in_memory": Left(0, 0, 0, 0, 0, fails_together=False),  # of the tests only
 }
+# A store of pooled without these may use half of the disk.
+SMALL_STORE = {"capacity_gb": 0.02, "segment_mb": 1, "min_free_gb": 0}
 
 
 def storage_config(
@@ -81,7 +90,9 @@ def storage_config(
     posix: dict[str, Any] | None = None,
     **extra: Any,
 ) -> HiCacheStorageConfig:
-    """Return what a server would hand over for the POSIX plugin."""
+    """Return what a server would hand over for the POSIX plugin; stores of ``pooled`` are small."""
+    if lifetime == "pooled":
+        extra = SMALL_STORE | extra
     return HiCacheStorageConfig(
         tp_rank=tp_rank,
         tp_size=tp_size,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import in_memory
 import pytest
+from pooled_store import note_names
 from stores import STORES, Raw, raw_access
 
 from hicache_nixl import lifetimes
@@ -18,6 +19,12 @@ def pages_in_a_dict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(lifetimes.BY_NAME, "in_memory", "in_memory")
     yield
     in_memory.STORES.clear()
+
+
+@pytest.fixture(autouse=True)
+def names_of_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let raw access name the pages of ``pooled``."""
+    note_names(monkeypatch)
 
 
 @pytest.fixture(params=STORES)

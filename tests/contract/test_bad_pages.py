@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from stores import ALONE, DAMAGE, damage
-from support import close_below, keys_of, make_pool, page_files, scramble, suffix
+from stores import ALONE, DAMAGE, complaint, damage
+from support import LEFT, close_below, keys_of, make_pool, page_files, scramble, suffix
 
 NAME = "page1_org-model_0_1_k"
 GEOMETRIES = [(False, "page_first"), (False, "layer_first"), (True, "page_first_direct")]
@@ -15,14 +15,14 @@ def test_get_of_a_damaged_page_says_which_piece_and_why(make_store, lifetime, le
     pool, keys = make_pool(False, "page_first"), keys_of(3)
     store = make_store(lifetime, pool=pool)
     assert all(store.batch_set_v1(keys, pool.page_indices(0, 3)))
-    close_below(folder)
+    if left.fds:
+        close_below(folder)
     damage(raw, NAME, how)
     assert store.batch_get_v1(keys, pool.page_indices(0, 3)) == left.answers(True, False, True)
-    line, reason = log.line(), DAMAGE[how][1]
+    line = log.line()
     assert "READ" in line
-    assert NAME in line
-    assert reason in line
-    opened = 6 if "Errno 5" in reason else 0  # an open that fails closes those before it
+    assert [text for text in complaint(lifetime, NAME, how) if text not in line] == []
+    opened = 6 if "Errno 5" in line else 0  # an open that fails closes those before it
     assert len(raw.handles()) == opened * left.fds, raw.handles()
     assert all(store.batch_get_v1(keys[:1], pool.page_indices(0, 1))), "the other pages are still good"
 
@@ -43,12 +43,13 @@ def test_a_bad_page_affects_no_other_one(make_store, lifetime, mla, layout, raw,
     assert [page_files(pool, mla, page) for page in (0, 2)] == [stored[0], stored[2]]
     if layout == "layer_first":
         assert page_files(pool, mla, 1) == before, "the bad page's place in the pool is left alone"
-    assert bad in log.line()
+    assert complaint(lifetime, bad)[0] in log.line()
     assert raw.handles() == []
 
 
 @pytest.mark.parametrize("lifetime", ALONE)
-def test_every_bad_piece_has_its_own_line(make_store, lifetime, raw, log):
+def test_every_bad_piece_has_its_own_line(make_store, lifetime, left, raw, log):
+    """Where pages are records, those that are missing share one, which names the first and says how many."""
     pool = make_pool(False, "page_first")
     store = make_store(lifetime, pool=pool)
     assert all(store.batch_set_v1(keys_of(8), pool.page_indices(0, 8)))
@@ -58,13 +59,14 @@ def test_every_bad_piece_has_its_own_line(make_store, lifetime, raw, log):
     good = [page not in (0, 3, 7) for page in range(8)]
     assert store.batch_get_v1(keys_of(8), pool.page_indices(0, 8)) == good
     lines = log.lines()
-    assert len(lines) == len(bad)
-    assert all(name in line for name, line in zip(bad, lines, strict=True))
+    assert len(lines) == left.lines(len(bad))
+    assert all(complaint(lifetime, name)[0] in line for name, line in zip(bad, lines, strict=False))
+    assert not left.one_record or "READ of 3" in lines[0]
 
 
 @pytest.mark.parametrize("lifetime", ALONE)
 def test_a_bad_page_among_many_leaves_every_other_of_every_transfer(make_store, lifetime, raw, log):
-    """300 copied pages, which may be three transfers."""
+    """300 copied pages, which may be three transfers of at most 128."""
     count, bad = 300, {0, 127, 128, 255, 299}
     pool = make_pool(True, "layer_first", count)
     store = make_store(lifetime, mla=True, pool=pool)
@@ -78,4 +80,4 @@ def test_a_bad_page_among_many_leaves_every_other_of_every_transfer(make_store, 
     assert answers == [page not in bad for page in range(count)]
     loaded = [page_files(pool, True, page) for page in range(count)]
     assert loaded == [(before if page in bad else stored)[page] for page in range(count)]
-    assert len(log.lines()) == len(bad)
+    assert len(log.lines()) == (3 if LEFT[lifetime].one_record else len(bad))

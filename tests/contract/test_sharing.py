@@ -56,6 +56,9 @@ def test_clear_keeps_the_pages_of_every_other_configuration(make_store, lifetime
     store.clear()
     assert raw.names() == kept
     assert all(other.batch_exists(keys_of(2)) == 2 for other in stores)
+    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
     for other in stores:
         other.clear()
+    assert store.batch_exists(keys_of(2)) == 2
+    store.clear()
     assert raw.names() == [], "each removes its own"
