@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import torch
+from pooled_store import Records
 from support import (
     LEFT,
     TESTS,
@@ -26,11 +27,14 @@ from support import (
     without_capabilities,
 )
 
-from hicache_nixl.config import FILE_PER_PIECE, QUEUES
+from hicache_nixl import lifetimes
+from hicache_nixl.config import LIFETIMES, QUEUES
 from hicache_nixl.errors import ConfigError
 
 NAME = "page1_org-model_0_1_k"
 FILES = 4  # of a call with two pages
+POOLED_OPENS = 6  # descriptors at construction: folder, locks, state and index; these two are mapped, too
+RELEASING = [name for name in LIFETIMES if not LEFT[name].fds]
 
 
 @pytest.fixture
@@ -46,10 +50,12 @@ def store(make_store, lifetime, pool):
 # -- the folder ------------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_is_made(make_store, tmp_path):
+@pytest.mark.parametrize("lifetime", LIFETIMES)
+def test_a_missing_folder_is_made(make_store, lifetime, tmp_path):
     deep = tmp_path / "some" / "where"
-    assert make_store(path=str(deep)).set("key", torch.zeros(4))
-    assert files_in(deep) == ["key_org-model_0_1"]
+    assert make_store(lifetime, path=str(deep)).set("key", torch.zeros(4))
+    assert files_in(deep) == ["pooled" if LEFT[lifetime].one_record else "key_org-model_0_1"]
+    assert stat.S_IMODE(deep.stat().st_mode) == 0o700
 
 
 def test_a_folder_removed_while_running_is_made_again(store, left, pool, folder, log):
@@ -134,7 +140,21 @@ def test_leaky_runs_into_the_limit_on_the_predicted_call_and_works_once_descript
         assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
 
 
-@pytest.mark.parametrize("lifetime", [name for name in FILE_PER_PIECE if not LEFT[name].fds])
+@pytest.mark.parametrize("lifetime", ["pooled"])
+def test_at_the_descriptor_limit_pooled_can_do_all_that_needs_no_new_segment(store, pool, folder, log):
+    with free_descriptors(0):
+        assert store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)) == [False, False]
+        assert "[Errno 24]" in log.line()
+    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
+    with free_descriptors(0):
+        assert all(store.batch_set_v1(keys_of(2, "other"), pool.page_indices(2, 2)))
+        assert all(store.batch_get_v1(keys_of(2), pool.page_indices(0, 2)))
+        assert store.batch_exists(keys_of(2, "other")) == 2
+    assert log.lines() == []
+    assert Records(folder).handles() == []
+
+
+@pytest.mark.parametrize("lifetime", RELEASING)
 def test_a_limit_that_one_call_fits_into_is_never_reached(make_store, lifetime, pool, log):
     store = make_store(lifetime, pool=pool)
     with free_descriptors(FILES):
@@ -144,9 +164,15 @@ def test_a_limit_that_one_call_fits_into_is_never_reached(make_store, lifetime, 
     assert log.lines() == []
 
 
-def test_construction_at_the_descriptor_limit_is_a_clear_error(make_store, folder):
-    with free_descriptors(0), pytest.raises(ConfigError, match=r"\[Errno 24\]"):
-        make_store()
+@pytest.mark.parametrize(
+    ("lifetime", "free"), [("scoped", 0), *(("pooled", free) for free in range(POOLED_OPENS))]
+)
+def test_construction_at_the_descriptor_limit_is_a_clear_error(make_store, folder, lifetime, free):
+    lifetimes.load(lifetime)  # no import needs a descriptor then
+    with free_descriptors(free), pytest.raises(ConfigError, match=r"\[Errno 24\]"):
+        make_store(lifetime)
+    assert names_open(folder) == []
+    assert make_store(lifetime).set("value", torch.zeros(4))
 
 
 # -- threads ---------------------------------------------------------------------------------------------
@@ -154,10 +180,9 @@ def test_construction_at_the_descriptor_limit_is_a_clear_error(make_store, folde
 
 def test_three_threads_share_a_store_as_in_the_controller(tmp_path):
     """SGLang sets, looks up and gets from a thread each; a NIXL agent has no locking by default."""
-    closing = [name for name in FILE_PER_PIECE if not LEFT[name].fds]
     script = TESTS / "scripts" / "three_threads.py"
-    answers = answer_of(run_python(str(script), str(tmp_path), *closing))
-    assert answers == {f"{lifetime}-{queue}": [] for lifetime in closing for queue in QUEUES}
+    answers = answer_of(run_python(str(script), str(tmp_path), *RELEASING))
+    assert answers == {f"{lifetime}-{queue}": [] for lifetime in RELEASING for queue in QUEUES}
 
 
 def test_on_posix_aio_a_bad_page_does_not_affect_those_of_another_thread(make_store, folder):

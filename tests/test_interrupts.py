@@ -9,17 +9,19 @@ import threading
 
 import pytest
 import torch
-from support import TESTS, _open_fds, keys_of, make_pool, names_open, run_python, storage_config
+from support import LEFT, TESTS, files_in, keys_of, make_pool, names_open, run_python, storage_config
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import HiCacheStorageConfig
 from hicache_nixl.interrupts import deferred
+from hicache_nixl.lifetimes.pooled import lifetime as pooled
 
-PACKAGES = ("/hicache_nixl/", "/nixl_cu", "/contextlib.py", "/threading.py")
+PACKAGES = ("/hicache_nixl/", "/nixl_cu", "/contextlib.py", "/threading.py", "/concurrent/futures/")
+RELEASING = pytest.mark.parametrize("lifetime", ["scoped", "pooled"])  # whose calls leave nothing
 CALLS = {
-    "batch_set_v1": lambda store, pool: store.batch_set_v1(keys_of(1), pool.page_indices(0, 1)),
-    "batch_get_v1": lambda store, pool: store.batch_get_v1(keys_of(1), pool.page_indices(0, 1)),
-    "batch_exists": lambda store, pool: store.batch_exists(keys_of(1)),
+    "batch_set_v1": lambda store, pool: store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)),
+    "batch_get_v1": lambda store, pool: store.batch_get_v1(keys_of(2), pool.page_indices(0, 2)),
+    "batch_exists": lambda store, pool: store.batch_exists(keys_of(2)),
     "set": lambda store, pool: store.set("value", torch.zeros(4)),
     "get": lambda store, pool: store.get("value", torch.zeros(4)),
     "register_mem_pool_host": lambda store, pool: store.register_mem_pool_host(pool),
@@ -65,34 +67,51 @@ def interrupted_at(line, call):
     return lines >= line
 
 
+@RELEASING
 @pytest.mark.parametrize("name", CALLS)
-def test_an_interrupt_at_each_line_of_a_call_leaves_nothing(make_store, folder, regions_alive, name):
+def test_an_interrupt_at_each_line_of_a_call_leaves_nothing(
+    make_store, folder, regions_alive, monkeypatch, lifetime, name
+):
+    monkeypatch.setattr(pooled, "LARGE", 1)  # bytes from which its second thread takes part
     pool = make_pool(False, "page_first")
-    store = make_store(pool=pool)
-    alive = regions_alive(store)
+    one_segment = {"segment_mb": 64, "capacity_gb": 0.2} if lifetime == "pooled" else {}
+    store = make_store(lifetime, pool=pool, **one_segment)
+    for call in CALLS.values():  # what is opened once is open, and the second thread runs
+        call(store, pool)
+    before, alive = (names_open(folder), threading.active_count()), regions_alive(store)
     for line in range(1, 10_000, 3):
         if not interrupted_at(line, lambda: CALLS[name](store, pool)):
             break
         assert store._calls._running == set()
     assert 50 < line < 9_000
-    assert names_open(folder) == []
+    assert (names_open(folder), threading.active_count()) == before
     assert alive["FILE_SEG"] == alive["DRAM_SEG"] == 0  # the pool was registered before
-    assert store.batch_set_v1(keys_of(1), pool.page_indices(0, 1)) == [True]
+    assert store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)) == [True, True]
     store.close()
+    assert names_open(folder) == []
 
 
-def test_an_interrupt_at_each_line_of_construction_and_close(folder):
+@RELEASING
+def test_an_interrupt_at_each_line_of_construction_and_close(folder, lifetime):
+    made = []
+
     def construct():
-        return HiCacheNixl(storage_config(), str(folder))
+        made.append(HiCacheNixl(storage_config(lifetime), str(folder)))
 
-    for call in (construct, lambda: construct().close()):
-        for line in range(1, 10_000, 23):  # an agent takes some milliseconds
+    def use():
+        with HiCacheNixl(storage_config(lifetime), str(folder)) as store:
+            assert store.set("value", torch.zeros(4))
+            store.clear()
+
+    threads = threading.active_count()
+    for call in (construct, use):
+        for line in range(1, 10_000, 61):  # an agent takes some milliseconds
             more = interrupted_at(line, call)
-            assert str(folder) not in _open_fds().values()
+            made.clear()  # also one that is not closed
+            assert (names_open(folder), threading.active_count()) == ([], threads)
             if not more:
                 break
-    assert names_open(folder) == []
-    assert list(folder.iterdir()) == []
+    assert files_in(folder) == ["pooled"] * LEFT[lifetime].one_record
 
 
 def test_an_interrupt_of_construction_waits_for_its_end(make_store, monkeypatch):
@@ -131,9 +150,10 @@ def test_an_interrupt_ends_the_wait_of_close_for_a_call_that_hangs(make_store, r
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("queue", ["libaio", "posix_aio"])
-def test_thousands_of_interrupts_at_random_moments(tmp_path, seed, queue):
+@RELEASING
+def test_thousands_of_interrupts_at_random_moments(tmp_path, seed, queue, lifetime):
     """Before, the count of running calls stayed up in all such runs, and most ended in a segmentation fault."""
-    ran = run_python(str(TESTS / "scripts" / "interrupts.py"), str(tmp_path), str(seed), queue)
+    ran = run_python(str(TESTS / "scripts" / "interrupts.py"), str(tmp_path), str(seed), queue, lifetime)
     assert (ran.returncode, ran.stderr) == (0, "")
     answer = json.loads(ran.stdout)
     assert answer.pop("interrupts") >= 100
@@ -142,7 +162,8 @@ def test_thousands_of_interrupts_at_random_moments(tmp_path, seed, queue):
         "descriptors": 0,
         "registrations": 0,
         "handles": 0,
-        "files": [],
+        "threads": 0,
+        "files": ["pooled"] * LEFT[lifetime].one_record,
         "works": True,
     }
 

@@ -8,8 +8,19 @@ import time
 import pytest
 import torch
 from faults import Observed
-from support import as_bytes, files_in, keys_of, make_pool, names_open, scramble
+from pooled_store import Records
+from support import (
+    SMALL_STORE,
+    as_bytes,
+    files_in,
+    free_descriptors,
+    keys_of,
+    make_pool,
+    names_open,
+    scramble,
+)
 
+from hicache_nixl.host.pools import pool_for_page_bytes
 from hicache_nixl.transport.files import MOST_FILES, most_files
 
 PAGES = 8
@@ -92,10 +103,26 @@ def test_values_are_stored_in_parts_too(store, soft_limit):
     assert store.batch_get(keys_of(300), targets) == values
 
 
+def test_a_call_of_pooled_opens_segments_and_nothing_for_each_key(make_store, pool, folder, log):
+    store, count = make_store("pooled", pool=pool), 2 * MOST_FILES
+    with free_descriptors(int(SMALL_STORE["capacity_gb"] * 1024)):  # for segments of 1 MiB
+        for call in (store.batch_set_v1, store.batch_get_v1):
+            assert call(keys_of(count), repeated(pool, count)) == [True] * count
+        assert store.batch_exists(keys_of(count)) == count
+    assert Records(folder).handles() == []
+    assert log.lines() == []
+
+
 @pytest.mark.slow
-def test_a_hundred_thousand_keys_take_as_long_for_each_as_a_thousand(store, pool):
+@pytest.mark.parametrize(
+    ("lifetime", "config"),
+    [("scoped", {}), ("pooled", {"capacity_gb": 0.5, "segment_mb": 16})],
+    ids=["scoped", "pooled"],
+)
+def test_a_hundred_thousand_keys_take_as_long_for_each_as_a_thousand(make_store, lifetime, config):
     """Before, key 9996 and all after it failed: each page has two files, and the limit was 20 000."""
-    seconds = {}
+    pool = pool_for_page_bytes(1024, pages=PAGES)
+    store, seconds = make_store(lifetime, pool=pool, **config), {}
     for count in (1_000, 100_000):
         keys, indices = [f"{count}_{number}" for number in range(count)], repeated(pool, count)
         start = time.perf_counter()

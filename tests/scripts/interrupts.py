@@ -17,8 +17,11 @@ import torch
 from support import files_in, keys_of, make_pool, storage_config
 
 from hicache_nixl import HiCacheNixl
+from hicache_nixl.lifetimes.pooled import lifetime as pooled
 
+pooled.LARGE = 1  # bytes from which its second thread takes part
 PAGES, INTERRUPTS, SECONDS = 4, 500, 40
+FEW_SEGMENTS = {"capacity_gb": 6 / 1024, "segment_mb": 1}  # which are recycled soon
 
 
 class Counted:
@@ -48,7 +51,7 @@ def closed(files) -> None:
         files.close()
 
 
-def main(folder: Path, seed: int, queue: str) -> None:
+def main(folder: Path, seed: int, queue: str, lifetime: str) -> None:
     chance, armed = random.Random(seed), False
 
     def interrupt(number, frame):
@@ -62,7 +65,10 @@ def main(folder: Path, seed: int, queue: str) -> None:
     pool, keys = make_pool(False, "page_first"), keys_of(PAGES)
     indices = pool.page_indices(0, PAGES)
     files = [f"{folder}/value_org-model_0_1"]
-    store = HiCacheNixl(storage_config("scoped", posix={"queue": queue}), str(folder))
+    config = storage_config(
+        lifetime, posix={"queue": queue}, **(FEW_SEGMENTS if lifetime == "pooled" else {})
+    )
+    store = HiCacheNixl(config, str(folder))
     counted = Counted(store)
     store.register_mem_pool_host(pool)
     calls = [
@@ -73,11 +79,12 @@ def main(folder: Path, seed: int, queue: str) -> None:
         lambda: store.get("value", torch.zeros(4)),
         lambda: store.register_mem_pool_host(pool),
         lambda: closed(store.register_files(files)),
-        lambda: HiCacheNixl(storage_config("scoped"), str(folder)).close(),
+        lambda: HiCacheNixl(config, str(folder)).close(),
     ]
     weights = [4, 4, 4, 4, 4, 2, 1, 0.1]
-    assert all(call() is not False for call in calls)
+    assert all(call() is not False for call in [*calls, *calls[:2] * 400])  # every segment is open now
     before, interrupts, end = len(os.listdir("/proc/self/fd")), 0, time.monotonic() + SECONDS
+    threads, registrations = threading.active_count(), counted.alive["registrations"]
     main_thread = threading.get_ident()
     while interrupts < INTERRUPTS and time.monotonic() < end:
         delay = chance.uniform(1e-6, 2e-3)
@@ -96,17 +103,17 @@ def main(folder: Path, seed: int, queue: str) -> None:
             sender.join()
     signal.setitimer(signal.ITIMER_REAL, 0)
     works = store.batch_set_v1(keys, indices) == [True] * PAGES
-    for owner in list(
-        store.lifetime._owners
-    ):  # what register_files opened and an interrupt kept from its caller
+    # what register_files opened and an interrupt kept from its caller
+    for owner in list(getattr(store.lifetime, "_owners", ())):
         owner.close()
     store.clear()
     answer = {
         "interrupts": interrupts,
         "running": len(store._calls._running),
         "descriptors": len(os.listdir("/proc/self/fd")) - before,
-        "registrations": counted.alive["registrations"] - 1,  # the pool
+        "registrations": counted.alive["registrations"] - registrations,
         "handles": counted.alive["handles"],
+        "threads": threading.active_count() - threads,
         "files": files_in(folder),
         "works": works,
     }
@@ -117,4 +124,4 @@ def main(folder: Path, seed: int, queue: str) -> None:
 if __name__ == "__main__":
     logging.disable()
     faulthandler.dump_traceback_later(60, exit=True)
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

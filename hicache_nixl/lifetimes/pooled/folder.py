@@ -56,4 +56,4 @@ def open_folder(storage_dir: str, shared: bool) -> tuple[str, int]:
             refuse_shared(path, os.geteuid())
         return path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise ConfigError(f"storage folder {path}: {error.strerror or error}") from error
+        raise ConfigError(f"storage folder {path}: {error}") from error

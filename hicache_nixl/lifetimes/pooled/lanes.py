@@ -45,7 +45,7 @@ class Lane:
 
     def register_memory(self, memory: Sequence[torch.Tensor]) -> None:
         """Register host memory, in place of what was registered before."""
-        with self._changing:
+        with self._one_at_a_time, self._changing:
             self._memory = []
             while self._held:
                 self.registration.deregister(self._held.pop())
@@ -84,15 +84,16 @@ class Lane:
         ------
         RegistrationError, TransferError
         """
-        if fd not in self._files:
-            self._register_file(fd, file_size)
         memory, offsets, sizes = merged(memory, offsets, sizes)
-        with self._one_at_a_time, self._registered(memory, sizes):
-            host, stored = np.zeros((2, len(memory), 3), np.uint64)
-            host[:, 0], host[:, 1] = memory, sizes
-            stored[:, 0], stored[:, 1], stored[:, 2] = offsets, sizes, fd
+        host, stored = np.zeros((2, len(memory), 3), np.uint64)
+        host[:, 0], host[:, 1] = memory, sizes
+        stored[:, 0], stored[:, 1], stored[:, 2] = offsets, sizes, fd
+        with self._one_at_a_time:  # registrations too: they end with an agent that is replaced
+            if fd not in self._files:
+                self._register_file(fd, file_size)
             try:
-                self._transfer(direction, host, stored)
+                with self._registered(memory, sizes):
+                    self._transfer(direction, host, stored)
             except TransferError:
                 self._after_failure()
                 raise
@@ -113,17 +114,15 @@ class Lane:
         return self.registration.registered_buffers(list(zip(memory.tolist(), sizes.tolist(), strict=True)))
 
     def _after_failure(self) -> None:
-        """Replace an agent that fails for ever after one failure."""
+        """Replace an agent that fails for ever after one failure; files are registered again when needed."""
         if not self.registration.keeps_failed_io:
             return
-        files, memory = self._files, self._memory
+        memory = self._memory
         self.registration.attach(make_backend(self._config))
-        self._files, self._held = {}, []
-        for fd, size in files.items():
-            self._register_file(fd, size)
-        self._held = [
-            self.registration.register([(start, end - start, 0, "")], "DRAM") for start, end in memory
-        ]
+        self._files, self._held, self._memory = {}, [], []
+        for start, end in memory:
+            self._held.append(self.registration.register([(start, end - start, 0, "")], "DRAM"))
+            self._memory.append((start, end))
 
     def close(self) -> None:
         """Drop the agent, which ends its registrations.  May be called twice."""

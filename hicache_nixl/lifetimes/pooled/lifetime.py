@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import torch
 from ...config import OBJ_PLUGINS, NixlBackendConfig
 from ...errors import ConfigError, DamagedError, FileError, MissingError, RegistrationError, TransferError
 from ...host.addresses import Addresses
+from ...interrupts import deferred
 from ...names import Named, PageNames
 from ...transport.registration import Buffer
 from ..outcome import MOVED, Outcome
@@ -43,11 +45,12 @@ class Lifetime:
             self.registration = self._lanes[0].registration
             if self.registration.plugin in OBJ_PLUGINS:
                 raise ConfigError("lifetime: pooled keeps pages in files; with OBJ use scoped")
-            self._store = stack.enter_context(
-                Store(storage_dir, config.pooled, config.allow_shared_folder, config.use_direct_io)
-            )
+            self._store = stack.enter_context(_opened(config, storage_dir))
             self._worker = stack.enter_context(ThreadPoolExecutor(1, "hicache-nixl"))
-            self._end = stack.pop_all()
+            # Without ``close()``, after an interrupt or in a program that forgets it, the object ends it all.  At
+            # the end of the process a thread may still be in a transfer, so there it does not.
+            self._end = weakref.finalize(self, deferred, stack.pop_all().close)
+            self._end.atexit = False
         self.direct = config.use_direct_io
         self._verify = config.pooled.verify == "checksum"
 
@@ -256,7 +259,14 @@ class Lifetime:
 
     def close(self) -> None:
         """End the worker, leave the own segment to others, close all files, and drop the agents."""
-        self._end.close()
+        self._end()
+
+
+def _opened(config: NixlBackendConfig, storage_dir: str) -> Store:
+    try:
+        return Store(storage_dir, config.pooled, config.allow_shared_folder, config.use_direct_io)
+    except OSError as error:
+        raise ConfigError(f"storage folder {storage_dir}: {error}") from error
 
 
 def describe(row: Any) -> str:
