@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import FILE_PER_PIECE, LAYOUTS, QUEUES
+from ..config import LAYOUTS, LIFETIMES, QUEUES
 from ..errors import ConfigError
 from .app import (
     INTERRUPTED,
@@ -31,7 +31,7 @@ from .replay_output import show_calls, show_summaries
 FAILED_CALLS = 3  # exit code
 LONGEST = 1e6  # seconds; poll(2) counts milliseconds in 32 bits
 SCHEDULES = ("pr24671", "single_call", "steady")
-CONNECTORS = (*FILE_PER_PIECE, "sglang==0.5.11", "sglang==0.5.12", "sglang==0.5.13.post1", "sglang==0.5.23")
+CONNECTORS = (*LIFETIMES, "sglang==0.5.11", "sglang==0.5.12", "sglang==0.5.13.post1", "sglang==0.5.23")
 
 
 def _one_of(values: tuple[str, ...]) -> Callable[[str], list[str]]:
@@ -56,7 +56,7 @@ def replay(
     connector: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{', '.join(FILE_PER_PIECE)}, or a release of SGLang, such as sglang==0.5.12; repeatable, to compare "
+            help=f"{', '.join(LIFETIMES)}, or a release of SGLang, such as sglang==0.5.12; repeatable, to compare "
             "several.",
             show_default="leaky",
             autocompletion=_one_of(CONNECTORS),
@@ -88,7 +88,7 @@ def replay(
     direct: Annotated[
         bool,
         typer.Option(
-            "--direct", help="Use O_DIRECT instead of the page cache: scoped, or SGLang from 0.5.13."
+            "--direct", help="Use O_DIRECT instead of the page cache: scoped, pooled, or SGLang from 0.5.13."
         ),
     ] = False,
     baseline_fds: Annotated[

@@ -28,7 +28,7 @@ def expected() -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``role`` (``"before"`` the fix, ``"fix"``, ``"owned"``, ``"newest"``), ``fds_per_key`` and
+        ``role`` (``"before"`` the fix, ``"fix"``, ``"owned"``, ``"store"``, ``"newest"``), ``fds_per_key`` and
         ``registrations_per_key`` that a set or get of multi-head pages leaves, the columns of ``release_facts``,
         ``fds_per_register_files`` (missing where there is no such method) and ``tracebacks_inside``, how often
         its source imports ``traceback`` inside a function.

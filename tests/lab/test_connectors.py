@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from hicache_nixl.config import FILE_PER_PIECE
+from hicache_nixl.config import LIFETIMES
 from hicache_nixl.lab import connectors
 from hicache_nixl.lab.worker.releases import PREFIX, known_releases
 
@@ -13,7 +13,7 @@ EXPECTED = connectors.expected()
 
 
 def test_every_lifetime_and_every_release_has_a_row_and_nothing_else():
-    assert set(EXPECTED.index) == {*FILE_PER_PIECE, *(f"{PREFIX}{version}" for version in known_releases())}
+    assert set(EXPECTED.index) == {*LIFETIMES, *(f"{PREFIX}{version}" for version in known_releases())}
     assert EXPECTED.index.is_unique
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from IPython import get_ipython
 from matplotlib.figure import Figure
 
-from ...config import FILE_PER_PIECE, LAYOUTS, QUEUES
+from ...config import LAYOUTS, LIFETIMES, QUEUES
 from ...errors import HiCacheNixlError
 from .. import figures
 from ..worker.client import Worker
@@ -98,7 +98,7 @@ class Panel:
         self._page_bytes = page_bytes
         self._limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
         look: dict[str, Any] = {"style": {"description_width": LABEL}, "layout": {"width": "500px"}}
-        self.lifetime = widgets.ToggleButtons(options=FILE_PER_PIECE)
+        self.lifetime = widgets.ToggleButtons(options=LIFETIMES)
         self.keys = widgets.SelectionSlider(
             options=KEYS, value=16, description="keys per call", continuous_update=False, **look
         )

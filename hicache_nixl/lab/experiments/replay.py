@@ -52,7 +52,7 @@ def replay(
         Seconds for the whole replay.
     **fields
         Fields of ``Setup``, such as ``queue``, ``page_bytes``, ``layout`` or ``mla``; they override those of
-        ``setup``.  ``pages`` is always the number of keys of the largest call.
+        ``setup``.  ``pages`` is always the number of keys of the largest call, ``room`` that of all that is stored.
 
     Returns
     -------
@@ -80,7 +80,8 @@ def replay(
     if not len(schedule):
         raise ScheduleError(f"schedule {schedule.name!r} has no calls")
     named = setup if isinstance(setup, Setup) else Setup(**{"connector": setup, **fields})
-    setup = dataclasses.replace(named, **{**fields, "pages": max(schedule.largest, 1)})
+    sizes = {"pages": max(schedule.largest, 1), "room": schedule.total("set") + schedule.stored_before}
+    setup = dataclasses.replace(named, **{**fields, **sizes})
     _check_memory(setup)
     limits = {"baseline_fds": baseline_fds, "nofile_limit": nofile_limit}
     with Worker(setup, storage_dir=storage_dir, timeout=timeout, **limits) as worker:

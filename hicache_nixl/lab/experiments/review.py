@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 import pandas as pd
 
-from ...config import FILE_PER_PIECE
+from ...config import LIFETIMES
 from ..progress import tqdm
 from ..worker.client import Worker
 from ..worker.releases import fetch, version_of
@@ -26,7 +26,7 @@ PAGES, BAD, ROUNDS = 8, 3, 3  # pages per call, position of the damaged one, set
 def release_facts(
     connectors: Sequence[str], *, queue: str = "libaio", storage_dir: str | os.PathLike[str] | None = None
 ) -> pd.DataFrame:
-    """Measure the behaviour in which SGLang's releases differ, with multi-head pages, zero-copy, in files.
+    """Measure the behaviour in which SGLang's releases differ, with multi-head pages, zero-copy, in a file for each piece.
 
     Returns
     -------
@@ -209,16 +209,16 @@ def _sources(connector: str) -> Iterator[tuple[str, str]]:
     version = version_of(connector)
     if version is None:
         package = Path(str(resources.files(PACKAGE)))
-        others = {f"{name}.py" for name in FILE_PER_PIECE}
-        shared = [module for module in package.glob("lifetimes/**/*.py") if module.name not in others]
+        shared = [module for module in package.glob("lifetimes/*.py") if module.stem not in LIFETIMES]
         modules = [
             *shared,
             *package.glob("transport/*.py"),
             *package.glob("host/*.py"),
             *package.glob("*.py"),
         ]
-        own = package / "lifetimes" / f"{connector}.py"
-        yield from ((module.name, module.read_text()) for module in (own, *sorted(modules)))
+        lifetimes = package / "lifetimes"
+        own = [*lifetimes.glob(f"{connector}.py"), *sorted(lifetimes.glob(f"{connector}/*.py"))]
+        yield from ((module.name, module.read_text()) for module in (*own, *sorted(modules)))
         return
     with zipfile.ZipFile(fetch(version)) as wheel:
         for name in sorted(wheel.namelist()):

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _OKABE_ITO: Any = mpl.color_sequences["okabe_ito"]
-BEFORE, AFTER, SCOPED, INK = _OKABE_ITO[6], _OKABE_ITO[5], _OKABE_ITO[3], "#333333"
+BEFORE, AFTER, SCOPED, POOLED, INK = (*(_OKABE_ITO[place] for place in (6, 5, 3, 7)), "#333333")
 STYLES = {  # a release has the colour of the lifetime that stands for it, and a style of its own
     "leaky": (BEFORE, "-"),
     "try_finally": (AFTER, "--"),
     "scoped": (SCOPED, "-"),
+    "pooled": (POOLED, "-"),
     "sglang==0.5.11": (BEFORE, ":"),
     "sglang==0.5.12": (AFTER, ":"),
     "sglang==0.5.13.post1": (SCOPED, ":"),

@@ -20,14 +20,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...config import OBJ_PLUGINS, NixlBackendConfig
+from ...config import NixlBackendConfig
 from ...connector import HiCacheNixl
 from ...errors import HiCacheNixlError
 from ...lifetimes import scoped
+from ...lifetimes.pooled import folder as pooled_folder
 from ...transport.agent import load_nixl
 from ...transport.registration import growing_pause, steady_pause
 from . import descriptors, faults, releases
@@ -36,6 +38,7 @@ from .observers import LogTail, RegistrationCounter
 from .pages import Batch, CheckedPages
 from .schedule import OPERATIONS, files_per_key
 from .setup import Setup
+from .stored import stored_by
 
 ERRNO = re.compile(r"\[Errno (\d+)\]")
 Check = Callable[[], tuple[int, list[str]]]  # pages that are right, and a line for each error
@@ -64,7 +67,7 @@ class Host:
         plugin = NixlBackendConfig(self.setup.params).plugin
         self.agent_class = load_nixl(plugin).nixl_agent
         self.registrations.count(self.agent_class)
-        self.pages = CheckedPages(self.setup, self.storage_dir, in_files=plugin not in OBJ_PLUGINS)
+        self.pages = CheckedPages(self.setup, stored_by(self.setup, Path(self.storage_dir)))
         self.wheel = wheel
         self._new_connector()
         return {}
@@ -79,6 +82,10 @@ class Host:
         if wheel is None:
             connector = HiCacheNixl(config, self.storage_dir)
             connector.register_mem_pool_host(self.pages.pool)
+            if (
+                self.setup.connector == "pooled"
+            ):  # opens the segment that it keeps, before anything is counted
+                connector.batch_set_v1(["opens the segment"], torch.arange(self.pages.pool.page_size))
             return connector
         released, storage_config = releases.connector_class(wheel)
         try:
@@ -97,6 +104,8 @@ class Host:
         if self.storage_dir == self.own_folder:
             self.connector.clear()
         self._close_connector()
+        if self.storage_dir == self.own_folder:  # the next one may need a store of another size
+            shutil.rmtree(os.path.join(self.own_folder, pooled_folder.NAME), ignore_errors=True)
 
     def _close_connector(self) -> None:
         if hasattr(self.connector, "close"):  # 0.5.11 and 0.5.12 have none
@@ -215,9 +224,10 @@ class Host:
     def register_files(self, calls: int) -> dict[str, Any]:
         """Call the connector's ``register_files`` with one file, and close the owner where it returns one.
 
-        ``offered`` in the answer is whether it has that method: SGLang from 0.5.13 on does not.
+        ``offered`` in the answer is whether it can do that: SGLang from 0.5.13 on has no such method, and ``pooled``
+        opens its files itself.
         """
-        if not hasattr(self.connector, "register_files"):
+        if not hasattr(self.connector, "register_files") or self.setup.connector == "pooled":
             return {"offered": False}
         path = os.path.join(self.storage_dir, "registered")
         open(path, "ab").close()

@@ -7,11 +7,14 @@ import hashlib
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ...config import FILE_PER_PIECE, LAYOUTS, QUEUES, HiCacheStorageConfig, NixlBackendConfig
+from ...config import ALIGNMENT, LAYOUTS, LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
 from ...errors import ConfigError
+from ...lifetimes.pooled.state import MOST_SEGMENTS
 from .releases import INSTALLED, PREFIX, installed_in, known_releases, version_of
 
 MODEL_NAME = "replayed-model"
+MIB = 1 << 20
+USUAL_SEGMENT, CALLS_IN_STORE = 256, 16  # MiB; of ``pooled``
 COLUMNS = ("keys", "page_bytes", "queue", "layout", "mla", "direct")  # of a setup in a table
 
 
@@ -58,6 +61,8 @@ class Setup:
         this many keys.
     direct : bool
         Use O_DIRECT instead of the page cache, for connectors that have this option.
+    room : int, optional
+        Pages that the store of ``pooled`` has room for before it drops the oldest; by default those of 16 calls.
 
     Examples
     --------
@@ -76,18 +81,19 @@ class Setup:
     mla: bool = False
     direct: bool = False
     seed: int = 0
+    room: int | None = None
 
     def __post_init__(self) -> None:
         if not self.is_ours and self.version is None and installed_in(self.connector) is None:
             raise ConfigError(
-                f"connector: {self.connector!r} is unknown; expected one of {', '.join(FILE_PER_PIECE)}, "
+                f"connector: {self.connector!r} is unknown; expected one of {', '.join(LIFETIMES)}, "
                 f"a release such as {PREFIX}0.5.12, or {INSTALLED}FOLDER with the folder that SGLang is in"
             )
         config = NixlBackendConfig(self.extra_config if self.is_ours else self.params)
         release = known_releases().get(self.version or "")
         if self.direct and release is not None and release.stands_for:
             raise ConfigError(
-                f"direct: {self.connector} has no such option; expected scoped, or {PREFIX}0.5.13.post1 or later"
+                f"direct: {self.connector} has no such option; expected scoped, pooled, or {PREFIX}0.5.13.post1 or later"
             )
         if config.plugin == "auto":
             config.init_params("POSIX")  # the plugin that auto mode selects wherever NIXL runs
@@ -133,7 +139,7 @@ class Setup:
     @property
     def is_ours(self) -> bool:
         """Whether the connector is a lifetime of this package."""
-        return self.connector in FILE_PER_PIECE
+        return self.connector in LIFETIMES
 
     @property
     def version(self) -> str | None:
@@ -147,7 +153,7 @@ class Setup:
         The cleaner of 0.5.23 removes pages when the disk is fuller than 80 %, whoever filled it.
         """
         if self.is_ours:
-            extra = {**self.params, "lifetime": self.connector}
+            extra = {**self.params, "lifetime": self.connector, **self._store_options()}
             return {**extra, "use_direct_io": True} if self.direct else extra
         config = NixlBackendConfig(self.params)
         plugin = "POSIX" if config.plugin == "auto" else config.plugin
@@ -157,6 +163,19 @@ class Setup:
             "use_direct_io": self.direct,
             "l3_cleaner_enabled": False,
         }
+
+    def _store_options(self) -> dict[str, Any]:
+        """Return a capacity for ``pooled`` that is enough, and segments of the usual size, or one for all pages."""
+        if self.connector != "pooled":
+            return {}
+        room = CALLS_IN_STORE * self.pages if self.room is None else self.room
+        page = self.page_bytes + ALIGNMENT
+        segment = max(min(-(-room * page // MIB), USUAL_SEGMENT), -(-self.page_bytes // MIB), 1)
+        pages = max(segment * MIB // page, 1)
+        segments = min(
+            -(-room // pages) + 2, MOST_SEGMENTS
+        )  # two to spare, so that none is full of old pages
+        return {"segment_mb": segment, "capacity_gb": segments * segment / 1024, "min_free_gb": 0}
 
     def storage_config(self) -> HiCacheStorageConfig:
         """The configuration that a server of one rank would pass."""

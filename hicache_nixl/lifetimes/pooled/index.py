@@ -89,6 +89,7 @@ class Index:
             Whether a page is listed, and its segment is still of its generation.
         """
         for _ in range(3):
+            self._state.check()
             number = self._state["index"]
             try:
                 rows, slots = self._current().find(keys, space)

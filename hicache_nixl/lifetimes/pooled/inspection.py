@@ -24,7 +24,7 @@ from .folder import NAME, open_file
 from .index import Index
 from .index import name_of as name_of_index
 from .locks import OWNERS, READERS, USERS, Locks
-from .row import Rows
+from .row import Rows, Words
 from .segments import name_of
 from .state import COUNTERS, State
 
@@ -165,6 +165,17 @@ class Inspection:
         """Return the rows of all pages, in the order of segments and offsets."""
         rows = _again(self._index.live)
         return rows[np.lexsort((rows["offset"], rows["segment"]))]
+
+    def find(self, key: Words, space: int | None = None) -> Rows:
+        """Return the rows of a page, of shape (n,): those of a space that have its key, shape (1, 4).
+
+        Without a space, those of all, for which the whole index is read.
+        """
+        if space is not None:
+            rows, found = self._index.find(key, space)
+            return rows[found]
+        rows = _again(self._index.live)
+        return rows[(rows["key"] == key).all(axis=1)]
 
     def facts(self) -> Facts:
         """Return what is in the store."""

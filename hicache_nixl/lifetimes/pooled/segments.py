@@ -12,12 +12,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import FileError
+from ...errors import DamagedError, FileError
 from .folder import open_file
 from .locks import Locks
 from .state import State
@@ -145,6 +145,7 @@ class Segments:
             )
         with ExitStack() as in_use:
             places: list[Place] = []
+            self._state.check()
             with self._placing:
                 first = 0
                 while first < pages:
@@ -289,7 +290,8 @@ class Segments:
     def close(self) -> None:
         """Leave the own segment with its room, and close all files.  May be called twice."""
         try:
-            with self._placing, self._locks.index():
+            with self._placing, self._locks.index(), suppress(DamagedError):
+                self._state.check()  # a store to a mapped file beyond its end would end the process
                 self._leave(is_open=True)
         finally:
             while self._fds:

@@ -15,7 +15,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from processes import workers_of
 from tiny_notebooks import write_notebook
 
-from hicache_nixl.config import FILE_PER_PIECE
+from hicache_nixl.config import LIFETIMES
 from hicache_nixl.lab import panel
 from hicache_nixl.lab.experiments.panel import CALLS, Panel
 from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds
@@ -60,6 +60,7 @@ class TestPicture:
             ("keys", 1, "leaky: +2 descriptors per call of 1 key"),
             ("layout", "layer_first", "leaky: +1 descriptors per call of 1 key"),
             ("lifetime", "try_finally", "try_finally: +0 descriptors per call of 1 key"),
+            ("lifetime", "pooled", "pooled: +0 descriptors per call of 1 key"),
             ("lifetime", "scoped", "scoped: +0 descriptors per call of 1 key"),
             ("queue", "posix_aio", "scoped: +0 descriptors per call of 1 key"),
         ]
@@ -74,7 +75,7 @@ class TestPicture:
         assert shown.table.pages_ok.eq(1).all()
 
     def test_every_lifetime_can_be_chosen(self, shown):
-        assert shown.lifetime.options == FILE_PER_PIECE
+        assert shown.lifetime.options == LIFETIMES
 
     def test_the_status_names_the_call_that_is_running(self, shown):
         told: list[str] = []
@@ -117,7 +118,7 @@ class TestErrors:
 
 def test_between_two_choices_nothing_is_kept(shown, tmp_path):
     before = len(os.listdir("/proc/self/fd"))
-    for lifetime in FILE_PER_PIECE:
+    for lifetime in LIFETIMES:
         shown.lifetime.value = lifetime
         assert workers_of() == []
         assert list(tmp_path.iterdir()) == []

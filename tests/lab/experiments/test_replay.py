@@ -301,7 +301,7 @@ class TestRefusedBeforeAnyProcess:
         [
             (
                 {"connector": "leeky"},
-                r"'leeky' is unknown; expected one of leaky, try_finally, scoped, a release such as sglang==",
+                r"'leeky' is unknown; expected one of leaky, try_finally, scoped, pooled, a release such as sglang==",
             ),
             (
                 {"connector": "sglang==newest"},
@@ -310,7 +310,7 @@ class TestRefusedBeforeAnyProcess:
             ({"direct": True}, "use_direct_io: lifetime leaky .* no such option; use lifetime scoped"),
             (
                 {"connector": "sglang==0.5.12", "direct": True},
-                r"direct: sglang==0\.5\.12 has no such option; expected scoped, or sglang==0\.5\.13",
+                r"direct: sglang==0\.5\.12 has no such option; expected scoped, pooled, or sglang==0\.5\.13",
             ),
             ({"layout": "page_last"}, "'page_last' .* layer_first, page_first, page_first_direct"),
             (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from hicache_nixl.config import FILE_PER_PIECE
+from hicache_nixl.config import FILE_PER_PIECE, LIFETIMES
 from hicache_nixl.lab.experiments import review
 from hicache_nixl.lab.experiments.review import (
     imports_inside_functions,
@@ -67,6 +67,9 @@ class TestRegisterFiles:
         for connector in ("leaky", "try_finally", "sglang==0.5.12"):
             assert left.loc[connector].to_dict() == {"after 1": 1, "after 10": 10, "after 100": 100}
 
+    def test_pooled_opens_its_files_itself_so_it_has_no_number(self):
+        assert register_files_left(["pooled"]).set_index("connector").loc["pooled"].isna().all()
+
     def test_an_owner_that_is_closed_keeps_none(self, left):
         assert left.loc["scoped"].to_dict() == {"after 1": 0, "after 10": 0, "after 100": 0}
 
@@ -86,7 +89,7 @@ class TestImportsInsideFunctions:
         (place,) = imports_inside_functions(released("sglang==0.5.12"))
         assert place == "hicache_nixl.py:212"
 
-    @pytest.mark.parametrize("lifetime", FILE_PER_PIECE)
+    @pytest.mark.parametrize("lifetime", LIFETIMES)
     def test_ours_do_not(self, lifetime):
         assert imports_inside_functions(lifetime) == []
 

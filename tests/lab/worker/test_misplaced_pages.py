@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from hicache_nixl.config import FILE_PER_PIECE
+from hicache_nixl.config import LIFETIMES
 from hicache_nixl.connector import HiCacheNixl
 from hicache_nixl.host.pools import LAYOUTS
 from hicache_nixl.lab.worker import server
 from hicache_nixl.lab.worker.call import CallRow
 from hicache_nixl.lab.worker.pages import SMALL_CALL, CheckedPages
 from hicache_nixl.lab.worker.setup import Setup
+from hicache_nixl.lab.worker.stored import Unknown
 from hicache_nixl.transport.agent import load_nixl
 
 PAGE, PAGES = 4096, 8
@@ -117,7 +119,7 @@ class TestNoticed:
         assert stored.pages_ok < PAGES
         assert loaded.pages_ok < PAGES
 
-    @pytest.mark.parametrize("lifetime", FILE_PER_PIECE)
+    @pytest.mark.parametrize("lifetime", LIFETIMES)
     @pytest.mark.parametrize("layout", ["page_first", "page_first_direct"])
     def test_keys_and_values_that_are_swapped(self, replay_here, connector, lifetime, layout):
         """The page comes back as it was, so only its files tell."""
@@ -126,6 +128,24 @@ class TestNoticed:
         assert stored.pages_ok < PAGES
         assert loaded.pages_ok == PAGES
         assert "the set stored other bytes than those of" in stored.log[0]
+
+    @pytest.mark.parametrize("mla", [False, True])
+    def test_a_page_at_another_offset_of_its_segment(self, replay_here, monkeypatch, mla):
+        """``pooled`` reads it back at that offset."""
+        agent_class = load_nixl("POSIX").nixl_agent
+        original = agent_class.get_xfer_descs
+
+        def shifted(agent: Any, descs: Any, mem_type: Any = None, *args: Any, **more: Any) -> Any:
+            if mem_type == "FILE":
+                descs = descs.copy()
+                descs[:, 0] += np.uint64(512)
+            return original(agent, descs, mem_type, *args, **more)
+
+        monkeypatch.setattr(agent_class, "get_xfer_descs", shifted)
+        stored, loaded = replay_here("pooled", mla=mla)
+        assert stored.pages_ok < PAGES
+        assert "is stored: other bytes than were stored" in stored.log[0]
+        assert loaded.pages_ok == PAGES
 
     @pytest.mark.parametrize("mla", [False, True])
     def test_a_page_at_another_offset_of_its_file(self, replay_here, monkeypatch, mla):
@@ -165,15 +185,19 @@ class TestNoticed:
         rows = replay_here(calls=[("set", PAGES), *[("get", PAGES)] * 5])
         assert [row.pages_ok for row in rows] == [PAGES] + [PAGES - 1] * 5
 
-    def test_a_set_that_stores_nothing_and_says_that_it_did(self, replay_here, connector):
+    @pytest.mark.parametrize(
+        ("lifetime", "says"), [("scoped", "_k'"), ("pooled", " is stored: it is not in the index")]
+    )
+    def test_a_set_that_stores_nothing_and_says_that_it_did(self, replay_here, connector, lifetime, says):
         class Forgets(HiCacheNixl):
             def batch_set_v1(self, keys: Any, host_indices: Any, extra_info: Any = None) -> list[bool]:
                 return [True] * len(keys)
 
         connector(Forgets)
-        stored, _ = replay_here(calls=[("set", 2), ("set", 2)])
+        stored, _ = replay_here(lifetime, [("set", 2), ("set", 2)])
         assert stored.pages_ok == 0
-        assert "No such file" in stored.log[0]
+        assert stored.log[0].startswith("the set says that ")
+        assert stored.log[0].endswith(says)
 
 
 class TestNothingToNotice:
@@ -181,7 +205,7 @@ class TestNothingToNotice:
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_the_connector_as_it_is(self, replay_here, layout, mla):
         calls = [("set", PAGES), ("get", PAGES), ("set", 1), ("set", 3), ("get", 5), ("exists", 8)]
-        for lifetime in FILE_PER_PIECE:
+        for lifetime in LIFETIMES:
             rows = replay_here(lifetime, calls, layout=layout, mla=mla)
             assert [row.pages_ok for row in rows] == [keys for _, keys in calls]
             assert [row.log for row in rows] == [[]] * len(calls)
@@ -189,8 +213,8 @@ class TestNothingToNotice:
 
 class TestPlaces:
     @pytest.fixture
-    def pages(self, tmp_path: Any) -> CheckedPages:
-        return CheckedPages(Setup(page_bytes=PAGE, pages=64), str(tmp_path), in_files=False)
+    def pages(self) -> CheckedPages:
+        return CheckedPages(Setup(page_bytes=PAGE, pages=64), Unknown())
 
     def test_no_page_lies_behind_the_one_before_it(self, pages):
         for count in (1, 2, 3, 64):
@@ -213,7 +237,7 @@ class TestPlaces:
             place * size + token for place in batch.places for token in range(size)
         ]
 
-    def test_the_same_seed_gives_the_same_places(self, tmp_path):
+    def test_the_same_seed_gives_the_same_places(self):
         setups = [Setup(page_bytes=PAGE, pages=64, seed=seed) for seed in (0, 0, 1)]
-        first, same, other = (CheckedPages(setup, str(tmp_path), True).to_set(64).places for setup in setups)
+        first, same, other = (CheckedPages(setup, Unknown()).to_set(64).places for setup in setups)
         assert first == same != other

@@ -18,7 +18,7 @@ import pytest
 from processes import workers_of
 from support import answer_of, run_python
 
-from hicache_nixl.config import FILE_PER_PIECE, ConfigError
+from hicache_nixl.config import LIFETIMES, ConfigError
 from hicache_nixl.lab.worker import releases
 from hicache_nixl.lab.worker.client import Worker
 from hicache_nixl.lab.worker.releases import (
@@ -93,7 +93,7 @@ class TestVersionOf:
     def test_a_release_has_its_version(self, version):
         assert version_of(f"sglang=={version}") == version
 
-    @pytest.mark.parametrize("connector", [*FILE_PER_PIECE, "sglang", "sglang=0.5.11", "sglang>=0.5.11", ""])
+    @pytest.mark.parametrize("connector", [*LIFETIMES, "sglang", "sglang=0.5.11", "sglang>=0.5.11", ""])
     def test_anything_else_is_no_release(self, connector):
         assert version_of(connector) is None
 
@@ -115,7 +115,7 @@ def test_the_known_releases_have_a_hash_each_and_stand_for_lifetimes_of_ours():
     table = known_releases()
     assert all(re.fullmatch("[0-9a-f]{64}", row.sha256) for row in table.values())
     assert len({row.sha256 for row in table.values()}) == len(table)
-    assert {row.stands_for for row in table.values()} <= {"", *FILE_PER_PIECE}
+    assert {row.stands_for for row in table.values()} <= {"", *LIFETIMES}
     assert all(row.wheel.startswith(f"sglang-{version}-") for version, row in table.items())
 
 
