@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -14,17 +15,27 @@ import numpy as np
 import torch
 
 from ...config import OBJ_PLUGINS, NixlBackendConfig
-from ...errors import ConfigError, DamagedError, FileError, MissingError, RegistrationError, TransferError
+from ...errors import (
+    ConfigError,
+    DamagedError,
+    FileError,
+    HiCacheNixlError,
+    MissingError,
+    RegistrationError,
+    TransferError,
+)
 from ...host.addresses import Addresses
 from ...interrupts import deferred
 from ...names import Named, PageNames
 from ...transport.registration import Buffer
 from ..outcome import MOVED, Outcome
 from .checksums import checksums
+from .folder import open_file
 from .keys import numbers_of, space_of
 from .lanes import Lane
 from .opening import Store
 from .row import ROW, Rows, Words
+from .segments import ALIGNED, Segments
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +57,24 @@ class Lifetime:
             if self.registration.plugin in OBJ_PLUGINS:
                 raise ConfigError("lifetime: pooled keeps pages in files; with OBJ use scoped")
             self._store = stack.enter_context(_opened(config, storage_dir))
+            self._direct = self._opened_direct(stack) if config.use_direct_io else None
             self._worker = stack.enter_context(ThreadPoolExecutor(1, "hicache-nixl"))
             # Without ``close()``, after an interrupt or in a program that forgets it, the object ends it all.  At
             # the end of the process a thread may still be in a transfer, so there it does not.
             self._end = weakref.finalize(self, deferred, stack.pop_all().close)
             self._end.atexit = False
-        self.direct = config.use_direct_io
+        self.direct = self._direct is not None
         self._verify = config.pooled.verify == "checksum"
+
+    def _opened_direct(self, stack: ExitStack) -> Segments | None:
+        """Return the segments once more, opened with O_DIRECT; None where the file system does not support it."""
+        store = self._store
+        try:
+            os.close(open_file(store.dir_fd, "state", os.O_RDWR | os.O_DIRECT))
+        except FileError as error:
+            logger.warning("use_direct_io falls back to the page cache: %s", error)
+            return None
+        return stack.enter_context(closing(Segments(store.dir_fd, store.state, store.locks, os.O_DIRECT, 0)))
 
     @property
     def recycled(self) -> int:
@@ -189,7 +211,7 @@ class Lifetime:
             again = rows[which]
             try:
                 self._write(again, places.starts[which], places.sizes, again["checksum"].copy)
-            except FileError as error:  # they stay where they are
+            except HiCacheNixlError as error:  # they stay where they are
                 logger.debug("%d pages are not renewed: %s", len(which), error)
 
     def present(self, pages: Named, sizes: Sequence[int] | None) -> list[bool]:
@@ -228,6 +250,7 @@ class Lifetime:
         offsets = (rows["offset"].astype(np.int64) + pieces * rows["step"].astype(np.int64)).ravel()
         repeated = np.repeat(sizes, len(rows))
         try:
+            fd = self._past_the_cache(segment, fd, starts, offsets, sizes)
             lane.move(direction, fd, self._store.segments.bytes, starts.T.ravel(), offsets, repeated)
         except (RegistrationError, TransferError) as error:
             if len(rows) == 1:
@@ -238,6 +261,15 @@ class Lifetime:
                 self._move_in(lane, direction, segment, rows[one], starts[one], sizes)[0] for one in alone
             ]
         return [MOVED] * len(rows)
+
+    def _past_the_cache(self, segment: int, fd: int, *numbers: np.ndarray) -> int:
+        """Return a descriptor with O_DIRECT if that is enabled and all addresses and sizes allow it, or ``fd``."""
+        if self._direct is None or any((array % ALIGNED).any() for array in numbers):
+            return fd
+        try:
+            return self._direct.fd(segment)
+        except FileError:  # too many open files, for example
+            return fd
 
     # -- the rest --------------------------------------------------------------------------------------
 
@@ -264,7 +296,7 @@ class Lifetime:
 
 def _opened(config: NixlBackendConfig, storage_dir: str) -> Store:
     try:
-        return Store(storage_dir, config.pooled, config.allow_shared_folder, config.use_direct_io)
+        return Store(storage_dir, config.pooled, config.allow_shared_folder)
     except OSError as error:
         raise ConfigError(f"storage folder {storage_dir}: {error}") from error
 

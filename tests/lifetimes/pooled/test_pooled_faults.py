@@ -12,29 +12,21 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import torch
 from faults import ALWAYS, FAULTS, PAGES, Observed, get_pages, raising, set_pages
 from pooled_store import Records, note_names
 from support import (
-    TESTS,
-    answer_of,
-    file_size_limit,
     keys_of,
     make_pool,
     page_files,
-    run_python,
     scramble,
-    unshare,
 )
 
-from hicache_nixl.config import QUEUES
-from hicache_nixl.errors import FileError
+from hicache_nixl.errors import DamagedError, FileError
 from hicache_nixl.lifetimes.pooled import lifetime as pooled
 from hicache_nixl.lifetimes.pooled import locks
 from hicache_nixl.lifetimes.pooled.locks import Locks
 
 IN_NIXL = {name: fault for name, fault in FAULTS.items() if fault.method != "open"}
-NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO]
 MADE = ZeroDivisionError("made")
 
 
@@ -268,60 +260,14 @@ def test_while_another_process_holds_the_lock_of_the_index_pages_are_loaded_and_
     works()
 
 
-# -- segments --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code", NO_ROOM, ids=errno.errorcode.get)
-def test_a_first_segment_for_which_there_is_no_room_fails_the_call(
-    make_store, pool, folder, monkeypatch, log, code
-):
-    store = make_store("pooled", pool=pool)
+@pytest.mark.parametrize("error", [FileError(errno.ENOSPC, "full"), DamagedError("state was removed")])
+def test_pages_that_cannot_be_renewed_are_loaded_all_the_same(store, pool, monkeypatch, works, error):
+    segments = store.lifetime._store.segments
     with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", lambda *args: raising(OSError(code, os.strerror(code)))(None))
-        assert set_pages(store, pool) == [False] * PAGES
-    assert f"[Errno {code}]" in log.line()
-    assert Records(folder).names() == []
-    assert (folder / "pooled" / "segment-0000").stat().st_size == 0, "no room is kept"
-    assert all(set_pages(store, pool))
-    assert all(get_pages(store, pool))
-    assert Records(folder).handles() == []
-
-
-@pytest.mark.parametrize("queue", QUEUES)
-def test_a_write_that_the_kernel_refuses_leaves_the_older_pages(
-    make_store, pool, original, log, request, queue
-):
-    """Beyond the limit of file sizes: EFBIG and SIGXFSZ."""
-    if queue == "io_uring":
-        request.getfixturevalue("needs_io_uring")
-    store = make_store("pooled", pool=pool, posix={"queue": queue})
-    assert all(set_pages(store, pool))
-    assert store.set("filler", torch.zeros(600 << 10, dtype=torch.uint8))
-    scramble(pool)
-    with file_size_limit(512 << 10):
-        assert set_pages(store, pool) == [False] * PAGES
-        assert beginnings(log) == failures("WRITE", keys_of(PAGES))
+        patch.setattr(segments, "old_below", lambda: 2**62)
+        patch.setattr(segments, "placed", lambda *args: raising(error)(None))
         assert get_pages(store, pool) == [True] * PAGES
-    assert [page_files(pool, False, page) for page in range(PAGES)] == original
-    scramble(pool)
-    assert all(set_pages(store, pool))
-    assert all(get_pages(store, pool))
-    assert log.lines() == []
-
-
-def test_a_full_disk_drops_the_oldest_pages_and_stores_the_new_ones(make_store, pool, monkeypatch, log):
-    store = make_store("pooled", pool=pool)
-    half = torch.zeros(600 << 10, dtype=torch.uint8)
-    assert all(store.set(key, half) for key in ("first", "second"))
-    with monkeypatch.context() as patch:
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        patch.setattr(os, "posix_fallocate", lambda *args: raising(full)(None))
-        assert store.set("third", half + 1)
-    assert log.lines() == []
-    loaded = [store.get(key, torch.zeros_like(half)) for key in ("first", "second", "third")]
-    assert loaded[0] is None
-    assert torch.equal(loaded[1], half)
-    assert torch.equal(loaded[2], half + 1)
+    works()
 
 
 # -- damage ----------------------------------------------------------------------------------------------
@@ -345,18 +291,3 @@ def test_a_page_of_which_a_byte_changed_fails_once_and_is_missing_then(
     assert "not stored" in log.line()
     assert set_pages(store, pool) == [True] * PAGES
     assert get_pages(store, pool) == [True] * PAGES
-
-
-@pytest.mark.parametrize("queue", QUEUES)
-def test_on_a_full_file_system_the_oldest_pages_make_room_for_new_ones(tmp_path, request, queue):
-    """Three segments of 1 MiB fit, and the index; the read-only file system is an error at construction."""
-    if queue == "io_uring":
-        request.getfixturevalue("needs_io_uring")
-    script = TESTS / "scripts" / "full_file_system.py"
-    answer = answer_of(run_python(str(script), str(tmp_path), queue, prefix=unshare()))
-    assert "[Errno 30]" in answer.pop("construction")
-    there = answer.pop("there")
-    assert answer == {"wrong": [], "lines": []}
-    dropped = there.count(0)
-    assert there == [0] * dropped + [8] * (100 - dropped), "the oldest, and no page of a later batch"
-    assert 10 <= len(there) - dropped <= 24
