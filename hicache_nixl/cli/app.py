@@ -68,6 +68,7 @@ app = typer.Typer(
         hicache-nixl doctor       what can run on this machine
         hicache-nixl reproduce    the whole investigation, in about 4 minutes
         hicache-nixl watch PID    whether a running server leaks
+        hicache-nixl bench        how fast pages are stored and loaded
 
     --install-completion completes commands and options in your shell.
     """,

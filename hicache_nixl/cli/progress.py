@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from ..lab.bench.measure import Turn
     from ..lab.execute import Outcome, Step
 
 ENDING = "interrupted, ending ..."
@@ -44,6 +45,35 @@ def showing_progress() -> Iterator[Watch]:
         yield advance
 
 
+@contextmanager
+def showing_turns() -> Iterator[Callable[[Turn], None]]:
+    """Yield what a benchmark reports its turns to."""
+    console = Console(stderr=True)
+    started: dict[str, float] = {}
+
+    def line(turn: Turn) -> None:
+        since = started.setdefault(turn.group, time.monotonic())
+        if turn.ended:
+            told = f"{turn.group}: {time.monotonic() - since:.0f} s"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield line
+        return
+    with _bars(console, "turn") as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(turn: Turn) -> None:
+            since = started.setdefault(turn.group, time.monotonic())
+            if turn.group not in tasks:
+                tasks[turn.group] = bars.add_task(turn.group, at=since, ended="")
+            now = time.monotonic()
+            told = f"{now - since:.0f} s" if turn.ended else ""
+            bars.update(tasks[turn.group], total=turn.turns, completed=turn.done, at=now, ended=told)
+
+        yield advance
+
+
 def ended(outcome: Outcome) -> str:
     """Say how a notebook has ended."""
     from ..lab.runs.claims import tally
@@ -57,11 +87,11 @@ def _line(console: Console, step: Step) -> None:
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
-def _bars(console: Console) -> Progress:
+def _bars(console: Console, unit: str = "cell") -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("cell {task.completed:.0f} of {task.total:.0f}"),
+        TextColumn(f"{unit} {{task.completed:.0f}} of {{task.total:.0f}}"),
         _TimeLeft(),
         console=console,
         transient=sys.stdout.isatty(),  # the table that is printed at the end takes their place

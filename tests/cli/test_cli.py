@@ -114,7 +114,7 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("line", "taught"),
         [
-            ("--help", ["replay", "reproduce", "report", "compare"]),
+            ("--help", ["replay", "reproduce", "bench", "report", "compare"]),
             ("report --help", ["The folder of a run", "runs/NAME/index.html", "interrupted", "Exit codes"]),
             (
                 "compare --help",

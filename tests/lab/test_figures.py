@@ -34,10 +34,12 @@ from measured import (
     SLOWER,
     STORES,
     TIMES,
+    bench_times,
     timed,
 )
 
 from hicache_nixl.lab import figures
+from hicache_nixl.lab.bench.results import medians, ratios
 from hicache_nixl.lab.worker.schedule import recorded_log
 from hicache_nixl.watch.figure import watched
 from hicache_nixl.watch.sample import KINDS
@@ -80,6 +82,7 @@ MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt 
     "over_calls": lambda: figures.over_calls(TIMES),
     "latency": lambda: figures.latency(TIMES),
     "replays": lambda: figures.replays(REPLAYED, "pr24671", LIMIT),
+    "throughputs": lambda: figures.throughputs(medians(bench_times()), ratios(bench_times())),
     "cost": lambda: figures.cost(
         pd.concat([COST, COST.assign(before="sglang==0.5.11", after="sglang==0.5.12")])
     ),

@@ -27,9 +27,20 @@ def alternating(arms: Sequence[str], pairs: int, *, label: str = "") -> Iterator
     >>> list(alternating("AB", 2))
     [(-1, 'B'), (-1, 'A'), (0, 'A'), (0, 'B'), (1, 'B'), (1, 'A')]
     """
-    for pair in tqdm(range(-WARM_UP, pairs), desc=label or " | ".join(arms), unit="pair", leave=False):
-        for arm in arms if pair % 2 == 0 else tuple(reversed(arms)):
-            yield pair, arm
+    shown = tqdm(range(-WARM_UP, pairs), desc=label or " | ".join(arms), unit="pair", leave=False)
+    for pair in shown:
+        yield from _one_pair(arms, pair)
+
+
+def in_turn(arms: Sequence[str], pairs: int) -> Iterator[tuple[int, str]]:
+    """Yield the same as ``alternating``, without a progress bar."""
+    for pair in range(-WARM_UP, pairs):
+        yield from _one_pair(arms, pair)
+
+
+def _one_pair(arms: Sequence[str], pair: int) -> Iterator[tuple[int, str]]:
+    for arm in arms if pair % 2 == 0 else tuple(reversed(arms)):
+        yield pair, arm
 
 
 def counted(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ Titles, labels and alt texts are worked out from the table that is drawn: a func
 alt text, as ``Run.figure`` expects them.
 """
 
+from .bench import throughputs
 from .counts import end, growth, hero, law, steps, two_counts
 from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
@@ -35,6 +36,7 @@ __all__ = [
     "replays",
     "second_leak",
     "steps",
+    "throughputs",
     "traffic",
     "two_counts",
 ]

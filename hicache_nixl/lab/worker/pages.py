@@ -42,6 +42,8 @@ class CheckedPages:
     setup : Setup
     stored : Stored
         What the connector stores.
+    scattered : bool
+        Whether the pages of a call are scattered over the pool, instead of next to each other.
 
     Attributes
     ----------
@@ -49,8 +51,8 @@ class CheckedPages:
         What the connector is given; a quarter larger than ``setup.pages``, and three pages more.
     """
 
-    def __init__(self, setup: Setup, stored: Stored):
-        self._seed, self._in_store = setup.seed, stored
+    def __init__(self, setup: Setup, stored: Stored, scattered: bool = True):
+        self._seed, self._in_store, self._scatter = setup.seed, stored, scattered
         self.pool: HostKVPool = pool_for_page_bytes(
             setup.page_bytes, pages=setup.pages + setup.pages // 4 + 3, layout=setup.layout, mla=setup.mla
         )
@@ -120,7 +122,13 @@ class CheckedPages:
         return stored[-count:] if count <= len(stored) else [stored[i % len(stored)] for i in range(count)]
 
     def _scattered(self, before: Sequence[int]) -> list[int]:
-        """Choose places in the pool: none right after the one before it, and none where its page was."""
+        """Choose places in the pool: none right after the one before it, and none where its page was.
+
+        Places that are not scattered begin at the first page of the pool, or behind that where the first page was.
+        """
+        if not self._scatter:
+            first = before[0] + 1 if before[0] >= 0 else 0
+            return list(range(first, first + len(before)))
         avoided = torch.tensor(before)
         while True:
             places = torch.randperm(self.pool.page_num, generator=self._order)[: len(before)]

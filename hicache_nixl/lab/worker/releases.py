@@ -53,6 +53,8 @@ _STACK = "sglang.srt.mem_cache"
 _EMPTY = ("sglang", "sglang.srt", _STACK, f"{_STACK}.storage", f"{_STACK}.storage.nixl", "sglang.srt.utils")
 _CONNECTOR = f"{_STACK}.storage.nixl.hicache_nixl"
 _HOST_POOL = (f"{_STACK}.memory_pool_host", f"{_STACK}.pool_host")
+_FILE_BACKEND = f"{_STACK}.hicache_storage"
+_FILE_VARIABLES = "SGLANG_HICACHE_FILE_BACKEND_"  # how the names of its variables begin
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.(post|dev)[0-9]+)?")
 
 
@@ -179,6 +181,40 @@ def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:
     HiCacheNixlError
         When the connector does not load without the serving stack.
     """
+    _replace_stack(wheel)
+    try:
+        connector = importlib.import_module(_CONNECTOR).HiCacheNixl
+        config = importlib.import_module(_FILE_BACKEND).HiCacheStorageConfig
+    except Exception as error:
+        raise HiCacheNixlError(f"its connector does not load: {type(error).__name__}: {error}") from error
+    return connector, config
+
+
+def file_backend(wheel: str | os.PathLike[str]) -> tuple[type, type]:
+    """Import ``HiCacheFile``, SGLang's backend without NIXL, and ``HiCacheStorageConfig``; as ``connector_class``.
+
+    The variables that give that backend another folder, or a limit, are removed from this process.
+
+    Raises
+    ------
+    HiCacheNixlError
+        When it does not load without the serving stack.
+    """
+    _replace_stack(wheel)
+    for name in [name for name in os.environ if name.startswith(_FILE_VARIABLES)]:
+        del os.environ[name]
+    sizes = ModuleType("sglang.srt.utils.common")  # of its evictor, which is off without a limit
+    vars(sizes)["human_readable_int"] = int
+    sys.modules[sizes.__name__] = sizes
+    try:
+        module = importlib.import_module(_FILE_BACKEND)
+        return module.HiCacheFile, module.HiCacheStorageConfig
+    except Exception as error:
+        raise HiCacheNixlError(f"its file backend does not load: {type(error).__name__}: {error}") from error
+
+
+def _replace_stack(wheel: str | os.PathLike[str]) -> None:
+    """Put empty packages around what is imported from a wheel or a folder."""
     sys.dont_write_bytecode = True
     for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]:
         del sys.modules[name]
@@ -190,12 +226,6 @@ def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:
         module = ModuleType(name)
         vars(module)["HostKVCache"] = type("HostKVCache", (), {})
         sys.modules[name] = module
-    try:
-        connector = importlib.import_module(_CONNECTOR).HiCacheNixl
-        config = importlib.import_module(f"{_STACK}.hicache_storage").HiCacheStorageConfig
-    except Exception as error:
-        raise HiCacheNixlError(f"its connector does not load: {type(error).__name__}: {error}") from error
-    return connector, config
 
 
 def _download(version: str, folder: Path) -> Path:

@@ -32,6 +32,7 @@ from ...lifetimes import scoped
 from ...lifetimes.pooled import folder as pooled_folder
 from ...transport.agent import load_nixl
 from ...transport.registration import growing_pause, steady_pause
+from ..bench.arms import Arm, Asked
 from . import descriptors, faults, releases
 from .call import CallRow
 from .observers import LogTail, RegistrationCounter
@@ -56,6 +57,7 @@ class Host:
         self.padding: list[int] = []
         self.traces = ExitStack()
         self.opened: dict[int, descriptors.Opened] = {}
+        self.arm: Arm | None = None
 
     def open(
         self, setup: dict[str, Any], wheel: str | None = None, folder: str | None = None
@@ -239,6 +241,36 @@ class Host:
                 owner.close()
         return {"offered": True}
 
+    def open_arm(self, **asked: Any) -> dict[str, Any]:
+        """Open an arm of the benchmark: see ``bench.arms.Asked``."""
+        self.arm = Arm(Asked(**asked), self.log)
+        return {}
+
+    def close_arm(self) -> dict[str, Any]:
+        """Close it, and all its files."""
+        if self.arm is not None:
+            self.arm.close()
+        self.arm = None
+        return {}
+
+    def turn(self, calls: int) -> dict[str, Any]:
+        """Time sets, lookups and gets of the arm."""
+        return {"rows": self._arm().turn(calls)}
+
+    def fill(self, calls: int) -> dict[str, Any]:
+        """Make sets that are not timed."""
+        self._arm().fill(calls)
+        return {}
+
+    def reopen(self) -> dict[str, Any]:
+        """Close the store of the arm, and return the seconds that opening it takes."""
+        return {"seconds": self._arm().reopen()}
+
+    def _arm(self) -> Arm:
+        if self.arm is None:
+            raise HiCacheNixlError("no arm is open")
+        return self.arm
+
     def _set(self, count: int) -> Check:
         batch = self.pages.to_set(count)
         with self._timed():
@@ -306,7 +338,10 @@ def _highest_limit() -> Iterator[None]:
 
 
 PAUSES = {"none": lambda running: None, "growing": growing_pause, "steady": steady_pause}
-REQUESTS = ("open", "limits", "trace", "opened_by", "call", "store_before", "pause", "register_files")
+REQUESTS = (
+    *("open", "limits", "trace", "opened_by", "call", "store_before", "pause", "register_files"),
+    *("open_arm", "close_arm", "turn", "fill", "reopen"),
+)
 
 
 def serve(connection: Connection, storage_dir: str) -> None:

@@ -31,7 +31,7 @@ def stored_by(setup: Setup, folder: Path) -> Stored:
 
 
 class Unknown:
-    """Objects, which are not read."""
+    """Objects, and the pages of a benchmark, which are not read."""
 
     def wrong(self, key: str, content: bytes) -> str:
         """Return that nothing is known to be wrong."""

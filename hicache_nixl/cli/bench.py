@@ -1,0 +1,146 @@
+"""hicache-nixl bench: how fast the lifetimes are, beside SGLang's backends and plain reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..config import QUEUES
+from .app import AsJson, CommandFailedError, app, check_new_files, print_json, say
+from .bench_output import copy_figure, save, say_aside, show, what_is_measured
+from .progress import showing_turns
+from .replay_files import write_files
+
+if TYPE_CHECKING:
+    from ..lab.bench.measure import Measured
+    from ..lab.bench.plan import Plan
+
+MISSED = 3  # exit code
+
+
+@app.command()
+def bench(
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Pages of 4 KiB, 64 KiB and 1 MiB, libaio, page cache: under two minutes."
+        ),
+    ] = False,
+    storage_dir: Annotated[
+        Path | None,
+        typer.Option(help="An existing folder on the disk to measure; what is written there is removed."),
+    ] = None,
+    page_kib: Annotated[
+        list[int] | None,
+        typer.Option(help="KiB of a page, keys and values together; repeatable.", show_default="4 to 1024"),
+    ] = None,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(QUEUES)}; repeatable.", show_default="libaio and io_uring"),
+    ] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="O_DIRECT only; without it, the page cache as well.")
+    ] = False,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="pooled, pooled-none (verify=none), scoped, sglang==0.5.23, sglang-file, ceiling; try_finally, leaky; "
+            "repeatable.",
+            show_default="the first six",
+        ),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name of the new folder below runs/.", show_default="bench-DATE-TIME")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the throughput into this new file.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="End with 3 if a target is missed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    r"""Measure how fast pages are stored, looked up and loaded.
+
+    The arms take turns in one run, so that noise meets all of them: the
+    lifetime pooled, with and without checksums, and scoped; SGLang 0.5.23's
+    NIXL connector and its backend "file" (without NIXL), fetched from the
+    package registry; and the ceiling, plain pwrite and preadv of one open file.
+    A call has 128 keys. Each page that is loaded is compared with what was
+    stored, outside of the measured time.
+
+    A target is met if the whole 95 % interval of a ratio is above it, and
+    missed if the whole interval is not. stderr shows the progress.
+
+    [bold]Examples[/]
+
+    Under two minutes:
+
+        hicache-nixl bench --quick
+
+    Your disk, with O_DIRECT and the pages of your model:
+
+        hicache-nixl bench --storage-dir /mnt/nvme --direct --page-kib 512
+
+    For CI, which fails if a target is missed:
+
+        hicache-nixl bench --quick --check --json
+
+    [bold]--json[/]
+
+    keys, rounds, measured, left_out, run, medians (further, queue, direct,
+    page_bytes, operation, arm, ms, low_ms, high_ms, MiB_s), ratios (...,
+    against, speed_ratio, low, high, pairs, target, verdict), openings (pages,
+    ms, low_ms, high_ms), descriptors (arm, storage_fds, open_fds), targets.
+
+    [bold]Exit codes[/]
+
+        0    it ran; a missed target is no error without --check
+        1    it did not run to its end, or a file could not be written
+        2    an option cannot work, or the disk is too small; nothing was run
+        3    with --check: a target is missed
+        130  interrupted; what was stored is removed
+    """
+    from ..lab.bench.plan import make_plan
+    from ..lab.bench.results import Results
+    from ..lab.bench.results import as_json as result_as_json
+    from ..lab.execute import default_run_name, new_run_folder
+
+    plan = make_plan(quick=quick, page_kib=page_kib or (), queues=queue or (), direct=direct, arms=arm or ())
+    check_new_files(png=png)
+    space = plan.check_space(storage_dir)
+    folder = new_run_folder(default_run_name("bench") if run is None else run)
+    with _removed_if_empty(folder):
+        measured = _measured(plan, storage_dir, space)
+        results = Results.of(measured)
+        save(folder, measured, results, storage_dir)
+    failed = write_files([(png, lambda path: copy_figure(folder, path))])
+    if as_json:
+        print_json(
+            {"measured": what_is_measured(measured.plan), "run": folder, **result_as_json(measured, results)}
+        )
+    else:
+        show(measured, results)
+        say(f"targets: {results.tally()}; tables and figure are in {folder}")
+    if failed:
+        raise CommandFailedError("; ".join(failed))
+    raise typer.Exit(MISSED if check and results.missed else 0)
+
+
+def _measured(plan: Plan, storage_dir: Path | None, space: str) -> Measured:
+    from ..lab.bench.measure import measure
+
+    say_aside(space)
+    with showing_turns() as watch:
+        return measure(plan, storage_dir, watch)
+
+
+@contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that was interrupted, or failed, before anything was written into it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise

@@ -1,0 +1,1 @@
+"""The benchmark: the lifetimes, SGLang's own backends, and plain reads and writes, timed in turn in one run."""

@@ -1,0 +1,185 @@
+"""The worker's side of the benchmark: one arm, its pages, and its calls, in a thread as SGLang makes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ...connector import HiCacheNixl
+from ...errors import HiCacheNixlError
+from ..worker import releases
+from ..worker.observers import LogTail
+from ..worker.pages import CheckedPages
+from ..worker.setup import Setup
+from ..worker.stored import Unknown
+from .stores import Ceiling, FileBackend, NixlStore, Timed
+
+Answer = TypeVar("Answer")
+CEILING_FILE = "ceiling"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a worker is asked to open.
+
+    Attributes
+    ----------
+    kind : str
+        ``"ours"``, ``"nixl"`` (SGLang's connector), ``"file"`` (its backend without NIXL) or ``"ceiling"``.
+    folder : str
+        An existing folder for its files.
+    queue, page_bytes, keys, direct, seed
+        As in ``Setup``, where ``keys`` is ``pages``.
+    written : int
+        Bytes that all calls together will write.
+    options : mapping
+        Of our connector, in the form of ``extra_config``.
+    scattered : bool
+        As in ``CheckedPages``.
+    wheel : str or None
+        Of SGLang.
+    """
+
+    kind: str
+    folder: str
+    queue: str
+    page_bytes: int
+    keys: int
+    direct: bool
+    seed: int
+    written: int
+    options: Mapping[str, Any]
+    scattered: bool
+    wheel: str | None
+
+
+class Arm:
+    """One arm of the benchmark.
+
+    Parameters
+    ----------
+    asked : Asked
+    log : LogTail
+        For what a failing call logged.
+
+    Raises
+    ------
+    HiCacheNixlError
+        When it cannot be opened.
+    """
+
+    def __init__(self, asked: Asked, log: LogTail):
+        self._asked, self._log = asked, log
+        self._setup = Setup(
+            "scoped",
+            queue=asked.queue,
+            page_bytes=asked.page_bytes,
+            pages=asked.keys,
+            direct=asked.direct,
+            seed=asked.seed,
+        )
+        self._pages = CheckedPages(self._setup, Unknown(), asked.scattered)
+        self._thread = ThreadPoolExecutor(1, "calls")
+        try:
+            self._store = self._opened()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    def _opened(self) -> Timed:
+        kind, wheel = self._asked.kind, self._asked.wheel
+        if kind == "ceiling":
+            path = os.path.join(self._asked.folder, CEILING_FILE)
+            return Ceiling(self._pages.pool, path, self._asked.written, self._asked.direct)
+        if kind == "ours":
+            return NixlStore(self._registered(self._connector()))
+        assert wheel is not None
+        setup = dataclasses.replace(self._setup, connector=f"{releases.PREFIX}0.5.23")
+        load = releases.file_backend if kind == "file" else releases.connector_class
+        backend, storage_config = load(wheel)
+        config = storage_config(**vars(setup.storage_config()))
+        if kind == "file":
+            return FileBackend(backend(config, self._asked.folder), self._pages.pool)
+        return NixlStore(self._registered(backend(config, self._asked.folder)))
+
+    def _connector(self) -> HiCacheNixl:
+        config = self._setup.storage_config()
+        extra = {**(config.extra_config or {}), **self._asked.options}
+        return HiCacheNixl(dataclasses.replace(config, extra_config=extra), self._asked.folder)
+
+    def _registered(self, connector: Any) -> Any:
+        connector.register_mem_pool_host(self._pages.pool)
+        return connector
+
+    def turn(self, calls: int) -> list[dict[str, Any]]:
+        """Make sets of new pages, each followed by a lookup and a get of them; a row for each call.
+
+        Raises
+        ------
+        HiCacheNixlError
+            When a page was not stored, found, or loaded bit for bit.
+        """
+        rows = []
+        for _ in range(calls):
+            rows.append(self._set())
+            if self._asked.kind != "ceiling":  # a file has no lookup
+                rows.append(self._exists())
+            rows.append(self._get())
+        return rows
+
+    def _set(self) -> dict[str, Any]:
+        batch = self._pages.to_set(self._asked.keys)
+        seconds, results = self._timed(self._store.setting(batch))
+        self._pages.was_set(batch, results)
+        return self._row("set", seconds, sum(results))
+
+    def _exists(self) -> dict[str, Any]:
+        seconds, found = self._timed(self._store.asking(self._pages.latest_keys(self._asked.keys)))
+        return self._row("exists", seconds, found)
+
+    def _get(self) -> dict[str, Any]:
+        batch = self._pages.to_get(self._asked.keys)
+        seconds, results = self._timed(self._store.getting(batch))
+        good, wrong = self._pages.was_get(batch, results)
+        return self._row("get", seconds, good - len(wrong))
+
+    def _row(self, operation: str, seconds: float, pages: int) -> dict[str, Any]:
+        if pages != self._asked.keys:
+            told = "; ".join(self._log.take()) or "nothing was logged"
+            raise HiCacheNixlError(f"{operation} of {self._asked.keys} pages: {pages} are right; {told}")
+        moved = 0 if operation == "exists" else self._asked.keys * self._asked.page_bytes
+        return {"operation": operation, "seconds": seconds, "bytes": moved}
+
+    def fill(self, calls: int) -> None:
+        """Make sets that are not timed."""
+        for _ in range(calls):
+            self._set()
+
+    def reopen(self) -> float:
+        """Close our connector, open it again, and return the seconds of that."""
+        self._store.close()
+        start = time.perf_counter()
+        connector = self._connector()
+        seconds = time.perf_counter() - start
+        self._store = NixlStore(self._registered(connector))
+        return seconds
+
+    def _timed(self, call: Callable[[], Answer]) -> tuple[float, Answer]:
+        """Make a call in the thread, and return its seconds there and its answer."""
+
+        def run() -> tuple[float, Answer]:
+            start = time.perf_counter()
+            answer = call()
+            return time.perf_counter() - start, answer
+
+        return self._thread.submit(run).result()
+
+    def close(self) -> None:
+        """Close the store and end the thread."""
+        self._store.close()
+        self._thread.shutdown()
