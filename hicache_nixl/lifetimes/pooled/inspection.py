@@ -142,7 +142,7 @@ class Inspection:
             try:
                 self.dir_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 stack.callback(os.close, self.dir_fd)
-                self.state = State(self.dir_fd, 0, read_only=True)
+                self.state = State(self.dir_fd, read_only=True)
                 stack.callback(self.state.close)
                 self._locks = Locks(self.dir_fd, flags=os.O_RDONLY)
                 stack.callback(self._locks.close)
@@ -314,7 +314,7 @@ class Inspection:
             locks = Locks(self.dir_fd)
             stack.callback(locks.close)
             with locks.index():
-                state = State(self.dir_fd, 0)
+                state = State(self.dir_fd)
             stack.callback(state.close)
             index = Index(self.dir_fd, state, locks)
             stack.callback(index.close)

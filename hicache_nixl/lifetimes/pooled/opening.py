@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -57,14 +58,12 @@ class Store:
             self.locks = Locks(dir_fd)
             stack.callback(self.locks.close)
             with self.locks.index():
-                size, count = geometry(options, dir_fd)
-                self.state = State(dir_fd, size)
+                self.state = State(dir_fd, partial(geometry, options, dir_fd))
                 stack.callback(self.state.close)
                 self.index = Index(dir_fd, self.state, self.locks)
                 stack.callback(self.index.close)
                 alone = self.locks.join()
                 if self.state.is_new:
-                    self.state["segments"] = count
                     self.index.start(0, LEAST_SLOTS)
                 elif alone and self.state.is_other_boot():
                     self._after_boot()

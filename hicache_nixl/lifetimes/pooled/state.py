@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,17 @@ class State:
         The file cannot be opened, or is not the state of a store.
     """
 
-    def __init__(self, dir_fd: int, segment_bytes: int, read_only: bool = False):
+    def __init__(
+        self, dir_fd: int, geometry: Callable[[], tuple[int, int]] | None = None, read_only: bool = False
+    ):
         """Open the state of a store, or make it; the caller holds the lock of the index.
 
-        ``read_only``, without that lock, the state is that of an existing store, and cannot be changed.
+        A new store gets the bytes of a segment and the number of segments that ``geometry`` returns; without it, the
+        store must exist.  If it is only read, the lock is not needed.
         """
         fd = open_file(dir_fd, "state", os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT)
         try:
-            self.is_new = os.fstat(fd).st_size == 0 and not read_only
+            self.is_new = os.fstat(fd).st_size == 0 and geometry is not None
             if self.is_new:
                 os.posix_fallocate(fd, 0, SIZE)  # no SIGBUS later for want of room
             _refuse_newer(fd)
@@ -92,10 +96,11 @@ class State:
         self.segments = np.frombuffer(self._memory, SEGMENT, MOST_SEGMENTS, mmap.PAGESIZE)
         self.generations = self.segments["generation"]
         try:
-            if self.is_new or not (read_only or self["version"]):
-                # the maker may have been killed before it wrote the version
+            if geometry is not None and not self["version"]:
+                # the maker may have been killed before it wrote the version, which it does last
                 self.is_new = True
-                self["segment_bytes"], self["next_generation"], self["boot"] = segment_bytes, 1, boot_id()
+                self["segment_bytes"], self["segments"] = geometry()
+                self["next_generation"], self["boot"] = 1, boot_id()
                 self.header["magic"], self["version"] = MAGIC, VERSION
             self._check_format()
         except BaseException:
