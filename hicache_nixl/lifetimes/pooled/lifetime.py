@@ -107,9 +107,17 @@ class Lifetime:
         return outcomes
 
     def _write(
-        self, rows: Rows, starts: np.ndarray, sizes: np.ndarray, hashing: Callable[[], Words]
+        self,
+        rows: Rows,
+        starts: np.ndarray,
+        sizes: np.ndarray,
+        hashing: Callable[[], Words],
+        replaced: Rows | None = None,
     ) -> list[Outcome]:
-        """Write pages to the own segment, and then list their rows, whose places and checksums are filled in here."""
+        """Write pages to the own segment, and then list their rows, whose places and checksums are filled in here.
+
+        With ``replaced``, only in place of these rows: another version of a page may have been stored meanwhile.
+        """
         slot = int(sizes.max())
         with self._store.segments.placed(len(rows), slot * len(sizes)) as places:
             for place in places:
@@ -124,7 +132,10 @@ class Lifetime:
             finally:
                 rows["checksum"] = hashing()
             with self._store.locks.index():
-                self._store.index.put(rows[[outcome is MOVED for outcome in outcomes]])
+                written = np.array([outcome is MOVED for outcome in outcomes])
+                if replaced is not None:
+                    written &= self._store.index.listed(replaced)
+                self._store.index.put(rows[written])
                 for place in places:
                     self._store.segments.published(place, slot * len(sizes))
         return outcomes
@@ -210,7 +221,8 @@ class Lifetime:
         if which:
             again = rows[which]
             try:
-                self._write(again, places.starts[which], places.sizes, again["checksum"].copy)
+                checksum = again["checksum"].copy
+                self._write(again, places.starts[which], places.sizes, checksum, replaced=rows[which])
             except HiCacheNixlError as error:  # they stay where they are
                 logger.debug("%d pages are not renewed: %s", len(which), error)
 

@@ -41,6 +41,28 @@ def test_pages_that_are_loaded_now_and_then_stay_while_others_are_evicted(store,
     assert store.batch_exists(unused) == 0
 
 
+def test_a_page_that_is_set_again_meanwhile_keeps_its_new_bytes(store, make_store, pool, replace_method):
+    used = keys_of(PAGES)
+    assert all(store.batch_set_v1(used, pool.page_indices(0, PAGES)))
+    for batch in range(8):
+        fill(store, pool, 1, f"round{batch}_")
+        if store.lifetime._store.segments.old_below():  # the next get renews
+            break
+    other_pool = make_pool(False, "page_first", PAGES)
+    other = make_store("pooled", pool=other_pool)
+    write, calls = store.lifetime._write, []
+
+    def set_by_another_first(*args, **kwargs):
+        calls.append(other.batch_set_v1(used, other_pool.page_indices(0, PAGES)))
+        return write(*args, **kwargs)
+
+    replace_method(store.lifetime, "_write", set_by_another_first)
+    assert all(store.batch_get_v1(used, pool.page_indices(0, PAGES)))
+    assert calls == [[True] * PAGES]
+    assert all(store.batch_get_v1(used, pool.page_indices(0, PAGES)))
+    assert (as_bytes(pool.kv_buffer) == as_bytes(other_pool.kv_buffer)).all()
+
+
 def test_nothing_is_written_again_while_there_is_room(store, pool):
     used = keys_of(PAGES)
     assert all(store.batch_set_v1(used, pool.page_indices(0, PAGES)))
