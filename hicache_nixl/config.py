@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    NonNegativeFloat,
-    PositiveFloat,
+    Field,
     PositiveInt,
     TypeAdapter,
     ValidationError,
@@ -145,9 +144,9 @@ class PooledOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    capacity_gb: PositiveFloat | None = None
-    min_free_gb: NonNegativeFloat = 1.0
-    segment_mb: PositiveInt | None = None
+    capacity_gb: Annotated[float, Field(gt=0, le=2**20, allow_inf_nan=False)] | None = None
+    min_free_gb: Annotated[float, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
+    segment_mb: Annotated[int, Field(gt=0, le=2**20)] | None = None
     verify: Literal["checksum", "none"] = "checksum"
 
 

@@ -73,7 +73,7 @@ class HiCacheNixl(HiCacheStorage):
         Raises
         ------
         ConfigError, RegistrationError
-            An earlier pool and its names stay in use, but its memory is no longer registered.
+            An earlier pool and its names stay in use, but its memory need not be registered any more.
         """
         self._calls.run(self._register_pool, mem_pool_host)
 
@@ -81,6 +81,7 @@ class HiCacheNixl(HiCacheStorage):
         pages = pages_of(mem_pool_host, self.lifetime.stages_copies, self.lifetime.direct)
         names = copy.copy(self.names)
         names.for_pool(mem_pool_host, pages.zero_copy)
+        self.lifetime.check_pages(pages.piece_sizes)
         self.lifetime.register_pool(pages.memory)  # while the earlier pool still exists
         super().register_mem_pool_host(mem_pool_host)
         self.pages, self.names = pages, names

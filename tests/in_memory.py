@@ -27,6 +27,9 @@ class Lifetime:
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         self.pieces = STORES.setdefault(storage_dir, {})
 
+    def check_pages(self, sizes: Sequence[int]) -> None:
+        pass
+
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         pass
 

@@ -66,6 +66,9 @@ class FilePerPiece(ABC):
             raise ConfigError("OBJ stores objects and opens no files; use register_objects")
         return self._files
 
+    def check_pages(self, sizes: Sequence[int]) -> None:
+        """Do nothing: a file has any size."""
+
     @abstractmethod
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Take host memory, see ``protocol.Lifetime``."""

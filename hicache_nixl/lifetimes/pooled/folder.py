@@ -6,10 +6,28 @@ import errno
 import os
 import stat
 
-from ...errors import ConfigError, FileError
+from ...errors import ConfigError, DamagedError, FileError
 from ...transport.folder import FILE_MODE, make_folder, refuse_shared
 
 NAME = "pooled"  # of the store in the storage folder, which other lifetimes may use for page files
+
+
+# Errors of a file that is not the one of the store any more.
+_GONE = (
+    errno.ENOENT,
+    errno.EIO,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENXIO,
+    errno.EMLINK,
+    errno.EPERM,
+)
+
+
+def is_gone(error: FileError | DamagedError) -> bool:
+    """Return whether a file of the store is lost, and not out of reach for now, as with too many open files."""
+    return isinstance(error, DamagedError) or error.errno in _GONE
 
 
 def open_file(dir_fd: int, name: str, flags: int) -> int:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from ...errors import DamagedError, FileError
+from .folder import is_gone
 from .locks import Locks
 from .row import Rows, Words
 from .state import State
@@ -42,8 +43,15 @@ class Index:
 
     def _current(self) -> Table:
         """Return the table that the state names."""
+        return self._table_of(self._named())
+
+    def _named(self) -> int:
+        """Return the number of the table that the state names."""
         self._state.check()
-        number = self._state["index"]
+        number: int = self._state["index"]
+        return number
+
+    def _table_of(self, number: int) -> Table:
         if self._table is None or self._number != number:
             with self._opening:
                 self._open(number)
@@ -76,7 +84,7 @@ class Index:
         before = self._state["index"]
         self._state["index"] = number
         if before != number:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it may be lost, or something else is in its place
                 os.unlink(name_of(before), dir_fd=self._dir_fd)
 
     def find(self, keys: Words, space: int) -> tuple[Rows, np.ndarray]:
@@ -89,14 +97,14 @@ class Index:
             Whether a page is listed, and its segment is still of its generation.
         """
         for _ in range(3):
-            self._state.check()
-            number = self._state["index"]
+            number = self._named()
             try:
-                rows, slots = self._current().find(keys, space)
+                rows, slots = self._table_of(number).find(keys, space)
                 return rows, (slots >= 0) & self.valid(rows)
             except (DamagedError, FileError) as error:
-                self._state.check()
-                if self._state["index"] == number:
+                if self._named() == number:
+                    if not is_gone(error):
+                        raise
                     self._lost(error, number)
         raise DamagedError("the index of the store is lost again and again")
 
@@ -115,11 +123,12 @@ class Index:
         FileError
             When the table is full and cannot be made larger.
         """
-        number = self._state["index"]
+        number = self._named()
         try:
-            table = self._current()
+            table = self._table_of(number)
         except (DamagedError, FileError) as error:
-            self._state.check()
+            if not is_gone(error):
+                raise
             logger.error("the index of the store is lost, so it starts empty: %s", error)
             self.start(number + 1, LEAST_SLOTS)
             table = self._current()

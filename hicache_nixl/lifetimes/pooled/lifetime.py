@@ -36,6 +36,7 @@ from .lanes import Lane
 from .opening import Store
 from .row import ROW, Rows, Words
 from .segments import ALIGNED, Segments
+from .state import MEBIBYTE
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,17 @@ class Lifetime:
     def recycled(self) -> int:
         """How many segments this store has recycled."""
         return self._store.segments.recycled
+
+    def check_pages(self, sizes: Sequence[int]) -> None:
+        """Raise ``ConfigError`` if a page is larger than a segment."""
+        page, segment = max(sizes) * len(sizes), self._store.segments.bytes
+        if page > segment:
+            least = -(-page // MEBIBYTE)
+            raise ConfigError(
+                f"segment_mb: a page has {page / MEBIBYTE:g} MiB, and the segments of the store in {self._store.path} "
+                f"{segment / MEBIBYTE:g}; in another folder, use a segment_mb of at least {least} and a capacity_gb "
+                f"of at least {2 * least / 1024:g}"
+            )
 
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""
@@ -203,10 +215,12 @@ class Lifetime:
 
     def _forget(self, rows: Rows, damaged: np.ndarray, outcomes: list[Outcome]) -> None:
         """Remove pages from the index whose bytes are not those that were stored, and say so in their outcomes."""
-        for page in damaged.tolist():
-            if outcomes[page] is MOVED:
-                self._store.index.remove(rows[page : page + 1])
-                outcomes[page] = Outcome.failed(DamagedError(describe(rows[page])))
+        pages = [page for page in damaged.tolist() if outcomes[page] is MOVED]
+        errors: dict[int, DamagedError] = {}  # by segment; a line is logged for each
+        for page in pages:
+            segment = int(rows["segment"][page])
+            outcomes[page] = Outcome.failed(errors.setdefault(segment, DamagedError(describe(rows[page]))))
+        self._store.index.remove(rows[pages])
 
     def _renew(self, rows: Rows, places: Addresses, outcomes: list[Outcome]) -> None:
         """Append loaded pages again whose segments are among the next to be recycled: they are in use.
@@ -257,6 +271,7 @@ class Lifetime:
         try:
             fd = self._store.segments.fd(segment)
         except FileError as error:
+            self._store.segments.lose(segment, int(rows["generation"][0]), error)
             return [Outcome.not_touched(error)] * len(rows)
         pieces = np.arange(len(sizes))[:, None]  # all first pieces of the pages, then all second
         offsets = (rows["offset"].astype(np.int64) + pieces * rows["step"].astype(np.int64)).ravel()
@@ -314,8 +329,8 @@ def _opened(config: NixlBackendConfig, storage_dir: str) -> Store:
 
 
 def describe(row: Any) -> str:
-    """Say where a damaged page was."""
+    """Say where the first of some damaged pages was."""
     return (
-        f"the page of {row['size']} bytes at {row['offset']} of segment {row['segment']} holds other bytes than "
-        "were stored"
+        f"segment {row['segment']} holds other bytes than were stored, first in the page of {row['size']} bytes "
+        f"at {row['offset']}"
     )

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from ...errors import FileError
+from ...errors import DamagedError, FileError
 from .folder import open_file
 
 # Bytes of the file, which need not exist: of the index, of all users, of the counters, and from here on of each segment.
@@ -41,11 +41,23 @@ class Locks:
     """
 
     def __init__(self, dir_fd: int, name: str = "locks", flags: int = os.O_RDWR | os.O_CREAT):
-        self._name = name
+        self._dir_fd, self._name = dir_fd, name
         self._fd = open_file(dir_fd, name, flags)
+        self._inode = os.fstat(self._fd).st_ino
         self._one_thread = threading.Lock()  # changes the index
         self._counting = threading.Lock()
         self._readers: Counter[int] = Counter()  # by segment: running loads of this process
+
+    def _check(self) -> None:
+        """Raise ``DamagedError`` if others would not see the locks, because they open another file by now."""
+        try:
+            inode = os.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False).st_ino
+        except OSError as error:
+            raise DamagedError(
+                f"{self._name} was removed ({error.strerror}): open the store again"
+            ) from error
+        if inode != self._inode:
+            raise DamagedError(f"{self._name} was replaced: open the store again")
 
     def _try(self, kind: int, byte: int) -> bool:
         """Set or release a lock without waiting; return False if another process holds it."""
@@ -62,7 +74,7 @@ class Locks:
         end = time.monotonic() + PATIENCE
         while not self._try(kind, byte):
             if time.monotonic() > end:
-                problem = f"another process has held a lock for {PATIENCE:.0f} s; was it stopped?"
+                problem = f"another process has held a lock for {PATIENCE:g} s; was it stopped?"
                 raise FileError(errno.ETIMEDOUT, problem, self._name)
             time.sleep(50e-6)
 
@@ -74,10 +86,13 @@ class Locks:
         ------
         FileError
             When another process, perhaps one that was stopped, holds the lock for too long.
+        DamagedError
+            When the file of the locks was removed or replaced.
         """
         with self._one_thread:
             self._wait(fcntl.F_WRLCK, INDEX)
             try:
+                self._check()
                 yield
             finally:
                 self._try(fcntl.F_UNLCK, INDEX)
@@ -118,6 +133,7 @@ class Locks:
         """Keep segments from being recycled, in any process."""
         held: list[int] = []
         try:
+            self._check()
             with self._counting:
                 for segment in segments:
                     if not self._readers[segment]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack
-from functools import partial
+import re
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 import numpy as np
@@ -13,15 +13,16 @@ import numpy as np
 from ...config import PooledOptions
 from ...errors import ConfigError, DamagedError, FileError
 from .counters import Counters
-from .folder import open_folder
+from .folder import is_gone, open_file, open_folder
 from .index import LEAST_SLOTS, Index
 from .locks import Locks
 from .segments import Segments, name_of
-from .state import MOST_SEGMENTS, State, boot_id
+from .state import MEBIBYTE, MOST_SEGMENTS, State, boot_id
+from .state import NAME as STATE
 
 logger = logging.getLogger(__name__)
 
-MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
+GIBIBYTE = 1 << 30
 SEGMENT_BYTES = 256 * MEBIBYTE
 USUAL_SEGMENTS = 128  # with larger capacities the segments are larger, so that descriptors stay few
 
@@ -52,30 +53,55 @@ class Store:
 
     def __init__(self, storage_dir: str, options: PooledOptions, shared: bool = False, direct: bool = False):
         with ExitStack() as stack:
-            self.path, dir_fd = open_folder(storage_dir, shared)
-            self.dir_fd = dir_fd
-            stack.callback(os.close, dir_fd)
-            self.locks = Locks(dir_fd)
-            stack.callback(self.locks.close)
-            with self.locks.index():
-                self.state = State(dir_fd, partial(geometry, options, dir_fd))
-                stack.callback(self.state.close)
-                self.index = Index(dir_fd, self.state, self.locks)
-                stack.callback(self.index.close)
-                alone = self.locks.join()
-                if self.state.is_new:
-                    self.index.start(0, LEAST_SLOTS)
-                elif alone and self.state.is_other_boot():
-                    self._after_boot()
-                self._resize(options)
+            self.path, self.dir_fd = open_folder(storage_dir, shared)
+            stack.callback(os.close, self.dir_fd)
+            try:
+                self._open(stack, options)
+            except FileError as error:
+                raise ConfigError(f"storage folder {self.path}: {error}") from error
             flags = os.O_DIRECT if direct else 0
             self.segments = Segments(
-                dir_fd, self.state, self.locks, flags, int(options.min_free_gb * GIBIBYTE)
+                self.dir_fd, self.state, self.locks, flags, int(options.min_free_gb * GIBIBYTE)
             )
             stack.callback(self.segments.close)
             self.counters = Counters(self.state, self.locks, self.segments)
             stack.callback(self.counters.close)
             self._end = stack.pop_all()
+
+    def _open(self, stack: ExitStack, options: PooledOptions) -> None:
+        """Open locks, state and index, as the only one who does."""
+        self.locks = Locks(self.dir_fd)
+        stack.callback(self.locks.close)
+        with self.locks.index():
+            alone = self.locks.join()
+            self.state = self._open_state(alone)
+            stack.callback(self.state.close)
+            self.index = Index(self.dir_fd, self.state, self.locks)
+            stack.callback(self.index.close)
+            if self.state.is_new:
+                remove_remains(self.dir_fd)
+                size, count = geometry(options, self.dir_fd)
+                self.state.begin(size, count)
+                self.index.start(0, LEAST_SLOTS)
+            elif alone and self.state.is_other_boot():
+                self._after_boot()
+            self._resize(options)
+
+    def _open_state(self, alone: bool) -> State:
+        """Open the state; one that is damaged is set aside, unless another process uses it."""
+        try:
+            return State(self.dir_fd)
+        except DamagedError as error:
+            if not alone:
+                raise
+            logger.error(
+                "the state of the store in %s is lost, so it starts empty: %s; kept as %s.damaged",
+                self.path,
+                error,
+                STATE,
+            )
+        os.rename(STATE, f"{STATE}.damaged", src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
+        return State(self.dir_fd)
 
     def _after_boot(self) -> None:
         """Trust nothing that was written before: after a power cut not all of it need be on the disk.
@@ -85,6 +111,8 @@ class Store:
         try:
             written = self.index.largest_generation()
         except (FileError, DamagedError) as error:
+            if not is_gone(error):
+                raise
             logger.error("the index of the store is lost, so it starts empty: %s", error)
             self.index.start(self.state["index"] + 1, LEAST_SLOTS)
             written = 0
@@ -105,8 +133,11 @@ class Store:
             return
         count = segments_in(options.capacity_gb, size)
         beyond = np.flatnonzero(self.state.generations[count:]) + count
-        for segment in beyond.tolist():
-            self._give_up(segment)
+        with ExitStack() as unused:
+            for segment in beyond.tolist():
+                self._refuse_used(segment, unused)
+            for segment in beyond.tolist():
+                self._give_up(segment)
         if len(beyond):
             logger.warning(
                 "capacity_gb %g is less than the store had: %d segments of %d MiB, with the pages in them, are given up",
@@ -116,17 +147,28 @@ class Store:
             )
         self.state["segments"] = count
 
-    def _give_up(self, segment: int) -> None:
+    def _refuse_used(self, segment: int, unused: ExitStack) -> None:
+        """Keep others from writing a segment until the end of ``unused``; ConfigError if one writes or reads it."""
         owned = self.locks.own(segment)
+        if owned:
+            unused.callback(self.locks.disown, segment)
         with self.locks.unread(segment) as unread:
             if not owned or not unread:
                 raise ConfigError(
                     f"capacity_gb: less than what another process uses of the store in {self.path}; "
                     "end it first, or omit capacity_gb"
                 )
-            self.state.segments[segment] = 0
-            os.truncate(f"/proc/self/fd/{self.dir_fd}/{name_of(segment)}", 0)
-        self.locks.disown(segment)
+
+    def _give_up(self, segment: int) -> None:
+        """Drop the pages of a segment, and give its room back; who reads it now finds other bytes, and says so."""
+        self.state.segments[segment] = 0
+        try:
+            fd = open_file(self.dir_fd, name_of(segment), os.O_RDWR)
+        except FileError as error:
+            logger.warning("the room of segment %d is not given back: %s", segment, error)
+            return
+        os.ftruncate(fd, 0)
+        os.close(fd)
 
     def close(self) -> None:
         """Leave the own segment to others, and close all files.  May be called twice."""
@@ -139,6 +181,14 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def remove_remains(dir_fd: int) -> None:
+    """Remove the segments and tables of a store whose state is lost: nothing lists their pages any more."""
+    for name in os.listdir(dir_fd):
+        if re.fullmatch(r"segment-\d{4}|index\.\d+", name):
+            with suppress(OSError):  # a folder, for example, which is not ours
+                os.unlink(name, dir_fd=dir_fd)
 
 
 def geometry(options: PooledOptions, dir_fd: int) -> tuple[int, int]:

@@ -12,13 +12,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import DamagedError, FileError
-from .folder import open_file
+from ...errors import ClosedError, DamagedError, FileError
+from .folder import is_gone, open_file
 from .locks import Locks
 from .state import State
 
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 ALIGNED = 4096  # bytes; where the pages of a batch start
 OLD_SHARE = 4  # a quarter
+PATIENCE, PAUSE = (
+    0.5,
+    0.001,
+)  # seconds that a set waits for a segment that nobody reads, and between two tries
 
 
 @dataclass
@@ -83,11 +87,12 @@ class Segments:
         self._fds: dict[int, tuple[int, int]] = {}  # descriptor and inode
         self._opening, self._placing = threading.Lock(), threading.Lock()
         self._own: int | None = None
-        self._head = 0
+        self._generation = self._head = 0  # of the own segment
         self._old = (0, 0)  # the answer of old_below, and for which next generation
         self.bytes: int = state["segment_bytes"]
         self.recycled = 0
         self.recycles = True
+        self._said: set[str] = set()
 
     # -- descriptors -----------------------------------------------------------------------------------
 
@@ -104,6 +109,7 @@ class Segments:
         inode = int(self._state.segments["inode"][segment])
         fd, known = self._fds.get(segment, (-1, 0))
         if fd >= 0 and known == inode:
+            self._check(fd, segment)
             return fd
         with self._opening:
             fd, known = self._fds.get(segment, (-1, 0))
@@ -115,16 +121,51 @@ class Segments:
                 self._fds[segment] = fd if fd >= 0 else opened, inode
             return self._fds[segment][0]
 
+    def lose(self, segment: int, generation: int, error: FileError) -> None:
+        """Give up the pages of a segment whose file is gone or damaged, unless another process did."""
+        if is_gone(error):
+            with self._locks.index():
+                if self._state.generations[segment] == generation:
+                    logger.warning("segment %d and its pages are lost: %s", segment, error)
+                    self._state.segments[segment] = 0
+
+    def _is_good(self, segment: int) -> bool:
+        """Return whether the file of a segment can be used; if it is lost, give up its pages."""
+        try:
+            self.fd(segment)
+            return True
+        except FileError as error:
+            if is_gone(error):
+                logger.error("segment %d and its pages are lost: %s", segment, error)
+                self._state.segments[segment] = 0
+            else:
+                self._warn_once(f"segment {segment} cannot be used now: {error}")
+            return False
+
+    def _warn_once(self, problem: str) -> None:
+        """Log a problem that every new segment may have, such as a full disk."""
+        if problem not in self._said:
+            self._said.add(problem)
+            logger.warning("%s", problem)
+
     def _opened(self, segment: int, inode: int) -> int:
         fd = open_file(self._dir_fd, name_of(segment), os.O_RDWR | self._flags)
-        status = os.fstat(fd)
-        if (status.st_size, status.st_ino) != (self.bytes, inode):
+        try:
+            if os.fstat(fd).st_ino != inode:
+                raise FileError(errno.EIO, "is another file", name_of(segment))
+            self._check(fd, segment)
+            return fd
+        except BaseException:
             os.close(fd)
-            problem = f"has {status.st_size} of {self.bytes} bytes"
-            raise FileError(
-                errno.EIO, problem if status.st_ino == inode else "is another file", name_of(segment)
-            )
-        return fd
+            raise
+
+    def _check(self, fd: int, segment: int) -> None:
+        """Raise if a file was removed, or has another size: what is read beyond its end need not be an error."""
+        status = os.fstat(fd)
+        if not status.st_nlink:
+            raise FileError(errno.ENOENT, "was removed", name_of(segment))
+        if status.st_size != self.bytes:
+            raise FileError(errno.EIO, f"has {status.st_size} of {self.bytes} bytes", name_of(segment))
 
     # -- places for pages ------------------------------------------------------------------------------
 
@@ -139,13 +180,13 @@ class Segments:
         FileError
             When there is no room: every segment is in use, or the disk is full and there is none to recycle.
         """
+        self._state.check()
         if page_bytes > self.bytes:
             raise FileError(
                 errno.EFBIG, f"a page of {page_bytes} bytes, and a segment of {self.bytes}", "pooled"
             )
         with ExitStack() as in_use:
             places: list[Place] = []
-            self._state.check()
             with self._placing:
                 first = 0
                 while first < pages:
@@ -156,46 +197,64 @@ class Segments:
             yield places
 
     def _place(self, first: int, most: int, page_bytes: int) -> Place:
-        while self._own is None or self._head + page_bytes > self.bytes:
+        while (own := self._own) is None or not self._fits(own, page_bytes):
             self._next()
         count = min(most, (self.bytes - self._head) // page_bytes)
-        place = Place(first, count, self._own, int(self._state.generations[self._own]), self._head)
+        place = Place(first, count, own, self._generation, self._head)
         self._head += -(-count * page_bytes // ALIGNED) * ALIGNED
         return place
 
+    def _fits(self, own: int, page_bytes: int) -> bool:
+        """Return whether the own segment has room for a page, and its file is as it was."""
+        if self._head + page_bytes > self.bytes or self._state.generations[own] != self._generation:
+            return False
+        try:
+            self.fd(own)
+        except FileError as error:
+            self.lose(own, self._generation, error)
+            return False
+        return True
+
     def _next(self) -> None:
-        """Leave the own segment, and become the writer of another one."""
-        with self._locks.index():
-            self._leave(is_open=False)
-            if not (self._take_open() or self._take_new() or (self.recycles and self._recycle())):
-                raise FileError(
-                    errno.EBUSY,
-                    f"all {self._state['segments']} segments are being written or read by others; "
-                    "use a larger capacity_gb or a smaller segment_mb",
-                    "pooled",
-                )
+        """Leave the own segment, and become the writer of another one; wait for loads that keep it from that."""
+        ways = (self._take_open, self._take_new, self._recycle, self._take_new)  # again: recycling loses some
+        end = time.monotonic() + PATIENCE
+        while True:
+            with self._locks.index():
+                self._leave(is_open=False)
+                if any(way() for way in ways):
+                    return
+            if not self.recycles or time.monotonic() > end:
+                break
+            time.sleep(PAUSE)
+        raise FileError(
+            errno.EBUSY,
+            f"all {self._state['segments']} segments are being written or read, or cannot be used; "
+            "use a larger capacity_gb or a smaller segment_mb",
+            "pooled",
+        )
 
     def _leave(self, is_open: bool) -> None:
         if self._own is not None:
             row = self._state.segments[self._own]
-            row["used"], row["open"] = self._head, is_open
+            if row["generation"] == self._generation:  # not lost
+                row["used"], row["open"] = self._head, is_open
             self._locks.disown(self._own)
             self._own = None
 
     def _take(self, segment: int, head: int) -> bool:
-        self.fd(segment)  # raises before anything is changed
-        self._state.segments[segment]["open"] = False  # until it is left in good order
-        self._own, self._head = segment, head
+        row = self._state.segments[segment]
+        row["open"] = False  # until it is left in good order
+        self._own, self._generation, self._head = segment, int(row["generation"]), head
         return True
 
     def _take_open(self) -> bool:
         """Go on in a segment that a writer left with room."""
         for segment in np.flatnonzero(self._state.segments["open"][: self._state["segments"]]).tolist():
             if self._locks.own(segment):
-                try:
+                if self._is_good(segment):
                     return self._take(segment, int(self._state.segments[segment]["used"]))
-                except FileError as error:
-                    self._lose(segment, error)
+                self._locks.disown(segment)
         return False
 
     def _take_new(self) -> bool:
@@ -205,29 +264,27 @@ class Segments:
             if self._locks.own(segment):
                 try:
                     self._state.segments["inode"][segment] = self._make(segment)
+                    self.fd(segment)
                     self._renew(segment)
                     return self._take(segment, 0)
                 except FileError as error:
                     self._locks.disown(segment)
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                        raise
                     if not self._state.generations[:limit].any():
                         raise
-                    logger.warning("no new segment, the oldest is recycled: %s", error)
-                    return False
+                    self._warn_once(f"no new segment: {error}")
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        return False
         return False
 
     def _make(self, segment: int) -> int:
         """Make the file of a segment; return its inode."""
-        space = os.fstatvfs(self._dir_fd)
-        if space.f_bavail * space.f_frsize < self.bytes + self._min_free:
-            raise FileError(
-                errno.ENOSPC,
-                f"a segment of {self.bytes >> 20} MiB would leave less than min_free_gb on the file system",
-                name_of(segment),
-            )
         fd = open_file(self._dir_fd, name_of(segment), os.O_RDWR | os.O_CREAT)
         try:
+            space, status = os.fstatvfs(fd), os.fstat(fd)
+            needed = max(0, self.bytes - 512 * status.st_blocks) + self._min_free
+            if space.f_bavail * space.f_frsize < needed:
+                problem = f"a segment of {self.bytes >> 20} MiB would leave less than min_free_gb free"
+                raise FileError(errno.ENOSPC, problem, name_of(segment))
             os.posix_fallocate(fd, 0, self.bytes)
             os.ftruncate(fd, self.bytes)
             return os.fstat(fd).st_ino
@@ -245,28 +302,19 @@ class Segments:
 
     def _recycle(self) -> bool:
         """Take the segment with the oldest pages that nobody writes or reads."""
+        if not self.recycles:
+            return False
         generations = self._state.generations[: self._state["segments"]]
         for segment in np.argsort(generations).tolist():
             if not generations[segment] or not self._locks.own(segment):
                 continue
             with self._locks.unread(segment) as unread:
-                if unread:
-                    try:
-                        self.fd(segment)
-                        self._renew(segment)
-                        self.recycled += 1
-                        return self._take(segment, 0)
-                    except FileError as error:
-                        self._lose(segment, error)
-                        continue
+                if unread and self._is_good(segment):
+                    self._renew(segment)
+                    self.recycled += 1
+                    return self._take(segment, 0)
             self._locks.disown(segment)
         return False
-
-    def _lose(self, segment: int, error: FileError) -> None:
-        """Give up the pages of a segment whose file is missing or damaged; it is made again when needed."""
-        logger.error("segment %d and its pages are lost: %s", segment, error)
-        self._state.segments[segment] = 0
-        self._locks.disown(segment)
 
     def old_below(self) -> int:
         """Return the generation from which segments are not among the quarter that is recycled next.
@@ -290,9 +338,13 @@ class Segments:
     def close(self) -> None:
         """Leave the own segment with its room, and close all files.  May be called twice."""
         try:
-            with self._placing, self._locks.index(), suppress(DamagedError):
-                self._state.check()  # a store to a mapped file beyond its end would end the process
+            self._state.check()
+            with self._placing, self._locks.index():
                 self._leave(is_open=True)
+        except ClosedError:
+            pass
+        except (DamagedError, FileError) as error:  # its room is not used before it is recycled
+            logger.warning("the own segment could not be left in good order: %s", error)
         finally:
             while self._fds:
                 os.close(self._fds.popitem()[1][0])

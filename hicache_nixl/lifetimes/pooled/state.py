@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import ClosedError, DamagedError, NewerFormatError
+from ...errors import ClosedError, DamagedError, FileError, NewerFormatError
 from .folder import open_file
 
-MAGIC, VERSION = b"HCNXPOOL", 1
-MOST_SEGMENTS = 4096
+NAME, MAGIC, VERSION = "state", b"HCNXPOOL", 1
+MOST_SEGMENTS, MEBIBYTE = 4096, 1 << 20
 # Of all processes since the store was made.
 COUNTERS = (
     "gets",
@@ -72,21 +71,17 @@ class State:
         The file cannot be opened, or is not the state of a store.
     """
 
-    def __init__(
-        self, dir_fd: int, geometry: Callable[[], tuple[int, int]] | None = None, read_only: bool = False
-    ):
-        """Open the state of a store, or make it; the caller holds the lock of the index.
+    def __init__(self, dir_fd: int, read_only: bool = False):
+        """Open the state of a store, or make room for it; the caller holds the lock of the index.
 
-        A new store gets the bytes of a segment and the number of segments that ``geometry`` returns; without it, the
-        store must exist.  If it is only read, the lock is not needed.
+        ``read_only``, without that lock, the state is that of an existing store, and cannot be changed.
         """
-        fd = open_file(dir_fd, "state", os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT)
+        fd = open_file(dir_fd, NAME, os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT)
         try:
-            self.is_new = os.fstat(fd).st_size == 0 and geometry is not None
-            if self.is_new:
-                os.posix_fallocate(fd, 0, SIZE)  # no SIGBUS later for want of room
+            if os.fstat(fd).st_size == 0 and not read_only:
+                _allocate(fd)
             _refuse_newer(fd)
-            self._fd = fd
+            self._dir_fd, self._fd, self._inode = dir_fd, fd, os.fstat(fd).st_ino
             self.check()
             self._memory = mmap.mmap(fd, SIZE, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE)
         except BaseException:
@@ -95,32 +90,44 @@ class State:
         self.header: Any = np.frombuffer(self._memory, HEADER, 1)[0:1]
         self.segments = np.frombuffer(self._memory, SEGMENT, MOST_SEGMENTS, mmap.PAGESIZE)
         self.generations = self.segments["generation"]
+        self.is_new = not self.header.tobytes().strip(b"\0")  # or its maker was killed before ``begin``
         try:
-            if geometry is not None and not self["version"]:
-                # the maker may have been killed before it wrote the version, which it does last
-                self.is_new = True
-                self["segment_bytes"], self["segments"] = geometry()
-                self["next_generation"], self["boot"] = 1, boot_id()
-                self.header["magic"], self["version"] = MAGIC, VERSION
-            self._check_format()
+            if not self.is_new or read_only:
+                self._check_format()
         except BaseException:
             self.close()
             raise
 
+    def begin(self, segment_bytes: int, segments: int) -> None:
+        """Fill in the state of a new store; a process that is killed leaves it whole or new."""
+        header = np.zeros(1, HEADER)
+        header["magic"], header["version"], header["boot"] = MAGIC, VERSION, boot_id()
+        header["segment_bytes"], header["segments"], header["next_generation"] = segment_bytes, segments, 1
+        self.header[:] = header
+
     def _check_format(self) -> None:
-        if self.header["magic"][0] != MAGIC or not 0 < self["segment_bytes"] < 2**48:
-            raise DamagedError("state is not the state of a store")
+        if self.header["magic"][0] != MAGIC:
+            raise DamagedError(f"{NAME} is not the state of a store")
+        size, count, index = self["segment_bytes"], self["segments"], self["index"]
+        if not 0 < size < 2**48 or size % MEBIBYTE or not 2 <= count <= MOST_SEGMENTS or index >= 2**48:
+            raise DamagedError(f"{NAME} is damaged: {count} segments of {size} bytes, index {index}")
 
     def check(self) -> None:
-        """Raise ``DamagedError`` if the file was removed or has another size, ``ClosedError`` after ``close()``.
+        """Raise ``DamagedError`` if the file is not there or has another size, ``ClosedError`` after ``close()``.
 
-        To read a mapped file beyond its end would kill the process with SIGBUS.
+        To read a mapped file beyond its end would kill the process with SIGBUS.  With another file in its place
+        other processes would not see what this one changes.
         """
         if self._fd < 0:
             raise ClosedError("the store is closed")
-        status = os.fstat(self._fd)
-        if status.st_nlink == 0 or status.st_size != SIZE:
-            raise DamagedError(f"state was removed, or has {status.st_size} bytes instead of {SIZE}")
+        try:
+            status = os.stat(NAME, dir_fd=self._dir_fd, follow_symlinks=False)
+        except OSError as error:
+            raise DamagedError(f"{NAME} was removed ({error.strerror}): open the store again") from error
+        if status.st_ino != self._inode:
+            raise DamagedError(f"{NAME} was replaced: open the store again")
+        if status.st_size != SIZE:
+            raise DamagedError(f"{NAME} has {status.st_size} bytes instead of {SIZE}: open the store again")
 
     def __getitem__(self, field: str) -> Any:
         return self.header[field][0].item()
@@ -157,6 +164,15 @@ def _refuse_newer(fd: int) -> None:
             f"the store has format {header['version']}, and this version of hicache-nixl knows up to {VERSION}: "
             "upgrade it, or use another folder"
         )
+
+
+def _allocate(fd: int) -> None:
+    """Give the file its size and its room on the disk, so that no SIGBUS comes later for want of it."""
+    try:
+        os.posix_fallocate(fd, 0, SIZE)
+    except OSError as error:
+        os.ftruncate(fd, 0)
+        raise FileError.of(error, NAME) from error
 
 
 def boot_id() -> bytes:

@@ -63,6 +63,7 @@ class TableFile:
                 os.unlink(name, dir_fd=dir_fd)
             fd = os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE, dir_fd=dir_fd)
             try:
+                os.fchmod(fd, FILE_MODE)  # whatever the umask
                 # A store to a mapped page for which the disk has no room would kill the process with SIGBUS.
                 os.posix_fallocate(fd, 0, _size_of(slots))
                 os.pwrite(fd, _HEADER.pack(MAGIC, FORMAT, slots), 0)

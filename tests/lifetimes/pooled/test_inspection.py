@@ -187,7 +187,7 @@ class TestWhatIsNoStore:
     @pytest.mark.parametrize("content", [b"", b"x" * 8192], ids=["empty", "other"])
     def test_a_state_that_is_none(self, store_folder, content):
         (store_folder / "state").write_bytes(content)
-        with pytest.raises(ConfigError, match=r"cannot be read: state was removed, or has \d+ bytes"):
+        with pytest.raises(ConfigError, match=r"cannot be read: state has \d+ bytes instead of"):
             Inspection(store_folder)
 
     def test_another_user(self, store_folder, monkeypatch):
