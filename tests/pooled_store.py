@@ -88,6 +88,7 @@ class Records:
         row["size"] = int(row["size"][0]) + size - before
         with self.opened() as store, store.locks.index():
             store.index.put(row)
+            store.state["removals"] += 1  # no store changes a page in its place, so none would notice
 
     def flip(self, name: str) -> None:
         """Change a byte in the middle of a piece."""

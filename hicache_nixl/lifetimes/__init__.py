@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Name to module, which is imported when the lifetime is used: listing the names does not need torch.
 FILE_PER_PIECE = ("leaky", "try_finally", "scoped")
-BY_NAME = {name: f"{__name__}.{name}" for name in (*FILE_PER_PIECE, "pooled")}
+BY_NAME = {name: f"{__name__}.{name}" for name in FILE_PER_PIECE} | {"pooled": f"{__name__}.pooled.lifetime"}
 LIFETIMES = tuple(BY_NAME)
 DEFAULT_LIFETIME = "scoped"
 # Those that reproduce a release of SGLang, including its answers and its names of pages.

@@ -8,5 +8,3 @@ Descriptors of an open store, whatever the number of keys: one for each segment 
 ``capacity / segment_mb`` (two each with ``use_direct_io``), and 6: the folder, ``locks``, and 2 each for the mapped
 files ``state`` and ``index.N`` (one more pair while the index grows).  With io_uring NIXL has 2 more, one per agent.
 """
-
-from .lifetime import Lifetime as Lifetime

@@ -174,7 +174,7 @@ class Compaction:
             if not unread:
                 return False
             if not len(self._listed_in(segment)):
-                self._store.state.segments[segment.number] = 0
+                self._store.state.give_up(segment.number)
                 os.truncate(f"/proc/self/fd/{self._store.dir_fd}/{name_of(segment.number)}", 0)
                 self._done.freed += 1
             return True

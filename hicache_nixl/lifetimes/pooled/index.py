@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -40,6 +41,7 @@ class Index:
         self._opening = threading.Lock()
         self._number = -1
         self._table: Table | None = None
+        self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
 
     def _current(self) -> Table:
         """Return the table that the state names."""
@@ -65,6 +67,7 @@ class Index:
         self._replace(table, number)
 
     def _replace(self, table: Table, number: int) -> None:
+        self._tables.add(table)
         self._table, self._number = table, number  # the table before ends with the last call that reads it
 
     def _lost(self, error: Exception, number: int) -> None:
@@ -79,6 +82,7 @@ class Index:
         with self._opening:
             self._replace(Table.create(self._dir_fd, name_of(number), slots), number)
         self._publish(number)
+        self._state["removals"] += 1
 
     def _publish(self, number: int) -> None:
         before = self._state["index"]
@@ -154,11 +158,18 @@ class Index:
         """Forget pages, if they are still listed like this."""
         with self._locks.index():
             self._current().remove(rows)
+            self._state["removals"] += 1
 
     def clear(self, spaces: Iterable[int]) -> int:
         """Forget all pages of some spaces; return how many there were."""
         with self._locks.index():
-            return self._current().clear(spaces)
+            cleared = self._current().clear(spaces)
+            self._state["removals"] += 1
+            return cleared
+
+    def check(self) -> None:
+        """Raise ``DamagedError`` or ``FileError`` if the index is lost."""
+        self._current().check()
 
     def listed(self, rows: Rows) -> np.ndarray:
         """Return for each row of ``live`` whether it is still listed just like this."""
@@ -185,8 +196,8 @@ class Index:
 
     def close(self) -> None:
         """Close the table.  May be called twice."""
-        if self._table is not None:
-            self._table.close()
+        for table in list(self._tables):
+            table.close()
 
 
 def name_of(number: int) -> str:

@@ -17,10 +17,15 @@ import torch
 
 from ...config import NixlBackendConfig
 from ...errors import RegistrationError, TransferError
+from ...host.pools import aligned_tensor
 from ...transport.agent import make_backend
 from ...transport.registration import NixlRegistration, growing_pause
 
 MOST_BYTES = 1 << 20  # of one I/O: larger ones are neither faster nor fair to others in the queue
+# Pieces up to this size that are not neighbours in memory are copied next to each other: that takes less time than an
+# I/O for each, and a piece of less than 4 KiB would make the kernel read the rest of its block before it is written.
+SMALL_PIECE = 16 << 10
+STAGE_BYTES = 2 << 20
 
 
 class Lane:
@@ -36,9 +41,12 @@ class Lane:
         backend = make_backend(config)
         self.registration = NixlRegistration(backend)
         self._memory: list[tuple[int, int]] = []  # start and end of what is registered
+        self._tensors: list[torch.Tensor] = []  # what they belong to
         self._held: list[Any] = []
         self._files: dict[int, int] = {}  # size by descriptor
         self._changing = threading.Lock()
+        self._stage: torch.Tensor | None = None  # registered when it is first used
+        self._staging = threading.Lock()
         self._one_at_a_time: AbstractContextManager[Any] = (
             threading.Lock() if backend.keeps_failed_io else nullcontext()
         )
@@ -46,13 +54,14 @@ class Lane:
     def register_memory(self, memory: Sequence[torch.Tensor]) -> None:
         """Register host memory, in place of what was registered before."""
         with self._one_at_a_time, self._changing:
-            self._memory = []
+            self._memory, self._tensors = [], []
             while self._held:
                 self.registration.deregister(self._held.pop())
             for tensor in memory:
                 start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
                 self._held.append(self.registration.register([(start, size, 0, "")], "DRAM"))
                 self._memory.append((start, start + size))
+                self._tensors.append(tensor)
 
     def _register_file(self, fd: int, size: int) -> None:
         with self._changing:
@@ -84,6 +93,59 @@ class Lane:
         ------
         RegistrationError, TransferError
         """
+        if (rows := self._scattered(memory, sizes)) is not None and self._staging.acquire(blocking=False):
+            try:
+                self._move_staged(direction, fd, file_size, *rows, offsets)
+            finally:
+                self._staging.release()
+        else:
+            self._move(direction, fd, file_size, memory, offsets, sizes)
+
+    def _scattered(self, memory: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the pool as rows of the size of a piece, and which rows pieces are, if copying them pays."""
+        size, count = int(sizes[0]), len(sizes)
+        few = count < 16 or np.count_nonzero(memory[1:] - memory[:-1] == size) > count // 2
+        if few or size > SMALL_PIECE or size * count > STAGE_BYTES or (sizes != size).any():
+            return None
+        for (start, end), tensor in zip(self._memory, self._tensors, strict=False):
+            places = memory - start
+            if places.min() >= 0 and places.max() + size <= end - start and not (places % size).any():
+                whole = (end - start) // size
+                return tensor.view(torch.uint8).view(-1)[: whole * size].view(
+                    whole, size
+                ).numpy(), places // size
+        return None
+
+    def _move_staged(
+        self, direction: str, fd: int, file_size: int, pool: np.ndarray, rows: np.ndarray, offsets: np.ndarray
+    ) -> None:
+        """Move pieces that are rows of the pool, through memory where they are next to each other."""
+        count, size = len(rows), pool.shape[1]
+        stage = self._staged_memory()
+        copies = stage.numpy()[: count * size].reshape(count, size)
+        if direction == "WRITE":
+            np.take(pool, rows, axis=0, out=copies)
+        memory = stage.data_ptr() + np.arange(count) * size
+        self._move(direction, fd, file_size, memory, offsets, np.full(count, size))
+        if direction == "READ":
+            pool[rows] = copies
+
+    def _staged_memory(self) -> torch.Tensor:
+        if self._stage is None:
+            self._stage = aligned_tensor((STAGE_BYTES,), torch.uint8)
+            with self._one_at_a_time, self._changing:
+                self.registration.register([(self._stage.data_ptr(), STAGE_BYTES, 0, "")], "DRAM")
+        return self._stage
+
+    def _move(
+        self,
+        direction: str,
+        fd: int,
+        file_size: int,
+        memory: np.ndarray,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+    ) -> None:
         memory, offsets, sizes = merged(memory, offsets, sizes)
         host, stored = np.zeros((2, len(memory), 3), np.uint64)
         host[:, 0], host[:, 1] = memory, sizes
@@ -109,7 +171,10 @@ class Lane:
     def _registered(self, memory: np.ndarray, sizes: np.ndarray) -> AbstractContextManager[Any]:
         """Hold buffers registered for this call, unless they lie in the memory that is."""
         start, end = int(memory.min()), int((memory + sizes).max())
-        if any(first <= start and end <= last for first, last in self._memory):
+        known = [*self._memory]
+        if self._stage is not None:
+            known.append((self._stage.data_ptr(), self._stage.data_ptr() + STAGE_BYTES))
+        if any(first <= start and end <= last for first, last in known):
             return nullcontext()
         return self.registration.registered_buffers(list(zip(memory.tolist(), sizes.tolist(), strict=True)))
 
@@ -119,7 +184,7 @@ class Lane:
             return
         memory = self._memory
         self.registration.attach(make_backend(self._config))
-        self._files, self._held, self._memory = {}, [], []
+        self._files, self._held, self._memory, self._stage = {}, [], [], None
         for start, end in memory:
             self._held.append(self.registration.register([(start, end - start, 0, "")], "DRAM"))
             self._memory.append((start, end))

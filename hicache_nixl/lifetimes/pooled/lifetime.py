@@ -35,6 +35,7 @@ from .keys import numbers_of, space_of
 from .lanes import Lane
 from .opening import Store
 from .row import ROW, Rows, Words
+from .seen import Seen
 from .segments import ALIGNED, Segments
 from .state import MEBIBYTE
 
@@ -64,6 +65,7 @@ class Lifetime:
             # the end of the process a thread may still be in a transfer, so there it does not.
             self._end = weakref.finalize(self, deferred, stack.pop_all().close)
             self._end.atexit = False
+        self._seen = Seen(self._store.state, self._store.index)
         self.direct = self._direct is not None
         self._verify = config.pooled.verify == "checksum"
 
@@ -105,18 +107,25 @@ class Lifetime:
         places, keys = Addresses.of(buffers, len(pages.endings)), numbers_of(pages.keys)
         space = space_of(pages.suffix, pages.endings)
         if places.alike:
-            return self._append(keys, space, places.starts, places.sizes)
+            version = self._seen.version()
+            outcomes, rows = self._append(keys, space, places.starts, places.sizes)
+            if all(outcome is MOVED for outcome in outcomes):
+                size = int(places.sizes.sum())
+                self._seen.note(version, space, size, pages.keys, rows["generation"].tolist())
+            return outcomes
         values = zip(keys[:, None], places.each(), strict=True)
-        return [self._append(key, space, one.starts, one.sizes)[0] for key, one in values]
+        return [self._append(key, space, one.starts, one.sizes)[0][0] for key, one in values]
 
-    def _append(self, keys: Words, space: int, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
+    def _append(
+        self, keys: Words, space: int, starts: np.ndarray, sizes: np.ndarray
+    ) -> tuple[list[Outcome], Rows]:
         """Store n pages with pieces of the same sizes, int64 of shape (k,), at addresses of shape (n, k)."""
         rows = np.zeros(len(keys), ROW)
         rows["key"], rows["space"], rows["size"] = keys, space, sizes.sum()
         outcomes = self._write(rows, starts, sizes, self._hashing(starts, sizes))
         stored = outcomes.count(MOVED)
         self._store.counters.stored(stored, stored * int(sizes.sum()))
-        return outcomes
+        return outcomes, rows
 
     def _write(
         self,
@@ -241,10 +250,16 @@ class Lifetime:
                 logger.debug("%d pages are not renewed: %s", len(which), error)
 
     def present(self, pages: Named, sizes: Sequence[int] | None) -> list[bool]:
-        """Look pages up in the index."""
-        rows, found = self._store.index.find(numbers_of(pages.keys), space_of(pages.suffix, pages.endings))
-        if sizes:
-            found &= rows["size"] == sum(sizes)
+        """Look pages up: among those seen lately, and if one is not among them, all of them in the index."""
+        space, size = space_of(pages.suffix, pages.endings), sum(sizes or ())
+        version = self._seen.version()
+        if size and self._seen.has_all(version, space, size, pages.keys):
+            return [True] * len(pages.keys)
+        rows, found = self._store.index.find(numbers_of(pages.keys), space)
+        if size:
+            found &= rows["size"] == size
+            if found.all():
+                self._seen.note(version, space, size, pages.keys, rows["generation"].tolist())
         answers: list[bool] = found.tolist()
         return answers
 

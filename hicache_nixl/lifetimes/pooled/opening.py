@@ -161,7 +161,7 @@ class Store:
 
     def _give_up(self, segment: int) -> None:
         """Drop the pages of a segment, and give its room back; who reads it now finds other bytes, and says so."""
-        self.state.segments[segment] = 0
+        self.state.give_up(segment)
         try:
             fd = open_file(self.dir_fd, name_of(segment), os.O_RDWR)
         except FileError as error:

@@ -127,7 +127,7 @@ class Segments:
             with self._locks.index():
                 if self._state.generations[segment] == generation:
                     logger.warning("segment %d and its pages are lost: %s", segment, error)
-                    self._state.segments[segment] = 0
+                    self._state.give_up(segment)
 
     def _is_good(self, segment: int) -> bool:
         """Return whether the file of a segment can be used; if it is lost, give up its pages."""
@@ -137,7 +137,7 @@ class Segments:
         except FileError as error:
             if is_gone(error):
                 logger.error("segment %d and its pages are lost: %s", segment, error)
-                self._state.segments[segment] = 0
+                self._state.give_up(segment)
             else:
                 self._warn_once(f"segment {segment} cannot be used now: {error}")
             return False

@@ -42,6 +42,10 @@ HEADER = np.dtype(
             "u8",
         ),  # pages of smaller generations are compared with their checksums in any case
         ("boot", "S40"),
+        (
+            "removals",
+            "u8",
+        ),  # how often pages were given up otherwise than by a new generation of their segment
         ("counters", "u8", (len(COUNTERS),)),
     ]
 )
@@ -140,6 +144,11 @@ class State:
         taken: int = self["next_generation"]
         self["next_generation"] = taken + 1
         return taken
+
+    def give_up(self, segment: int) -> None:
+        """Note that a segment holds no page any more; the caller holds the lock of the index."""
+        self.segments[segment] = 0
+        self["removals"] += 1
 
     def is_other_boot(self) -> bool:
         """Return whether the machine was booted since, so that not all that was written need be on the disk."""
