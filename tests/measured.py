@@ -174,8 +174,19 @@ DAY = pd.DataFrame(
     {"asked": 50, "loaded": 30, "recycled": max(0, request - 300), "open_fds": min(13 + request // 20, 28)}
     for request in range(600)
 )
+BOUNDED = pd.DataFrame(
+    {"arm": arm, "call": call, "open_fds": fds * call + 12, "registrations": regions * call + 4}
+    for arms, fds, regions in (
+        (("leaky", "sglang==0.5.11"), 64, 128),
+        (("try_finally", "sglang==0.5.12"), 0, 128),
+        (("scoped", "pooled", "sglang==0.5.13.post1", "sglang==0.5.23"), 0, 0),
+    )
+    for arm in arms
+    for call in range(1, 41)
+)
 STORES: dict[str, Callable[[], figures.Drawn]] = {
     "anatomy": lambda: figures.anatomy(STEPS, "64 KiB"),
+    "bounded": lambda: figures.bounded(BOUNDED),
     "by_stored": lambda: figures.by_stored(STORED),
     "hit_rates": lambda: figures.hit_rates(EVICTED),
     "traffic": lambda: figures.traffic(DAY),

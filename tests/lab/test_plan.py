@@ -33,6 +33,9 @@ BAD = {  # for each parameter of a notebook, a value that cannot work
     "core_margin": float("inf"),
     "small_reads": 1.5,
     "deleted_files": None,
+    "stored_sweep": [0],
+    "requests": 0,
+    "segments": 1,
     "storage_dir": 7,
     "watched": "/nowhere.csv",
 }

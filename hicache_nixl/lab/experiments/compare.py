@@ -87,9 +87,9 @@ def compare(
         owner = workers[arms[0]]  # its folder has the others'; it is removed with it, whatever happens
         for setup in setups:
             truncate_files(owner.folder)
-            folder = new_subfolder(owner.folder)
+            folder, room = new_subfolder(owner.folder), (repeats + WARM_UP) * setup.pages
             for seed, (arm, worker) in enumerate(workers.items()):  # pages of different keys
-                worker.open(dataclasses.replace(setup, connector=arm, seed=seed), folder=folder)
+                worker.open(dataclasses.replace(setup, connector=arm, seed=seed, room=room), folder=folder)
             for pair, arm in alternating(arms, repeats):
                 measured = [_timed(workers[arm], operation, setup.pages) for operation in ("set", "get")]
                 rows += [{**setup.as_columns(), "pair": pair, "arm": arm, **row} for row in measured]

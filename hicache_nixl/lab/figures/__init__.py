@@ -9,7 +9,7 @@ from .counts import end, growth, hero, law, steps, two_counts
 from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
 from .replays import replays
-from .stores import anatomy, by_stored, hit_rates, traffic
+from .stores import anatomy, bounded, by_stored, hit_rates, traffic
 from .times import benchmarks, cost, latency, over_calls, pairs_and_ratios
 from .words import Drawn
 
@@ -18,6 +18,7 @@ __all__ = [
     "anatomy",
     "behaviours",
     "benchmarks",
+    "bounded",
     "by_stored",
     "cost",
     "counts_of_two",

@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
 
 from ..statistics import median_of
-from .look import _OKABE_ITO, INK, LOOK, STYLES, heading
+from .look import _OKABE_ITO, INK, LOOK, STYLES, arms, heading, name, plain
 from .words import Drawn, course, listed
 
+COUNTS = {"open_fds": "open descriptors", "registrations": "registrations with NIXL"}
 OPERATIONS = ("set", "exists", "get")
 WINDOW = 200  # requests of which the hit rate is averaged
 
@@ -50,7 +51,7 @@ def anatomy(table: pd.DataFrame, page: str) -> Drawn:
     )
     whole = table.groupby(["operation", "lifetime"], sort=False).seconds.sum() * 1e3
     told = [
-        f"a {operation} takes {listed([f'{whole[operation][name]:.2g} ms with {name}' for name in whole[operation].index])}"
+        f"a {operation} takes {listed([f'{whole[operation][lifetime]:.2g} ms with {lifetime}' for lifetime in whole[operation].index])}"
         for operation in ("set", "get")
     ]
     title = f"Pages of {page}: " + "; ".join(told)
@@ -58,6 +59,39 @@ def anatomy(table: pd.DataFrame, page: str) -> Drawn:
     largest = table.loc[table.groupby(["operation", "lifetime"]).seconds.idxmax()]
     most = [f"{row.operation} with {row.lifetime}: {row.step}" for row in largest.itertuples()]
     return Drawn(figure, f"{title}. The largest step of each: {'; '.join(most)}.")
+
+
+@mpl.rc_context(LOOK)
+def bounded(times: pd.DataFrame) -> Drawn:
+    """Draw what stays open and what stays registered over the calls of several connectors.
+
+    Parameters
+    ----------
+    times : pandas.DataFrame
+        From ``compare``, one setup, with ``call``.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6))
+    told, most = [], {}
+    for axes, (column, what) in zip(panels, COUNTS.items(), strict=True):
+        for arm in arms(times):
+            chosen = times[times.arm == arm]
+            colour, line = STYLES[arm]
+            axes.plot(chosen.call, chosen[column], line, color=colour, label=name(arm), linewidth=1.4)
+            told.append(f"{plain(arm)}: {what} {course(chosen[column].tolist())}")
+            most[column, arm] = chosen[column].max()
+        axes.set_yscale("symlog", linthresh=10)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        axes.set(title=what, xlabel="call", ylim=(0, None))
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small"
+    )
+    title = (
+        f"After {times.call.max()} calls: pooled has {most['open_fds', 'pooled']} descriptors and "
+        f"{most['registrations', 'pooled']} registrations, leaky {most['open_fds', 'leaky']} and "
+        f"{most['registrations', 'leaky']}"
+    )
+    heading(figure, title)
+    return Drawn(figure, f"{title}. {'; '.join(told)}.")
 
 
 @mpl.rc_context(LOOK)
