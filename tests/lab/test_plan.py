@@ -34,6 +34,7 @@ BAD = {  # for each parameter of a notebook, a value that cannot work
     "small_reads": 1.5,
     "deleted_files": None,
     "stored_sweep": [0],
+    "stored_margin": -1,
     "requests": 0,
     "segments": 1,
     "storage_dir": 7,

@@ -31,7 +31,8 @@ def growth(
     """Time calls of lifetime ``pooled`` when the store has so many pages, and how long it then takes to open it.
 
     Sets store new pages; lookups and gets are of the pages of an earlier set, chosen at random, as a server asks for
-    pages of one conversation.  Pages have 512 bytes.
+    pages of one conversation.  The last page of a lookup is not stored: a lookup of pages that were all seen lately does
+    not ask the index.  Pages have 512 bytes.
 
     Parameters
     ----------
@@ -44,7 +45,7 @@ def growth(
         A row per number and call: ``stored``; ``operation``: set, exists, get, open; ``seconds``; ``good``, whether all pages were; ``open_fds`` of this process after it; ``index_bytes`` on disk.
     """
     pool, rows, chance = pool_for_page_bytes(PAGE_BYTES, pages=KEYS), [], random.Random(1)
-    indices, have = pool.page_indices(0, KEYS), 0
+    indices, have, missing = pool.page_indices(0, KEYS), 0, keys_of([-1])
     config = connector_config("pooled", queue, 2 * (stored[-1] + KEYS * CALLS * len(stored)) * PAGE_BYTES)
     with tempfile.TemporaryDirectory(prefix="hicache-nixl-", dir=storage_dir) as folder:
 
@@ -52,7 +53,7 @@ def growth(
             start = time.perf_counter()
             answer = action(*args)
             seconds, open_fds = time.perf_counter() - start, psutil.Process().num_fds()
-            good = answer in ([True] * KEYS, KEYS, None)
+            good = answer in ([True] * KEYS, KEYS - 1, None)
             rows.append((wanted, operation, seconds, good, open_fds, _index_bytes(folder)))
 
         for wanted in tqdm(stored, desc="storing pages", leave=False):
@@ -66,7 +67,7 @@ def growth(
                     new, old = keys_of(range(have, have + KEYS)), keys_of(range(first, first + KEYS))
                     have += KEYS
                     timed("set", store.batch_set_v1, new, indices)
-                    timed("exists", store.batch_exists, old)
+                    timed("exists", store.batch_exists, [*old[:-1], *missing])
                     timed("get", store.batch_get_v1, old, indices)
             for _ in range(OPENINGS):
                 timed("open", _open_and_close, config, folder)
