@@ -195,7 +195,8 @@ def names_open(folder: Path) -> list[str]:
 
 def close_below(folder: Path) -> None:
     """Close what a leaky connector left open."""
-    gc.collect(1)  # what ends with its object ends first
+    if fds_below(folder):
+        gc.collect()  # what ends with its object ends first, and not once its number is that of another file
     for fd in fds_below(folder):
         os.close(fd)
 

@@ -63,6 +63,9 @@ def seaweedfs(folder: Path) -> Iterator[int | None]:
                     break
                 assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
                 time.sleep(0.2)
+            while server.poll() is None and not _takes_objects(folder, ports["filer"], shell):
+                assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+                time.sleep(0.2)
             yield None if server.poll() is not None else ports["s3"]
         finally:
             server.kill()
@@ -79,6 +82,16 @@ def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
                 yield port
                 return
     pytest.fail((folder / "log").read_text()[-2000:])
+
+
+def _takes_objects(folder: Path, port: int, shell: list[str]) -> bool:
+    """Return whether an object can be stored in the new bucket: its first one needs a volume, which takes a while."""
+    bucket = f"http://127.0.0.1:{port}/buckets/hicache/"
+    copied = subprocess.run(
+        [WEED, "filer.copy", str(folder / "s3.json"), bucket], capture_output=True, timeout=20
+    )
+    _run(shell, "fs.rm /buckets/hicache/s3.json")
+    return copied.returncode == 0
 
 
 def _run(command: list[str], line: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias
@@ -23,6 +24,7 @@ Buffer: TypeAlias = "torch.Tensor | tuple[int, int]"  # a contiguous tensor, or 
 StorageTuple: TypeAlias = tuple[int, int, int, str]  # (offset, length, fd or object id, path or key)
 
 POLL_SECONDS = 100e-6  # as in SGLang; the plugins POSIX and OBJ have no notification
+FAILED_SECONDS = 60.0  # after which no request of a failed transfer of objects is on its way any more
 EAGER_SECONDS, PAUSE_SHARE = 1e-3, 1 / 16
 
 
@@ -53,6 +55,7 @@ class NixlRegistration:
     """
 
     def __init__(self, backend: NixlBackend):
+        self._failed: deque[tuple[float, Any, Any]] = deque()  # handles, with their agents
         self._object_ids = itertools.count(1)  # unique among all objects that this agent registers
         self.attach(backend)
 
@@ -156,9 +159,23 @@ class NixlRegistration:
             raise TransferError(f"the transfer failed in NIXL: {error}") from error
         finally:
             self._settle(agent, handle, state)
-            agent.release_xfer_handle(handle)
+            self._release(agent, handle, state)
         if state != "DONE":
             raise TransferError(f"the transfer failed in NIXL: state {state}")
+
+    def _release(self, agent: Any, handle: Any, state: str) -> None:
+        """Release a handle; that of a failed transfer of objects later.
+
+        NIXL reports the first object that failed while requests for others are still on their way, and their answers
+        are written into the handle (seen as a crash after a get of several objects, one of which was missing).
+        """
+        if self.mem_type == "OBJ" and state != "DONE":
+            self._failed.append((time.monotonic(), agent, handle))
+        else:
+            agent.release_xfer_handle(handle)
+        while self._failed and time.monotonic() - self._failed[0][0] > FAILED_SECONDS:
+            _, its_agent, failed = self._failed.popleft()
+            its_agent.release_xfer_handle(failed)
 
     @staticmethod
     def _settle(agent: Any, handle: Any, state: str) -> None:
@@ -181,6 +198,9 @@ class NixlRegistration:
 
     def close(self) -> None:
         """Drop the agent, which ends its registrations.  May be called twice."""
+        if self._failed:  # the answers to its other requests take less
+            time.sleep(max(0.0, self._failed[-1][0] + 1 - time.monotonic()))
+            self._failed.clear()
         self.agent = None
 
 
