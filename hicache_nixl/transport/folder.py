@@ -18,6 +18,7 @@ from ..errors import ConfigError, FileError
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 FOLDER = os.O_RDONLY | os.O_DIRECTORY
 NOT_OPEN = -1  # instead of a descriptor
+TRIES = 10  # to make and open a folder that others remove
 ROOT = 0
 
 
@@ -80,21 +81,29 @@ class HeldFolder:
         if self.fd == NOT_OPEN or not _is_removed(self.fd):
             return True
         self._refuse_elsewhere(os.path.realpath(self.path))  # where no folder should be made, either
-        if make:
-            make_folder(self.path)
-        elif not os.path.exists(self.path):
+        if not make and not os.path.exists(self.path):
             return False
+        fd = self._opened_again(make)
         try:
-            fd = os.open(self.path, FOLDER)
-        except OSError as error:
-            raise FileError.of(error, self.path) from error
-        try:
-            self._refuse_elsewhere(os.readlink(f"/proc/self/fd/{fd}"))
+            actual = os.readlink(f"/proc/self/fd/{fd}")
+            # removed again since: the next call finds that
+            self._refuse_elsewhere(actual.removesuffix(" (deleted)") if _is_removed(fd) else actual)
             check(fd)
             os.dup2(fd, self.fd, inheritable=False)
             return True
         finally:
             os.close(fd)
+
+    def _opened_again(self, make: bool) -> int:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                if make:
+                    make_folder(self.path)
+                return os.open(self.path, FOLDER)
+            except OSError as error:  # it may be removed again before it is opened
+                if error.errno != errno.ENOENT or not make or not tries_left:
+                    raise FileError.of(error, self.path) from error
+        raise AssertionError("the last try returns or raises")
 
     def _refuse_elsewhere(self, actual: str) -> None:
         if actual != self.path:
