@@ -11,6 +11,7 @@ from hicache_nixl.lab import figures
 from hicache_nixl.lab.experiments.replay import COLUMNS
 from hicache_nixl.lab.statistics import pooled_table, ratio_table
 from hicache_nixl.lab.worker.schedule import Schedule, predicted_fds, recorded_log
+from hicache_nixl.watch.sample import KINDS
 
 BASELINE = 135
 LIMIT = 4200
@@ -131,6 +132,12 @@ CREATED = pd.DataFrame(
 BENCHMARK_TIMES = pd.concat([TIMES.assign(direct=direct) for direct in (False, True)], ignore_index=True)
 BENCHMARK = ratio_table(
     BENCHMARK_TIMES, ["operation", "direct", "queue", "page_bytes"], "leaky", "try_finally"
+)
+SECONDS = np.arange(60)
+SERVER = pd.DataFrame(
+    {"time": pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(SECONDS, "s"), "seconds": SECONDS * 1.0}
+    | {"open_fds": 40 + 32 * SECONDS, "storage_fds": 32 * SECONDS, **dict.fromkeys(KINDS, 0), "socket": 40}
+    | {"limit": LIMIT}
 )
 STEPS_OF_A_CALL = (
     "names",

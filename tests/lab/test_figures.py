@@ -6,7 +6,6 @@ from collections.abc import Callable
 from itertools import combinations
 
 import matplotlib
-import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
@@ -31,6 +30,7 @@ from measured import (
     RATIOS,
     RECORDED,
     REPLAYED,
+    SERVER,
     SLOWER,
     STORES,
     TIMES,
@@ -42,7 +42,6 @@ from hicache_nixl.lab import figures
 from hicache_nixl.lab.bench.results import medians, ratios
 from hicache_nixl.lab.worker.schedule import recorded_log
 from hicache_nixl.watch.figure import watched
-from hicache_nixl.watch.sample import KINDS
 from hicache_nixl.watch.verdict import Watch
 
 matplotlib.use("Agg")
@@ -52,12 +51,6 @@ pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 RUNS = ("ssd", "nvme")
-SECONDS = np.arange(60)
-SERVER = pd.DataFrame(
-    {"time": pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(SECONDS, "s"), "seconds": SECONDS * 1.0}
-    | {"open_fds": 40 + 32 * SECONDS, "storage_fds": 32 * SECONDS, **dict.fromkeys(KINDS, 0), "socket": 40}
-    | {"limit": LIMIT}
-)
 
 
 def drawn_server(table: pd.DataFrame) -> Figure:

@@ -47,7 +47,7 @@ def left_by_cuts(tmp_path):
     try:
         prefix = unshare()
     except OSError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # the disk that is cut off has to be mounted
     if os.geteuid() != 0 or not (os.path.exists("/dev/fuse") and os.path.exists("/dev/loop-control")):
         pytest.skip("needs root, FUSE and loop devices, for a disk that logs what is written to it")
 

@@ -150,8 +150,8 @@ class Ceiling:
         return call
 
     def asking(self, keys: Sequence[str]) -> Callable[[], int]:
-        """Raise: a file has no lookup."""
-        raise NotImplementedError
+        """Raise: a file has no lookup, and the plan asks for none."""
+        raise NotImplementedError("the ceiling is plain reads and writes")
 
     def close(self) -> None:
         """Close the file."""

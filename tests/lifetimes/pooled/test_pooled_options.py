@@ -201,7 +201,7 @@ def test_files_are_for_their_owner_only_whatever_the_umask(open_store, folder, p
 @pytest.mark.parametrize("name", ["", "state", "locks"])
 def test_what_belongs_to_another_user_is_refused(open_store, folder, monkeypatch, name):
     if os.geteuid() != 0:
-        pytest.skip("only root can give files away")
+        pytest.skip("only root can give files away")  # and so nobody else can leave such a file
     open_store().close()
     os.chown(folder / "pooled" / name, 4321, 4321)
     with pytest.raises(ConfigError, match="belongs to user 4321"):
@@ -211,7 +211,7 @@ def test_what_belongs_to_another_user_is_refused(open_store, folder, monkeypatch
 @pytest.mark.parametrize("name", ["index.0", "segment-0000"])
 def test_pages_of_another_user_are_not_loaded(open_store, folder, pool, name):
     if os.geteuid() != 0:
-        pytest.skip("only root can give files away")
+        pytest.skip("only root can give files away")  # and so nobody else can leave such a file
     with open_store() as store:
         assert all(set_pages(store, pool))
     os.chown(folder / "pooled" / name, 4321, 4321)
@@ -269,7 +269,7 @@ def test_on_a_full_disk_the_oldest_pages_are_recycled(tmp_path):
     try:
         prefix = unshare()
     except OSError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # the full disk is a file system of its own, which has to be mounted
     (tmp_path / "small").mkdir()
     script = str(TESTS / "scripts" / "pooled_full_disk.py")
     found = answer_of(run_python(script, str(tmp_path / "small"), prefix=prefix))
