@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from ...errors import DamagedError, FileError
 from .folder import open_file
 
+NAME = "locks"
 # Bytes of the file, which need not exist: of the index, of all users, of the counters, and from here on of each segment.
 INDEX, USERS, COUNTERS = 0, 1, 2
 OWNERS, READERS = 1 << 20, 2 << 20
@@ -34,15 +35,13 @@ class Locks:
     ----------
     dir_fd : int
         The folder of the store.
-    name : str
-        The file in it, created when missing.
     flags : int
         With ``os.O_RDONLY``, the locks of others can be looked at, and none can be set.
     """
 
-    def __init__(self, dir_fd: int, name: str = "locks", flags: int = os.O_RDWR | os.O_CREAT):
-        self._dir_fd, self._name = dir_fd, name
-        self._fd = open_file(dir_fd, name, flags)
+    def __init__(self, dir_fd: int, flags: int = os.O_RDWR | os.O_CREAT):
+        self._dir_fd = dir_fd
+        self._fd = open_file(dir_fd, NAME, flags)
         self._inode = os.fstat(self._fd).st_ino
         self._one_thread = threading.Lock()  # changes the index
         self._counting = threading.Lock()
@@ -51,13 +50,11 @@ class Locks:
     def _check(self) -> None:
         """Raise ``DamagedError`` if others would not see the locks, because they open another file by now."""
         try:
-            inode = os.stat(self._name, dir_fd=self._dir_fd, follow_symlinks=False).st_ino
+            inode = os.stat(NAME, dir_fd=self._dir_fd, follow_symlinks=False).st_ino
         except OSError as error:
-            raise DamagedError(
-                f"{self._name} was removed ({error.strerror}): open the store again"
-            ) from error
+            raise DamagedError(f"{NAME} was removed ({error.strerror}): open the store again") from error
         if inode != self._inode:
-            raise DamagedError(f"{self._name} was replaced: open the store again")
+            raise DamagedError(f"{NAME} was replaced: open the store again")
 
     def _try(self, kind: int, byte: int) -> bool:
         """Set or release a lock without waiting; return False if another process holds it."""
@@ -66,7 +63,7 @@ class Locks:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            raise FileError.of(error, self._name) from error
+            raise FileError.of(error, NAME) from error
         return True
 
     def _wait(self, kind: int, byte: int) -> None:
@@ -75,7 +72,7 @@ class Locks:
         while not self._try(kind, byte):
             if time.monotonic() > end:
                 problem = f"another process has held a lock for {PATIENCE:g} s; was it stopped?"
-                raise FileError(errno.ETIMEDOUT, problem, self._name)
+                raise FileError(errno.ETIMEDOUT, problem, NAME)
             time.sleep(50e-6)
 
     @contextmanager
@@ -117,7 +114,7 @@ class Locks:
         """Become a user of the store until ``close``; return whether there was no other."""
         alone = self._try(fcntl.F_WRLCK, USERS)
         if not self._try(fcntl.F_RDLCK, USERS):
-            raise FileError(errno.EAGAIN, "another process is opening the store", self._name)
+            raise FileError(errno.EAGAIN, "another process is opening the store", NAME)
         return alone
 
     def own(self, segment: int) -> bool:

@@ -37,8 +37,6 @@ class Store:
     options : PooledOptions
     shared : bool
         Whether others may write to the folder.
-    direct : bool
-        Whether segments are opened with O_DIRECT.
 
     Attributes
     ----------
@@ -51,7 +49,7 @@ class Store:
         When it cannot be used.
     """
 
-    def __init__(self, storage_dir: str, options: PooledOptions, shared: bool = False, direct: bool = False):
+    def __init__(self, storage_dir: str, options: PooledOptions, shared: bool = False):
         with ExitStack() as stack:
             self.path, self.dir_fd = open_folder(storage_dir, shared)
             stack.callback(os.close, self.dir_fd)
@@ -59,10 +57,8 @@ class Store:
                 self._open(stack, options)
             except FileError as error:
                 raise ConfigError(f"storage folder {self.path}: {error}") from error
-            flags = os.O_DIRECT if direct else 0
-            self.segments = Segments(
-                self.dir_fd, self.state, self.locks, flags, int(options.min_free_gb * GIBIBYTE)
-            )
+            min_free = int(options.min_free_gb * GIBIBYTE)
+            self.segments = Segments(self.dir_fd, self.state, self.locks, 0, min_free)
             stack.callback(self.segments.close)
             self.counters = Counters(self.state, self.locks, self.segments)
             stack.callback(self.counters.close)
