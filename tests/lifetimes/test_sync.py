@@ -11,17 +11,13 @@ import pytest
 import torch
 from faults import ALWAYS, IN_NIXL, PAGES, Fault, Observed, get_pages, raising, set_pages
 from support import (
-    TESTS,
-    answer_of,
     as_bytes,
     fds_below,
     files_in,
     keys_of,
     make_pool,
     names_open,
-    run_python,
     scramble,
-    unshare,
 )
 
 from hicache_nixl.config import QUEUES
@@ -41,29 +37,12 @@ def store(make_store, pool):
     return make_store("scoped", pool=pool, sync=True)
 
 
-@pytest.fixture
-def left_by_cuts(tmp_path):
-    """Return a function: what is left of pages by 40 power cuts, on a file system and with options."""
-    try:
-        prefix = unshare()
-    except OSError as error:
-        pytest.skip(str(error))  # the disk that is cut off has to be mounted
-    if os.geteuid() != 0 or not (os.path.exists("/dev/fuse") and os.path.exists("/dev/loop-control")):
-        pytest.skip("needs root, FUSE and loop devices, for a disk that logs what is written to it")
-
-    def left(*arguments: str) -> dict[str, int]:
-        script = str(TESTS / "scripts" / "power_cut.py")
-        return answer_of(run_python(script, str(tmp_path), *arguments, prefix=prefix))
-
-    return left
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("ordered", "sync"), ("writeback", "sync", "use_direct_io")], ids=" ".join
 )
 def test_after_a_power_cut_every_page_that_was_stored_is_present_and_holds_its_bytes(left_by_cuts, arguments):
-    left = left_by_cuts(*arguments)
+    left = left_by_cuts("power_cut.py", *arguments)
     assert left["stored"] > 1000
     assert (left["lost"], left["older"], left["other bytes"]) == (0, 0, 0)
 
@@ -71,7 +50,7 @@ def test_after_a_power_cut_every_page_that_was_stored_is_present_and_holds_its_b
 @pytest.mark.slow
 def test_without_the_option_a_power_cut_loses_pages_and_leaves_others_with_other_bytes(left_by_cuts):
     """So the cuts of the test above are real ones; ``data=ordered`` is the default of ext4."""
-    left = left_by_cuts("ordered")
+    left = left_by_cuts("power_cut.py", "ordered")
     assert left["lost"] > 0
     assert left["other bytes"] > 0
 
@@ -79,7 +58,7 @@ def test_without_the_option_a_power_cut_loses_pages_and_leaves_others_with_other
 @pytest.mark.slow
 def test_on_a_file_system_without_a_journal_the_option_does_not_keep_pages(left_by_cuts):
     """So the warning about such a file system is right."""
-    assert left_by_cuts("no_journal", "sync")["lost"] > 0
+    assert left_by_cuts("power_cut.py", "no_journal", "sync")["lost"] > 0
 
 
 @pytest.mark.parametrize(("task", "warned"), [("<none>", True), ("123", False), (None, False)])

@@ -1,7 +1,7 @@
 """Store versions of pages on a disk that logs, and print what power cuts would have left of ``pooled`` as JSON.
 
-Takes a folder, a file system (see ``power_cut.FILE_SYSTEMS``) and the ``verify`` after the cut.  Runs in a separate
-mount namespace (unshare), so that the mounts end with the process.
+Takes a folder, a file system (see ``power_cut.FILE_SYSTEMS``) and the ``verify`` after the cut; with ``nothing``, the
+store does not notice the boot.  Runs in a separate mount namespace (unshare), so that the mounts end with the process.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import random
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from disk_log import LoggedDisk, logged_disk, mounted, run
-from power_cut import FILE_SYSTEMS
+from disk_log import LoggedDisk, run
+from power_cut import left_by_cuts
 from support import storage_config
 from versions import PAGE_BYTES, filled, versions_in
 
@@ -23,7 +24,7 @@ from hicache_nixl import HiCacheNixl
 from hicache_nixl.host.pools import HostKVPool, pool_for_page_bytes
 from hicache_nixl.lifetimes.pooled import opening, state
 
-MEGABYTES, SECONDS, CUTS = 32, 3, 40
+MEGABYTES, SECONDS = 32, 3
 SEGMENTS, KEYS, PAGES = 6, 150, 8
 PAUSE = 0.02  # seconds between two sets, so that the journal is written several times
 
@@ -59,9 +60,10 @@ def store_versions(folder: Path, disk: LoggedDisk) -> list[int]:
     return began
 
 
-def look(folder: Path, verify: str, boot: str, begun: int) -> Counter[str]:
+def look(verify: str, folder: Path, began: list[int], cut: int) -> Counter[str]:
     """Load each page; count those with other bytes, or with versions that were not begun."""
-    store, pool = open_store(folder, boot, verify)
+    booted, begun = verify != "nothing", sum(at <= cut for at in began)
+    store, pool = open_store(folder, "second" if booted else "first", verify if booted else "none")
     found = Counter(cuts=1)
     for key in range(KEYS):
         found["listed"] += store.exists(f"page{key}")
@@ -78,25 +80,7 @@ def look(folder: Path, verify: str, boot: str, begun: int) -> Counter[str]:
 
 
 def main(folder: Path, file_system: str, verify: str) -> None:
-    found: Counter[str] = Counter()
-    features, mount_options = FILE_SYSTEMS[file_system]
-    with logged_disk(folder, MEGABYTES) as disk:
-        target = folder / "mounted"
-        target.mkdir()
-        run("mkfs.ext4", "-q", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", *features, disk.device)
-        with mounted(disk.device, target, *mount_options):
-            (target / "pages").mkdir(0o700)
-            run("sync", "-f", target)
-            start = disk.position()
-            began = store_versions(target, disk)
-    for number, (cut, image) in enumerate(disk.disks(CUTS, random.Random(1), after=start)):
-        if file_system == "no_journal":
-            run("e2fsck", "-fy", image, accept=(0, 1))  # 1: errors were corrected
-        with mounted(image, target, "-o", "loop"):  # replays the journal
-            boot = "first" if verify == "nothing" else f"boot {number}"
-            found += look(
-                target, "none" if verify == "nothing" else verify, boot, sum(at <= cut for at in began)
-            )
+    found = left_by_cuts(folder, file_system, MEGABYTES, store_versions, partial(look, verify))
     kinds = ("cuts", "listed", "present", "other bytes", "refused")
     sys.stdout.write("\n" + json.dumps({kind: found[kind] for kind in kinds}))
 

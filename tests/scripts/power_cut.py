@@ -12,10 +12,11 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from disk_log import LoggedDisk, logged_disk, mounted, run
@@ -37,6 +38,8 @@ MEGABYTES, SECONDS, PAUSE, CUTS = (
     40,
 )  # the pause keeps the log of a store that waits for no disk small
 PAGES, PAGE_BYTES, CALL, THREADS = 64, 65536, 4, 2
+
+Stored = TypeVar("Stored")  # what was stored when
 
 
 class Call(NamedTuple):
@@ -120,10 +123,17 @@ def look(folder: Path, calls: Sequence[Call], cut: int) -> Counter[str]:
     return found
 
 
-def main(folder: Path, file_system: str, **options: bool) -> None:
+def left_by_cuts(
+    folder: Path,
+    file_system: str,
+    megabytes: int,
+    store: Callable[[Path, LoggedDisk], Stored],
+    look: Callable[[Path, Stored, int], Counter[str]],
+) -> Counter[str]:
+    """Let ``store`` write to a disk, and add up what ``look`` finds after cuts, given where the log was cut."""
     found: Counter[str] = Counter()
     features, mount_options = FILE_SYSTEMS[file_system]
-    with logged_disk(folder, MEGABYTES) as disk:
+    with logged_disk(folder, megabytes) as disk:
         target = folder / "mounted"
         target.mkdir()
         run("mkfs.ext4", "-q", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", *features, disk.device)
@@ -131,12 +141,18 @@ def main(folder: Path, file_system: str, **options: bool) -> None:
             (target / "pages").mkdir(0o700)
             run("sync", "-f", target)
             start = disk.position()
-            calls = store_versions(target, disk, **options)
+            stored = store(target, disk)
     for cut, image in disk.disks(CUTS, random.Random(1), after=start):
         if file_system == "no_journal":
             run("e2fsck", "-fy", image, accept=(0, 1))  # 1: errors were corrected
         with mounted(image, target, "-o", "loop"):  # replays the journal
-            found += look(target, calls, cut)
+            found += look(target, stored, cut)
+    return found
+
+
+def main(folder: Path, file_system: str, **options: bool) -> None:
+    store = partial(store_versions, **options)
+    found = left_by_cuts(folder, file_system, MEGABYTES, store, look)
     kinds = ("stored", "present", "lost", "lost while replaced", "older", "other bytes")
     sys.stdout.write("\n" + json.dumps({kind: found[kind] for kind in kinds}))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import TESTS, answer_of, keys_of, run_python, unshare
+from support import keys_of
 from versions import PAGE_BYTES, filled, versions_in
 
 from hicache_nixl.host.pools import pool_for_page_bytes
@@ -151,23 +151,6 @@ def test_after_a_boot_pages_that_were_not_lost_are_loaded(open_store, pool):
         assert loaded(store, pool) == [{1}] * PAGES
 
 
-@pytest.fixture
-def left_by_cuts(tmp_path):
-    """Return a function: what is left of pages by 40 power cuts, on a file system and with ``verify``."""
-    try:
-        prefix = unshare()
-    except OSError as error:
-        pytest.skip(str(error))  # the disk that is cut off has to be mounted
-    if os.geteuid() != 0 or not (os.path.exists("/dev/fuse") and os.path.exists("/dev/loop-control")):
-        pytest.skip("needs root, FUSE and loop devices, for a disk that logs what is written to it")
-
-    def left(*arguments: str) -> dict[str, int]:
-        script = str(TESTS / "scripts" / "pooled_power_cut.py")
-        return answer_of(run_python(script, str(tmp_path), *arguments, prefix=prefix))
-
-    return left
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
@@ -175,7 +158,7 @@ def left_by_cuts(tmp_path):
     ids=" ".join,
 )
 def test_after_a_power_cut_no_page_has_other_bytes(left_by_cuts, arguments):
-    left = left_by_cuts(*arguments)
+    left = left_by_cuts("pooled_power_cut.py", *arguments)
     assert left["cuts"] == 40
     assert left["present"] > 500
     assert (left["other bytes"], left["refused"]) == (0, 0)
@@ -184,4 +167,4 @@ def test_after_a_power_cut_no_page_has_other_bytes(left_by_cuts, arguments):
 @pytest.mark.slow
 def test_without_another_boot_id_a_power_cut_leaves_pages_with_other_bytes(left_by_cuts):
     """So the cuts of the test above are real ones."""
-    assert left_by_cuts("ordered", "nothing")["other bytes"] > 0
+    assert left_by_cuts("pooled_power_cut.py", "ordered", "nothing")["other bytes"] > 0

@@ -9,14 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import as_bytes, keys_of, scramble
+from large_pages import KEYS, PAGES, get_pages, set_pages
+from support import as_bytes
 
 from hicache_nixl.errors import HiCacheNixlError
-from hicache_nixl.host.pools import pool_for_page_bytes
-
-PAGES, PAGE_BYTES = 8, 1 << 18  # four fill a segment
-KEYS = keys_of(PAGES)
-OPTIONS = {"capacity_gb": 4 / 1024, "segment_mb": 1, "min_free_gb": 0}
 
 
 def emptied(path: Path) -> None:
@@ -98,27 +94,11 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 FILES = ("segment-0000", "index.0", "state", "locks")
 
 
-@pytest.fixture
-def pool():
-    pool = pool_for_page_bytes(PAGE_BYTES, pages=PAGES)
-    scramble(pool)
-    return pool
-
-
-@pytest.fixture
-def open_store(make_store, pool):
-    return lambda **options: make_store("pooled", pool=pool, **OPTIONS | options)
-
-
-def set_pages(store, pool) -> list[bool]:
-    return store.batch_set_v1(KEYS, pool.page_indices(0, PAGES))
-
-
 def loaded(store, pool) -> list[bool]:
     """Load all pages, check the bytes of those that are present, and return which are."""
     expected = as_bytes(pool.kv_buffer).clone()
     as_bytes(pool.kv_buffer).zero_()
-    good = store.batch_get_v1(KEYS, pool.page_indices(0, PAGES))
+    good = get_pages(store, pool)
     for page in range(PAGES):
         places = (slice(None), slice(page * pool.page_size, (page + 1) * pool.page_size))
         got, stored = as_bytes(pool.kv_buffer)[places], expected[places]

@@ -36,12 +36,6 @@ def pool():
 
 
 @pytest.fixture
-def original(pool):
-    """What the pages of the pool hold before the test."""
-    return [page_files(pool, False, page) for page in range(PAGES)]
-
-
-@pytest.fixture
 def store(make_store, pool, original):
     """A store that has opened nothing yet, with the pages of the pool in it, which then hold other bytes."""
     with make_store("pooled", pool=pool) as first:

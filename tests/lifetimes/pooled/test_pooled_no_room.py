@@ -32,12 +32,6 @@ def pool():
     return make_pool(False, "page_first", 2 * PAGES)
 
 
-@pytest.fixture
-def original(pool):
-    """What the pages of the pool hold before the test."""
-    return [page_files(pool, False, page) for page in range(PAGES)]
-
-
 @pytest.mark.parametrize("code", NO_ROOM, ids=errno.errorcode.get)
 def test_a_first_segment_for_which_there_is_no_room_fails_the_call(
     make_store, pool, folder, monkeypatch, log, code

@@ -6,14 +6,13 @@ import os
 import stat
 
 import pytest
+from large_pages import KEYS, OPTIONS, PAGES, get_pages, set_pages
 from support import (
     TESTS,
     answer_of,
     file_size_limit,
-    keys_of,
     names_open,
     run_python,
-    scramble,
     unshare,
     without_capabilities,
 )
@@ -21,34 +20,6 @@ from support import (
 from hicache_nixl.config import NixlBackendConfig
 from hicache_nixl.errors import ConfigError, HiCacheNixlError, NewerFormatError
 from hicache_nixl.host.pools import pool_for_page_bytes
-
-PAGES, PAGE_BYTES = 8, 1 << 18  # four fill a segment
-KEYS = keys_of(PAGES)
-SMALL = {"capacity_gb": 4 / 1024, "segment_mb": 1, "min_free_gb": 0}
-
-
-@pytest.fixture
-def pool():
-    pool = pool_for_page_bytes(PAGE_BYTES, pages=PAGES)
-    scramble(pool)
-    return pool
-
-
-@pytest.fixture
-def open_store(make_store, pool):
-    def open_it(**options):
-        options = {name: value for name, value in (SMALL | options).items() if value is not None}
-        return make_store("pooled", pool=pool, **options)
-
-    return open_it
-
-
-def set_pages(store, pool, count: int = PAGES) -> list[bool]:
-    return store.batch_set_v1(KEYS[:count], pool.page_indices(0, count))
-
-
-def get_pages(store, pool) -> list[bool]:
-    return store.batch_get_v1(KEYS, pool.page_indices(0, PAGES))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +71,7 @@ def test_a_capacity_that_does_not_fit_the_segments_is_an_error_that_says_what_do
 
 
 def test_a_page_larger_than_a_segment_is_an_error_when_the_pool_is_registered(make_store, folder):
-    store = make_store("pooled", **SMALL)
+    store = make_store("pooled", **OPTIONS)
     with pytest.raises(
         ConfigError, match=r"a page has 3 MiB.*segments .* 1; .*segment_mb of at least 3"
     ) as error:
