@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import struct
+from contextlib import suppress
 
 from ...errors import ConfigError, DamagedError, FileError
 from ...transport.folder import FILE_MODE, make_folder, refuse_shared
 
 NAME = "pooled"  # of the store in the storage folder, which other lifetimes may use for page files
-
-
+# FS_IOC_GETFLAGS, FS_IOC_SETFLAGS and FS_NOCOW_FL of linux/fs.h.
+_GET_FLAGS, _SET_FLAGS, _IN_PLACE = 0x80086601, 0x40086602, 0x00800000
+_FLAGS = struct.Struct("@l")
 # Errors of a file that is not the one of the store any more.
 _GONE = (
     errno.ENOENT,
@@ -52,10 +56,35 @@ def open_file(dir_fd: int, name: str, flags: int) -> int:
             raise FileError(errno.EMLINK, "has other names, whose content would change", name)
         if flags & os.O_CREAT:
             os.fchmod(fd, FILE_MODE)  # whatever the umask
+            if not status.st_size:
+                write_in_place(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def write_in_place(fd: int) -> None:
+    """Have the bytes of an empty file overwritten in their place on a file system that would copy them (btrfs).
+
+    A copy needs new room, though that of the file is allocated.  Without it, to change mapped memory kills the process
+    with SIGBUS.
+    """
+    with suppress(OSError):  # all other file systems
+        fcntl.ioctl(fd, _SET_FLAGS, _FLAGS.pack(_flags(fd) | _IN_PLACE))
+
+
+def is_written_in_place(fd: int) -> bool:
+    """Return whether ``write_in_place`` had an effect."""
+    try:
+        return bool(_flags(fd) & _IN_PLACE)
+    except OSError:
+        return False
+
+
+def _flags(fd: int) -> int:
+    flags: int = _FLAGS.unpack(fcntl.ioctl(fd, _GET_FLAGS, bytes(_FLAGS.size)))[0]
+    return flags
 
 
 def open_folder(storage_dir: str, shared: bool) -> tuple[str, int]:

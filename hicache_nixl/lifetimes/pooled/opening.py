@@ -82,6 +82,12 @@ class Store:
             elif alone and self.state.is_other_boot():
                 self._after_boot()
             self._resize(options)
+        if self.state.in_place:
+            logger.warning(
+                "the store in %s is on btrfs: where others fill the disk or the quota, its mapped files cannot be "
+                "changed, which may kill or stop this process; use ext4, XFS or tmpfs",
+                self.path,
+            )
 
     def _open_state(self, alone: bool) -> State:
         """Open the state; one that is damaged is set aside, unless another process uses it."""

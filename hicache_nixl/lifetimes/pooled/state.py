@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ClosedError, DamagedError, FileError, NewerFormatError
-from .folder import open_file
+from .folder import is_written_in_place, open_file
 
 NAME, MAGIC, VERSION = "state", b"HCNXPOOL", 1
 MOST_SEGMENTS, MEBIBYTE = 4096, 1 << 20
@@ -66,6 +66,8 @@ class State:
         ``SEGMENT`` by number; generation 0 means that a segment holds no page.
     generations : numpy.ndarray
         uint64, the generations of ``segments``.
+    in_place : bool
+        Whether the file system copies what is overwritten, and was told not to.
 
     Raises
     ------
@@ -86,6 +88,7 @@ class State:
                 _allocate(fd)
             _refuse_newer(fd)
             self._dir_fd, self._fd, self._inode = dir_fd, fd, os.fstat(fd).st_ino
+            self.in_place = is_written_in_place(fd)
             self.check()
             self._memory = mmap.mmap(fd, SIZE, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE)
         except BaseException:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import ClosedError, DamagedError, FileError, NewerFormatError
 from ...transport.folder import FILE_MODE
+from .folder import write_in_place
 from .row import ROW, ROW_WORDS
 
 MAGIC, FORMAT = b"hicache_nixl idx", 1
@@ -64,6 +65,7 @@ class TableFile:
             fd = os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, FILE_MODE, dir_fd=dir_fd)
             try:
                 os.fchmod(fd, FILE_MODE)  # whatever the umask
+                write_in_place(fd)
                 # A store to a mapped page for which the disk has no room would kill the process with SIGBUS.
                 os.posix_fallocate(fd, 0, _size_of(slots))
                 os.pwrite(fd, _HEADER.pack(MAGIC, FORMAT, slots), 0)

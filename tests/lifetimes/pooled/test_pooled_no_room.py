@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from support import (
 
 from hicache_nixl.config import QUEUES
 from hicache_nixl.lifetimes.pooled import lifetime as pooled
+from hicache_nixl.lifetimes.pooled import opening
 
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO]
 
@@ -128,3 +130,40 @@ def test_on_a_full_file_system_the_oldest_pages_make_room_for_new_ones(tmp_path,
     dropped = there.count(0)
     assert there == [0] * dropped + [8] * (100 - dropped), "the oldest, and no page of a later batch"
     assert 10 <= len(there) - dropped <= 24
+
+
+def test_a_quota_makes_the_oldest_pages_give_way_and_without_any_room_a_batch_fails(tmp_path):
+    if os.geteuid() != 0 or not shutil.which("mkfs.btrfs"):
+        pytest.skip("needs root and btrfs-progs, for a file system with a quota")
+    script = str(TESTS / "scripts" / "pooled_quota.py")
+    found = answer_of(run_python(script, str(tmp_path), prefix=unshare()))
+    assert "Disk quota exceeded" in found["construction"]
+    assert all(found["stored"])
+    dropped = found["there"].count(0)
+    assert found["there"] == [0] * dropped + [4] * (60 - dropped), "the oldest"
+    assert 12 <= 60 - dropped <= 24
+    assert ["on btrfs" in found["warnings"][0], len(found["warnings"])] == [True, 2]
+    assert "no new segment: [Errno 122] Disk quota exceeded" in found["warnings"][1]
+    assert found["without room"] == [False] * 4
+    (line,) = found["lines"]
+    assert "WRITE of 4, first 'page0'" in line
+    assert "[Errno 122] Disk quota exceeded" in line
+    assert found["with room"]
+
+
+@pytest.mark.parametrize("code", NO_ROOM, ids=errno.errorcode.get)
+def test_pages_for_which_the_index_cannot_grow_are_not_stored(make_store, pool, monkeypatch, log, code):
+    monkeypatch.setattr(opening, "LEAST_SLOTS", 16)
+    store = make_store("pooled", pool=pool)
+    pages = pool.page_indices(0, PAGES)
+    assert all(set_pages(store, pool))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", lambda *args: raising(OSError(code, os.strerror(code)))(None))
+        answers = [store.batch_set_v1(keys_of(PAGES, f"{number}-"), pages) for number in range(20)]
+        assert [False] * PAGES in answers
+        lines = log.lines()
+        assert len(lines) == sum(not all(answer) for answer in answers)
+        assert all(f"[Errno {code}]" in line and "'index.1'" in line for line in lines)
+        assert all(get_pages(store, pool))
+    assert all(all(store.batch_set_v1(keys_of(PAGES, f"{number}-"), pages)) for number in range(20))
+    assert all(get_pages(store, pool))
