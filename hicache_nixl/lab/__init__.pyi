@@ -1,3 +1,4 @@
+from .bench.results import Results as Results
 from .connectors import available as available
 from .connectors import expected as expected
 from .connectors import peers as peers
@@ -14,6 +15,8 @@ from .experiments.fault_matrix import every_fault as every_fault
 from .experiments.fault_matrix import fault_summary as fault_summary
 from .experiments.fault_matrix import patch as patch
 from .experiments.growth import growth as growth
+from .experiments.indexes import index_summary as index_summary
+from .experiments.indexes import index_times as index_times
 from .experiments.law import left_by_calls as left_by_calls
 from .experiments.law import traced_set as traced_set
 from .experiments.panel import panel as panel
@@ -24,6 +27,8 @@ from .experiments.review import imports_inside_functions as imports_inside_funct
 from .experiments.review import owner_of_descriptors as owner_of_descriptors
 from .experiments.review import register_files_left as register_files_left
 from .experiments.review import release_facts as release_facts
+from .experiments.throughput import speeds as speeds
+from .experiments.throughput import throughput as throughput
 from .experiments.traffic import traffic as traffic
 from .experiments.waiting import large_transfer as large_transfer
 from .experiments.waiting import small_transfer as small_transfer

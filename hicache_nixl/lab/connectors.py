@@ -9,6 +9,7 @@ import functools
 
 import pandas as pd
 
+from ..errors import ConfigError
 from ..resources import resource
 from .runs.record import AVAILABLE
 from .worker.releases import PREFIX, at_hand
@@ -48,8 +49,18 @@ def peers(*roles: str) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``connector`` and ``status``: ``"available"``, or the reason why it could not be fetched.
+
+    Raises
+    ------
+    ConfigError
+        For a role that no connector has.
     """
     known = _table()
+    unknown = set(roles) - set(known.role)
+    if unknown:
+        raise ConfigError(
+            f"role {', '.join(sorted(unknown))} is unknown; expected one of {', '.join(known.role.unique())}"
+        )
     names = [
         name for name, role in known.role.items() if name.startswith(PREFIX) and (not roles or role in roles)
     ]

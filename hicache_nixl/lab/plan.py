@@ -17,6 +17,7 @@ from ..config import LAYOUTS, QUEUES
 from ..errors import ConfigError
 from ..resources import resource
 from ..watch import read_watch
+from .experiments.indexes import SEGMENT_ROWS
 from .experiments.replay import POOL as HOST_POOL
 from .worker.schedule import MOST_CALLS, MOST_KEYS
 
@@ -25,16 +26,16 @@ NUMBERED = "[0-9][0-9]_*.ipynb"
 CHOICES = {"queue": QUEUES, "layout": LAYOUTS}
 # The least and the most that a number may be; 1 and without end where nothing is said.
 # A worker has some descriptors of its own; the memory of a soak is counted every 100 calls, and an interval needs 6 counts.
-# A store has two segments or more, and a tenth of the requests are of different users.
-LEAST = {"seed": 0, "baseline_fds": 16, "soak_calls": 600, "segments": 2, "requests": 10}
+# A tenth of the requests are of different users, and an index has the rows of a segment or more.
+LEAST = {"seed": 0, "baseline_fds": 16, "soak_calls": 600, "requests": 10, "index_rows": SEGMENT_ROWS}
 MOST = {
     **dict.fromkeys(("keys_per_call", "keys_sweep"), MOST_KEYS),
     **dict.fromkeys(("calls", "soak_calls", "small_reads", "deleted_files"), MOST_CALLS),
     **dict.fromkeys(("page_bytes", "page_sweep"), 2**30),
     "repeats": 10_000,
-    "segments": 4096,
     "stored_sweep": 10**8,
     "requests": 10**6,
+    "index_rows": 10**7,
 }
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 

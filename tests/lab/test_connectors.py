@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from hicache_nixl.config import LIFETIMES
+from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab import connectors
 from hicache_nixl.lab.worker.releases import PREFIX, known_releases
 
@@ -47,6 +48,10 @@ class TestPeers:
 
     def test_without_a_role_they_are_all_releases(self):
         assert len(connectors.peers()) == len(known_releases())
+
+    def test_a_role_that_no_connector_has_is_refused(self):
+        with pytest.raises(ConfigError, match="role leak is unknown; expected one of before, fix, owned"):
+            connectors.peers("fix", "leak")
 
     def test_one_that_is_not_available_has_its_reason(self):
         released = connectors.peers()

@@ -36,7 +36,7 @@ BAD = {  # for each parameter of a notebook, a value that cannot work
     "stored_sweep": [0],
     "stored_margin": -1,
     "requests": 0,
-    "segments": 1,
+    "index_rows": 16383,
     "storage_dir": 7,
     "watched": "/nowhere.csv",
 }

@@ -20,12 +20,12 @@ from ..progress import tqdm
 
 MOST_KEYS = 128  # of a call, as in SGLang
 PAGE_BYTES = 4096
-SEGMENT_BYTES = 1 << 20
+SEGMENT_BYTES, SEGMENTS = 1 << 20, 16  # few, so that a store is full soon
 
 
 def traffic(
     trace: Sequence[Sequence[str]],
-    segments: int,
+    segments: int = SEGMENTS,
     *,
     queue: str = "libaio",
     storage_dir: str | os.PathLike[str] | None = None,

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, PercentFormatter, StrMethodFormatter
 
 from ..statistics import median_of
-from .look import _OKABE_ITO, INK, LOOK, STYLES, arms, heading, name, plain
-from .words import Drawn, course, listed
+from .look import _OKABE_ITO, INK, LOOK, STYLES, arms, heading
+from .words import Drawn, course, listed, together
 
+LINEAR = 10  # the axis of counts is linear up to here, and logarithmic from here on
+NEAR = 2.5  # a difference of small counts that leaves no room for a label between two lines
+DASH = 5  # line widths, of each colour of a line that is shared
 COUNTS = {"open_fds": "open descriptors", "registrations": "registrations with NIXL"}
 OPERATIONS = ("set", "exists", "get")
 WINDOW = 200  # requests of which the hit rate is averaged
@@ -65,33 +72,63 @@ def anatomy(table: pd.DataFrame, page: str) -> Drawn:
 def bounded(times: pd.DataFrame) -> Drawn:
     """Draw what stays open and what stays registered over the calls of several connectors.
 
+    Connectors with the same counts share a line, of dashes in the colour of each, and its label names them all.
+
     Parameters
     ----------
     times : pandas.DataFrame
         From ``compare``, one setup, with ``call``.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6))
-    told, most = [], {}
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.2))
+    told = []
     for axes, (column, what) in zip(panels, COUNTS.items(), strict=True):
-        for arm in arms(times):
-            chosen = times[times.arm == arm]
-            colour, line = STYLES[arm]
-            axes.plot(chosen.call, chosen[column], line, color=colour, label=name(arm), linewidth=1.4)
-            told.append(f"{plain(arm)}: {what} {course(chosen[column].tolist())}")
-            most[column, arm] = chosen[column].max()
-        axes.set_yscale("symlog", linthresh=10)
+        counts = times.pivot(index="call", columns="arm", values=column)
+        axes.set_yscale("symlog", linthresh=LINEAR, linscale=1.4)
+        axes.set(title=what, xlabel="call", ylim=(0, 3 * counts.max(axis=None)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
-        axes.set(title=what, xlabel="call", ylim=(0, None))
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small"
+        groups = _same_counts(counts[arms(times)])
+        _shared_lines(axes, counts, groups)
+        each = [f"{together(group)}: {course(counts[group[0]].tolist())}" for group in groups]
+        told.append(f"{what[0].upper()}{what[1:]}: {'; '.join(each)}.")
+    last = times[times.call == times.call.max()].set_index("arm")
+    pooled, leaky = (
+        f"{name} has {last.open_fds[name]} descriptors and {last.registrations[name]} registrations"
+        for name in ("pooled", "leaky")
     )
-    title = (
-        f"After {times.call.max()} calls: pooled has {most['open_fds', 'pooled']} descriptors and "
-        f"{most['registrations', 'pooled']} registrations, leaky {most['open_fds', 'leaky']} and "
-        f"{most['registrations', 'leaky']}"
-    )
+    title = f"After {times.call.max()} calls, {pooled}; {leaky}"
     heading(figure, title)
-    return Drawn(figure, f"{title}. {'; '.join(told)}.")
+    axis = f"The axes of counts are linear up to {LINEAR}, and logarithmic above"
+    return Drawn(figure, f"{title}. {axis}. {' '.join(told)}")
+
+
+def _same_counts(counts: pd.DataFrame) -> list[list[str]]:
+    """Return the connectors that have the same counts after every call, the group with the lowest last count first."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in counts:
+        groups.setdefault(tuple(counts[name]), []).append(name)
+    return [groups[values] for values in sorted(groups, key=lambda values: values[::-1])]
+
+
+def _shared_lines(axes: Axes, counts: pd.DataFrame, groups: Sequence[Sequence[str]]) -> None:
+    """Draw a line for each group, lowest first, and write the names at it: above it, or below it where the next is near."""
+    ends = [counts[names[0]].iloc[-1] for names in groups]
+    for names, end, following in zip(groups, ends, [*ends[1:], np.inf], strict=True):
+        values = counts[names[0]]
+        colours = list(dict.fromkeys(STYLES[name][0] for name in names))
+        for place, colour in enumerate(colours):
+            dashes = (place * DASH, (DASH, (len(colours) - 1) * DASH)) if len(colours) > 1 else "-"
+            axes.plot(values.index, values, linestyle=dashes, color=colour, linewidth=2.2)
+        rises, below = values.iloc[0] < end, following - end < NEAR
+        axes.annotate(
+            f"{together(names)}: {end:.0f}",
+            (values.index[-1 if rises else 0], end),
+            xytext=(0, -3 if below else 5),
+            textcoords="offset points",
+            ha="right" if rises else "left",
+            va="top" if below else "bottom",
+            color=INK,
+            fontsize="small",
+        )
 
 
 @mpl.rc_context(LOOK)

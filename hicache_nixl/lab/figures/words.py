@@ -14,6 +14,7 @@ from ..worker.schedule import RECORDED_BASELINE
 from .look import plain
 
 EMFILE = 24
+RELEASE = "SGLang "  # how ``plain`` begins the name of a released connector
 FASTER, SAME, SLOWER, UNKNOWN = "faster", "no slower", "slower", "inconclusive"
 
 
@@ -187,6 +188,20 @@ def listed(parts: Sequence[str]) -> str:
     """
     *others, last = parts
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def together(connectors: Sequence[str]) -> str:
+    """List connectors that have something in common, as short as a label has to be.
+
+    Examples
+    --------
+    >>> together(["scoped", "sglang==0.5.12", "sglang==0.5.23"])
+    'scoped, SGLang 0.5.12, 0.5.23'
+    """
+    names = [plain(connector) for connector in connectors]
+    ours = [name for name in names if not name.startswith(RELEASE)]
+    released = [name.removeprefix(RELEASE) for name in names if name.startswith(RELEASE)]
+    return ", ".join([*ours, RELEASE + released[0], *released[1:]] if released else ours)
 
 
 def size_of(count: int) -> str:
