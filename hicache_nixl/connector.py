@@ -81,7 +81,7 @@ class HiCacheNixl(HiCacheStorage):
         pages = pages_of(mem_pool_host, self.lifetime.stages_copies, self.lifetime.direct)
         names = copy.copy(self.names)
         names.for_pool(mem_pool_host, pages.zero_copy)
-        self.lifetime.check_pages(pages.piece_sizes)
+        self.lifetime.check_pages(pages.piece_sizes, pages.most)
         self.lifetime.register_pool(pages.memory)  # while the earlier pool still exists
         super().register_mem_pool_host(mem_pool_host)
         self.pages, self.names = pages, names

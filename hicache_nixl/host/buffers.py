@@ -26,7 +26,7 @@ from .pools import aligned_tensor
 
 logger = logging.getLogger(__name__)
 
-STAGED_PAGES = 128  # the most pages of one set or get of SGLang's controller
+LARGEST_CALL = 128  # pages of one set or get of SGLang's controller
 STAGED_BYTES = 2**28  # for each direction; limits the number of large pages
 
 
@@ -52,6 +52,11 @@ class Pages(ABC):
 
     def __init__(self, pool: Any):
         self.pool = pool
+
+    @property
+    def most(self) -> int:
+        """How many pages one transfer of SGLang's controller may have."""
+        return self.batch or min(LARGEST_CALL, self.pool.size // self.pool.page_size)
 
     def starts(self, pages: int, indices: torch.Tensor) -> Numbers:
         """Return where pages start, given the token indices that the server passes, ``page_size`` for each.
@@ -157,7 +162,7 @@ class Staged(Copied):
         super().__init__(pool)
         page = pool.get_dummy_flat_data_page()
         fitting = max(1, STAGED_BYTES // page.nbytes)
-        self.batch = min(STAGED_PAGES, fitting, pool.size // pool.page_size)
+        self.batch = min(LARGEST_CALL, fitting, pool.size // pool.page_size)
         self._slots = [
             aligned_tensor((self.batch, page.numel()), page.dtype) for _ in ("leaving", "arriving")
         ]

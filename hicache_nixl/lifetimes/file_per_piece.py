@@ -66,8 +66,8 @@ class FilePerPiece(ABC):
             raise ConfigError("OBJ stores objects and opens no files; use register_objects")
         return self._files
 
-    def check_pages(self, sizes: Sequence[int]) -> None:
-        """Do nothing: a file has any size."""
+    def check_pages(self, sizes: Sequence[int], most: int) -> None:
+        """Do nothing: a file has any size, and the file system that of its disk."""
 
     @abstractmethod
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:

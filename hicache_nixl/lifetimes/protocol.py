@@ -53,8 +53,8 @@ class Lifetime(Protocol):
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str): ...
 
-    def check_pages(self, sizes: Sequence[int]) -> None:
-        """Raise ``ConfigError`` if pages with pieces of these sizes in bytes can never be stored."""
+    def check_pages(self, sizes: Sequence[int], most: int) -> None:
+        """Raise ``ConfigError`` if so many pages of these pieces in bytes, the most of a call, cannot be stored."""
 
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Take the host memory in which the buffers of later calls lie, in place of any earlier memory.

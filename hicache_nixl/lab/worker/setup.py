@@ -62,7 +62,8 @@ class Setup:
     direct : bool
         Use O_DIRECT instead of the page cache, for connectors that have this option.
     room : int, optional
-        Pages that the store of ``pooled`` has room for before it drops the oldest; by default those of 16 calls.
+        Pages that the store of ``pooled`` has room for before it drops the oldest, at least those of one call;
+        by default those of 16.
 
     Examples
     --------
@@ -168,7 +169,7 @@ class Setup:
         """Return a capacity for ``pooled`` that is enough, and segments of the usual size, or one for all pages."""
         if self.connector != "pooled":
             return {}
-        room = CALLS_IN_STORE * self.pages if self.room is None else self.room
+        room = CALLS_IN_STORE * self.pages if self.room is None else max(self.room, self.pages)
         page = self.page_bytes + ALIGNMENT
         segment = max(min(-(-room * page // MIB), USUAL_SEGMENT), -(-self.page_bytes // MIB), 1)
         pages = max(segment * MIB // page, 1)

@@ -37,7 +37,6 @@ from .opening import Store
 from .row import ROW, Rows, Words
 from .seen import Seen
 from .segments import ALIGNED, Segments
-from .state import MEBIBYTE
 
 logger = logging.getLogger(__name__)
 
@@ -84,16 +83,9 @@ class Lifetime:
         """How many segments this store has recycled."""
         return self._store.segments.recycled
 
-    def check_pages(self, sizes: Sequence[int]) -> None:
-        """Raise ``ConfigError`` if a page is larger than a segment."""
-        page, segment = max(sizes) * len(sizes), self._store.segments.bytes
-        if page > segment:
-            least = -(-page // MEBIBYTE)
-            raise ConfigError(
-                f"segment_mb: a page has {page / MEBIBYTE:g} MiB, and the segments of the store in {self._store.path} "
-                f"{segment / MEBIBYTE:g}; in another folder, use a segment_mb of at least {least} and a capacity_gb "
-                f"of at least {2 * least / 1024:g}"
-            )
+    def check_pages(self, sizes: Sequence[int], most: int) -> None:
+        """Raise ``ConfigError`` if a page is larger than a segment, or a call larger than the store."""
+        self._store.check_pages(max(sizes) * len(sizes), most)
 
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""

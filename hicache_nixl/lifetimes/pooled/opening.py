@@ -172,6 +172,23 @@ class Store:
         os.ftruncate(fd, 0)
         os.close(fd)
 
+    def check_pages(self, page_bytes: int, most: int) -> None:
+        """Raise ``ConfigError`` if a page is larger than a segment, or ``most`` of them may need too many segments."""
+        size, count = self.segments.bytes, self.state["segments"]
+        if page_bytes > size:
+            least = -(-page_bytes // MEBIBYTE)
+            raise ConfigError(
+                f"segment_mb: a page has {page_bytes / MEBIBYTE:g} MiB, and the segments of the store in {self.path} "
+                f"{size / MEBIBYTE:g}; in another folder, use a segment_mb of at least {least} and a capacity_gb "
+                f"of at least {gibibytes(max(2, most) * least * MEBIBYTE)}"
+            )
+        needed = 1 + -(-(most - 1) // (size // page_bytes))  # the first may have room for a single page
+        if needed > count:
+            raise ConfigError(
+                f"capacity_gb: a call of {most} pages of {page_bytes / MEBIBYTE:g} MiB may need {needed} segments, and "
+                f"the store in {self.path} has {count}; use a capacity_gb of at least {gibibytes(needed * size)}"
+            )
+
     def close(self) -> None:
         """Leave the own segment to others, and close all files.  May be called twice."""
         self._end.close()
@@ -209,13 +226,24 @@ def geometry(options: PooledOptions, dir_fd: int) -> tuple[int, int]:
     return size, segments_in(capacity_gb, size)
 
 
+def gibibytes(size: int) -> str:
+    """Return bytes in GiB, rounded up: what is used as ``capacity_gb`` has room for them.
+
+    Examples
+    --------
+    >>> gibibytes(3 << 20), gibibytes(5 << 30)
+    ('0.003', '5')
+    """
+    return f"{-(-size * 10**4 // GIBIBYTE) / 10**4:.4f}".rstrip("0").rstrip(".")
+
+
 def segments_in(capacity_gb: float, size: int) -> int:
     """Return how many segments a capacity has room for; ConfigError if too few or too many."""
     count = int(capacity_gb * GIBIBYTE) // size
     if count < 2:
         raise ConfigError(
             f"capacity_gb: {capacity_gb:g} is less than two segments of {size / MEBIBYTE:g} MiB, one to write and "
-            f"one to read; use at least {2 * size / GIBIBYTE:g}, or a smaller segment_mb"
+            f"one to read; use at least {gibibytes(2 * size)}, or a smaller segment_mb"
         )
     if count > MOST_SEGMENTS:
         raise ConfigError(

@@ -43,6 +43,7 @@ class TestCapacity:
         [
             (2016, 65536, 134, 3),
             (100, 4096, 1, 3),
+            (0, 4096, 1, 3),
             (20_000, 65536, 256, 8),
             (1, 600 << 20, 600, 3),
             (50, 300 << 20, 300, 52),
@@ -51,7 +52,7 @@ class TestCapacity:
     def test_it_is_enough_for_the_pages_with_two_segments_to_spare(
         self, room, page_bytes, segment_mb, segments
     ):
-        setup = Setup("pooled", page_bytes=page_bytes, room=room)
+        setup = Setup("pooled", page_bytes=page_bytes, pages=1, room=room)
         options = NixlBackendConfig(setup.extra_config).pooled
         assert (options.segment_mb, options.capacity_gb) == (segment_mb, segments * segment_mb / 1024)
 

@@ -6,11 +6,12 @@ import os
 import stat
 
 import pytest
-from large_pages import KEYS, OPTIONS, PAGES, get_pages, set_pages
+from large_pages import KEYS, OPTIONS, PAGE_BYTES, PAGES, get_pages, set_pages
 from support import (
     TESTS,
     answer_of,
     file_size_limit,
+    keys_of,
     names_open,
     run_python,
     unshare,
@@ -58,7 +59,7 @@ def test_the_options_are_refused_with_other_lifetimes(lifetime, option):
     ("options", "problem"),
     [
         ({"capacity_gb": 0.5 / 1024}, "capacity_gb: .* less than two segments of 1 MiB"),
-        ({"capacity_gb": 1.9 / 1024}, "use at least 0.00195312, or a smaller segment_mb"),
+        ({"capacity_gb": 1.9 / 1024}, "use at least 0.002, or a smaller segment_mb"),
         ({"capacity_gb": 5}, "segment_mb: 5120 segments, and there may be 4096; use at least 2"),
     ],
     ids=["less than a segment", "less than two", "too many"],
@@ -76,22 +77,42 @@ def test_a_page_larger_than_a_segment_is_an_error_when_the_pool_is_registered(ma
         ConfigError, match=r"a page has 3 MiB.*segments .* 1; .*segment_mb of at least 3"
     ) as error:
         store.register_mem_pool_host(pool_for_page_bytes(3 << 20, pages=2))
-    assert "capacity_gb of at least 0.00585938" in str(error.value)
+    assert "capacity_gb of at least 0.0059" in str(error.value)
     pool = pool_for_page_bytes(3 << 20, pages=2)
-    other = make_store("pooled", path=folder / "other", segment_mb=3, capacity_gb=0.00585938, min_free_gb=0)
+    other = make_store("pooled", path=folder / "other", segment_mb=3, capacity_gb=0.0059, min_free_gb=0)
     other.register_mem_pool_host(pool)
     assert all(set_pages(other, pool, 2))
 
 
+def test_a_call_larger_than_the_store_is_an_error_when_the_pool_is_registered(make_store, folder, log):
+    """A call of 128 pages; with the capacity that the error names, every such call works."""
+    pool = pool_for_page_bytes(PAGE_BYTES, pages=130)
+    store = make_store("pooled", **OPTIONS)
+    with pytest.raises(
+        ConfigError, match=r"^capacity_gb: a call of 128 pages of 0.25 MiB may need 33 segments.* has 4; "
+    ) as error:
+        store.register_mem_pool_host(pool)
+    least = float(str(error.value).split()[-1])
+    assert 33 <= least * 1024 < 34
+    other = make_store("pooled", pool=pool, **OPTIONS | {"capacity_gb": least})
+    indices = pool.page_indices(0, 128)
+    for number in range(5):
+        assert other.batch_set_v1(["one"], pool.page_indices(128, 1)) == [True]  # to begin within a segment
+        keys = keys_of(128, f"{number}-")
+        assert all(other.batch_set_v1(keys, indices))
+        assert all(other.batch_get_v1(keys, indices))
+    assert log.lines() == []
+
+
 def test_a_smaller_capacity_drops_pages_and_says_how_many_segments(open_store, folder, pool, log):
-    with open_store() as store:
+    with open_store(capacity_gb=5 / 1024) as store:
         for _ in range(3):
             assert all(set_pages(store, pool))
-    with open_store(capacity_gb=2 / 1024) as store:
+    with open_store(capacity_gb=3 / 1024) as store:
         (line,) = log.lines(level=30)
         assert "2 segments of 1 MiB, with the pages in them, are given up" in line
         sizes = [path.stat().st_size >> 20 for path in sorted((folder / "pooled").glob("segment-*"))]
-        assert sizes == [1, 1, 0, 0]
+        assert sizes == [1, 1, 1, 0, 0]
         assert sum(get_pages(store, pool)) <= PAGES
         assert all(set_pages(store, pool))
     with open_store(capacity_gb=4 / 1024) as store:
@@ -112,7 +133,7 @@ def test_a_smaller_capacity_is_refused_while_another_store_uses_what_is_given_up
 
 
 def test_the_capacity_that_was_given_last_holds_for_all(open_store, folder, pool):
-    first = open_store(capacity_gb=2 / 1024)
+    first = open_store(capacity_gb=3 / 1024)
     open_store(capacity_gb=4 / 1024)
     for _ in range(3):
         assert all(set_pages(first, pool))
