@@ -33,6 +33,7 @@ from .checksums import checksums
 from .folder import open_file
 from .keys import numbers_of, space_of
 from .lanes import Lane
+from .mapped import only_mapped
 from .opening import Store
 from .row import ROW, Rows, Words
 from .seen import Seen
@@ -48,6 +49,7 @@ class Lifetime:
 
     as_released = False
     stages_copies = True
+    pool_ranges: Sequence[tuple[int, int]] = ()  # start and end of the memory of the pool
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         with ExitStack() as stack:
@@ -89,11 +91,14 @@ class Lifetime:
 
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""
+        self.pool_ranges = []
         for lane in self._lanes:
             lane.register_memory(memory)
+        self.pool_ranges = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in memory]
 
     # -- pages -----------------------------------------------------------------------------------------
 
+    @only_mapped
     def store(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Append pages to the own segment, and list them when all their bytes are there."""
         places, keys = Addresses.of(buffers, len(pages.endings)), numbers_of(pages.keys)
@@ -159,6 +164,7 @@ class Lifetime:
             return partial(checksums, starts, sizes)
         return self._worker.submit(checksums, starts, sizes).result
 
+    @only_mapped
     def load(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Read pages from their segments, which nobody recycles meanwhile, and compare their checksums."""
         places, keys = Addresses.of(buffers, len(pages.endings)), numbers_of(pages.keys)
