@@ -29,16 +29,16 @@ def say_aside(line: str) -> None:
 
 def what_is_measured(plan: Plan) -> str:
     """Say exactly what the times are."""
-    from ..lab.bench.plan import KEYS
+    from ..lab.bench.plan import KEYS, MOST_CALLS
 
     where = []
     if any(not point.direct for point in plan.points):
-        where.append("Page cache: a get reads what was set right before, so no disk is measured")
+        where.append("Page cache: a get reads what was set in the same turn, so no disk is measured")
     if any(point.direct for point in plan.points):
         where.append("O_DIRECT: past the page cache, and as fast as the disk and its own caches are")
     return (
-        f"Seconds of one call with {KEYS} keys. A set stores new pages; an exists and a get ask for the pages of the set "
-        "before. Multi-head pages in page_first without copies (K and V are two pieces), scattered over a host pool of this "
+        f"Seconds of one call with {KEYS} keys. In a turn an arm stores new pages, looks them up, and loads them, each in up "
+        f"to {MOST_CALLS} calls one after another. Multi-head pages in page_first without copies (K and V are two pieces), scattered over a host pool of this "
         f"package. Every arm has a process, and its calls a thread; the arms take turns in {plan.rounds} rounds, in "
         "another order each time, and after each turn its bytes are synced and dropped from the page cache. A time is the median of the turns, a ratio that of "
         f"the turns of one round, with its 95 % interval. {'. '.join(where)}."

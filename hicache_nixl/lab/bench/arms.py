@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -33,8 +33,12 @@ class Asked:
         ``"ours"``, ``"nixl"`` (SGLang's connector), ``"file"`` (its backend without NIXL) or ``"ceiling"``.
     folder : str
         An existing folder for its files.
-    queue, page_bytes, keys, direct, seed
-        As in ``Setup``, where ``keys`` is ``pages``.
+    queue, page_bytes, direct, seed
+        As in ``Setup``.
+    keys : int
+        Of a call.
+    calls : int
+        The most calls of each operation in a turn.
     written : int
         Bytes that all calls together will write.
     options : mapping
@@ -50,6 +54,7 @@ class Asked:
     queue: str
     page_bytes: int
     keys: int
+    calls: int
     direct: bool
     seed: int
     written: int
@@ -79,7 +84,7 @@ class Arm:
             "scoped",
             queue=asked.queue,
             page_bytes=asked.page_bytes,
-            pages=asked.keys,
+            pages=asked.keys * asked.calls,
             direct=asked.direct,
             seed=asked.seed,
         )
@@ -117,48 +122,54 @@ class Arm:
         return connector
 
     def turn(self, calls: int) -> list[dict[str, Any]]:
-        """Make sets of new pages, each followed by a lookup and a get of them; a row for each call.
+        """Store a prefix of new pages, look it up, and load it, as SGLang's controller does; a row for each call.
+
+        All that is not timed, such as filling the host pages and comparing them, comes before or after all calls
+        of an operation.
 
         Raises
         ------
         HiCacheNixlError
             When a page was not stored, found, or loaded bit for bit.
         """
-        rows = []
-        for _ in range(calls):
-            rows.append(self._set())
-            if self._asked.kind != "ceiling":  # a file has no lookup
-                rows.append(self._exists())
-            rows.append(self._get())
-        return rows
+        rows = self._set(calls)
+        if self._asked.kind != "ceiling":  # a file has no lookup
+            rows += self._exists(calls)
+        return rows + self._get(calls)
 
-    def _set(self) -> dict[str, Any]:
-        batch = self._pages.to_set(self._asked.keys)
-        seconds, results = self._timed(self._store.setting(batch))
-        self._pages.was_set(batch, results)
-        return self._row("set", seconds, sum(results))
+    def _set(self, calls: int) -> list[dict[str, Any]]:
+        whole = self._pages.to_set(calls * self._asked.keys)
+        parts = whole.parts(self._asked.keys)
+        seconds, answers = self._timed([self._store.setting(part) for part in parts])
+        stored = [good for results in answers for good in results]
+        self._pages.was_set(whole, stored)
+        return self._rows("set", seconds, sum(stored))
 
-    def _exists(self) -> dict[str, Any]:
-        seconds, found = self._timed(self._store.asking(self._pages.latest_keys(self._asked.keys)))
-        return self._row("exists", seconds, found)
+    def _exists(self, calls: int) -> list[dict[str, Any]]:
+        keys, n = self._pages.latest_keys(calls * self._asked.keys), self._asked.keys
+        parts = [keys[first : first + n] for first in range(0, len(keys), n)]
+        seconds, found = self._timed([self._store.asking(part) for part in parts])
+        return self._rows("exists", seconds, sum(found))
 
-    def _get(self) -> dict[str, Any]:
-        batch = self._pages.to_get(self._asked.keys)
-        seconds, results = self._timed(self._store.getting(batch))
-        good, wrong = self._pages.was_get(batch, results)
-        return self._row("get", seconds, good - len(wrong))
+    def _get(self, calls: int) -> list[dict[str, Any]]:
+        whole = self._pages.to_get(calls * self._asked.keys)
+        parts = whole.parts(self._asked.keys)
+        seconds, answers = self._timed([self._store.getting(part) for part in parts])
+        good, wrong = self._pages.was_get(whole, [loaded for results in answers for loaded in results])
+        return self._rows("get", seconds, good - len(wrong))
 
-    def _row(self, operation: str, seconds: float, pages: int) -> dict[str, Any]:
-        if pages != self._asked.keys:
+    def _rows(self, operation: str, seconds: Sequence[float], right: int) -> list[dict[str, Any]]:
+        pages = len(seconds) * self._asked.keys
+        if right != pages:
             told = "; ".join(self._log.take()) or "nothing was logged"
-            raise HiCacheNixlError(f"{operation} of {self._asked.keys} pages: {pages} are right; {told}")
+            raise HiCacheNixlError(f"{operation} of {pages} pages: {right} are right; {told}")
         moved = 0 if operation == "exists" else self._asked.keys * self._asked.page_bytes
-        return {"operation": operation, "seconds": seconds, "bytes": moved}
+        return [{"operation": operation, "seconds": second, "bytes": moved} for second in seconds]
 
     def fill(self, calls: int) -> None:
         """Make sets that are not timed."""
         for _ in range(calls):
-            self._set()
+            self._set(1)
 
     def reopen(self) -> float:
         """Close our connector, open it again, and return the seconds of that."""
@@ -169,13 +180,16 @@ class Arm:
         self._store = NixlStore(self._registered(connector))
         return seconds
 
-    def _timed(self, call: Callable[[], Answer]) -> tuple[float, Answer]:
-        """Make a call in the thread, and return its seconds there and its answer."""
+    def _timed(self, calls: Sequence[Callable[[], Answer]]) -> tuple[list[float], list[Answer]]:
+        """Make calls one after another in the thread, and return the seconds and the answer of each."""
 
-        def run() -> tuple[float, Answer]:
-            start = time.perf_counter()
-            answer = call()
-            return time.perf_counter() - start, answer
+        def run() -> tuple[list[float], list[Answer]]:
+            seconds, answers = [], []
+            for call in calls:
+                start = time.perf_counter()
+                answers.append(call())
+                seconds.append(time.perf_counter() - start)
+            return seconds, answers
 
         return self._thread.submit(run).result()
 

@@ -23,7 +23,7 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 PAGES = tuple(size * KIB for size in (4, 16, 64, 256, 1024))
 QUICK_PAGES = tuple(size * KIB for size in (4, 64, 1024))
 SMALLEST_PAGE, LARGEST_PAGE = KIB, 16 * MIB
-TURN_BYTES, MOST_CALLS = 32 * MIB, 4  # of one arm before the next one has its turn
+TURN_BYTES, MOST_CALLS = 64 * MIB, 16  # of one arm before the next one has its turn
 DIRECT_PIECE = 4096  # bytes, of which O_DIRECT moves multiples
 PEER, FILE_BACKEND, CEILING = f"{PREFIX}0.5.23", "sglang-file", "ceiling"
 SEGMENT = 256 * MIB  # as by default
@@ -130,7 +130,7 @@ class Point:
         Examples
         --------
         >>> Point("libaio", False, 65536).calls, Point("libaio", False, 2**20).calls
-        (4, 1)
+        (8, 1)
         """
         return max(1, min(MOST_CALLS, TURN_BYTES // self.call_bytes))
 

@@ -25,7 +25,7 @@ class Timed(Protocol):
         """Prepare a set."""
 
     def getting(self, batch: Batch) -> Call:
-        """Prepare a get of the pages that were set last."""
+        """Prepare a get of the pages of one set."""
 
     def asking(self, keys: Sequence[str]) -> Callable[[], int]:
         """Prepare a lookup, which returns how many leading pages are stored."""
@@ -121,7 +121,8 @@ class Ceiling:
         self._memory: np.ndarray = pool.kv_buffer.flatten().view(torch.uint8).numpy()
         if self._memory.ctypes.data != pool.kv_buffer.data_ptr():
             raise ValueError("the memory of the pool is not contiguous")
-        self._pool, self._at, self._latest = pool, 0, 0
+        self._pool, self._at = pool, 0
+        self._places: dict[int, int] = {}  # of a call, by its first page
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
         self._fd = os.open(path, flags, 0o600)
         os.posix_fallocate(self._fd, 0, size)
@@ -131,7 +132,7 @@ class Ceiling:
         pieces = self._pieces(batch)
         size = len(pieces[0])
         places = range(self._at, self._at + len(pieces) * size, size)
-        self._latest, self._at = self._at, self._at + len(pieces) * size
+        self._places[batch.ids[0]], self._at = self._at, self._at + len(pieces) * size
 
         def call() -> Sequence[bool]:
             written = [os.pwrite(self._fd, *piece) for piece in zip(pieces, places, strict=True)]
@@ -141,10 +142,10 @@ class Ceiling:
 
     def getting(self, batch: Batch) -> Call:
         """Prepare a get."""
-        pieces = self._pieces(batch)
+        pieces, place = self._pieces(batch), self._places[batch.ids[0]]
 
         def call() -> Sequence[bool]:
-            read = os.preadv(self._fd, pieces, self._latest)
+            read = os.preadv(self._fd, pieces, place)
             return [read == len(pieces) * len(pieces[0])] * len(batch.keys)
 
         return call

@@ -33,6 +33,20 @@ class Batch:
     places: list[int]
     indices: torch.Tensor
 
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batch in parts of so many pages."""
+        tokens = len(self.indices) // len(self.ids)
+        slices = [slice(first, first + count) for first in range(0, len(self.ids), count)]
+        return [
+            Batch(
+                self.ids[part],
+                self.keys[part],
+                self.places[part],
+                self.indices[part.start * tokens : part.stop * tokens],
+            )
+            for part in slices
+        ]
+
 
 class CheckedPages:
     """A host pool, the pages that were stored from it, and the checks of what a call did.

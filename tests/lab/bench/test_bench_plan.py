@@ -54,10 +54,10 @@ def test_what_cannot_work_is_refused(options, message):
 def test_leaky_is_refused_where_it_would_reach_the_limit(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (20000, 20000))
     with pytest.raises(
-        ConfigError, match=r"leaky keeps 20480 descriptors .* limit is 20000 .* --page-kib 256"
+        ConfigError, match=r"leaky keeps 81920 descriptors .* limit is 20000 .* --page-kib 512"
     ):
         make_plan(quick=True, arms=["leaky"])
-    assert make_plan(quick=True, arms=["leaky"], page_kib=[256]).arms == ("leaky",)
+    assert make_plan(quick=True, arms=["leaky"], page_kib=[512]).arms == ("leaky",)
 
 
 def test_with_o_direct_the_arms_that_cannot_use_it_are_left_out():
@@ -67,7 +67,7 @@ def test_with_o_direct_the_arms_that_cannot_use_it_are_left_out():
 
 
 def test_a_turn_has_fewer_calls_of_large_pages():
-    assert [Point("libaio", False, size * KIB).calls for size in (4, 64, 256, 1024)] == [4, 4, 1, 1]
+    assert [Point("libaio", False, size * KIB).calls for size in (4, 64, 256, 1024)] == [16, 8, 2, 1]
 
 
 def test_further_rows_need_pooled_and_are_measured_at_4_and_64_kib():
