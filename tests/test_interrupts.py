@@ -14,7 +14,7 @@ from support import LEFT, TESTS, files_in, keys_of, make_pool, names_open, run_p
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import HiCacheStorageConfig
 from hicache_nixl.interrupts import deferred
-from hicache_nixl.lifetimes.pooled import lifetime as pooled
+from hicache_nixl.lifetimes.pooled import transfers
 
 PACKAGES = ("/hicache_nixl/", "/nixl_cu", "/contextlib.py", "/threading.py", "/concurrent/futures/")
 RELEASING = pytest.mark.parametrize("lifetime", ["scoped", "pooled"])  # whose calls leave nothing
@@ -72,7 +72,7 @@ def interrupted_at(line, call):
 def test_an_interrupt_at_each_line_of_a_call_leaves_nothing(
     make_store, folder, regions_alive, monkeypatch, lifetime, name
 ):
-    monkeypatch.setattr(pooled, "LARGE", 1)  # bytes from which its second thread takes part
+    monkeypatch.setattr(transfers, "LARGE", 1)  # bytes from which its second thread takes part
     pool = make_pool(False, "page_first")
     one_segment = {"segment_mb": 64, "capacity_gb": 0.2} if lifetime == "pooled" else {}
     store = make_store(lifetime, pool=pool, **one_segment)

@@ -17,9 +17,9 @@ import torch
 from support import files_in, keys_of, make_pool, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.lifetimes.pooled import lifetime as pooled
+from hicache_nixl.lifetimes.pooled import transfers
 
-pooled.LARGE = 1  # bytes from which its second thread takes part
+transfers.LARGE = 1  # bytes from which its second thread takes part
 PAGES, INTERRUPTS, SECONDS = 4, 500, 40
 FEW_SEGMENTS = {"capacity_gb": 6 / 1024, "segment_mb": 1}  # which are recycled soon
 

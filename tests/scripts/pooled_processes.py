@@ -122,7 +122,7 @@ def wait_for_stop(pid: int) -> None:
 def read_slowly(folder: Path, keys: list[int]) -> dict[str, Any]:
     """Load pages, and stop when their places are known and nothing was read."""
     store, pool = open_store(folder)
-    lane = store.lifetime._lanes[0]
+    lane = store.lifetime._transfers.lanes[0]
     move = lane.move
 
     def stop_and_move(*args: Any) -> None:

@@ -20,9 +20,9 @@ from .table import Table
 
 logger = logging.getLogger(__name__)
 
-LEAST_SLOTS = 1 << 12
-MOST_SLOTS_AT_ONCE = 1_400_000  # 139 MiB; beyond that the table doubles when it is full
-LOAD = 0.75  # of a table with room for as many pages as the store has
+LEAST_ROOM = 1 << 12  # pages
+MOST_ROOM_AT_ONCE = 1_200_000  # 128 MiB; beyond that the table doubles when it is full
+LOAD = 0.9  # of a table with room for as many pages as the store has
 
 
 class Index:
@@ -75,12 +75,12 @@ class Index:
         with self._locks.index():
             if self._state["index"] == number:  # no other process has done it
                 logger.error("the index of the store is lost, so it starts empty: %s", error)
-                self.start(number + 1, LEAST_SLOTS)
+                self.start(number + 1, LEAST_ROOM)
 
-    def start(self, number: int, slots: int) -> None:
+    def start(self, number: int, room: int) -> None:
         """Make an empty table; the caller holds the lock of the index."""
         with self._opening:
-            self._replace(Table.create(self._dir_fd, name_of(number), slots), number)
+            self._replace(Table.create(self._dir_fd, name_of(number), room), number)
         self._publish(number)
         self._state["removals"] += 1
 
@@ -103,8 +103,8 @@ class Index:
         for _ in range(3):
             number = self._named()
             try:
-                rows, slots = self._table_of(number).find(keys, space)
-                return rows, (slots >= 0) & self.valid(rows)
+                rows, places = self._table_of(number).find(keys, space, self._state.generations)
+                return rows, (places >= 0) & self.valid(rows)
             except (DamagedError, FileError) as error:
                 if self._named() == number:
                     if not is_gone(error):
@@ -119,8 +119,15 @@ class Index:
         valid: np.ndarray = generations[segments] == rows["generation"]
         return valid
 
-    def put(self, rows: Rows) -> None:
+    def put(self, rows: Rows, moved: bool = False) -> None:
         """List pages; the caller holds the lock of the index.
+
+        Parameters
+        ----------
+        rows : numpy.ndarray of ROW, (n,)
+        moved : bool
+            Whether they are pages that are listed, with the same bytes at another place: who remembers the row
+            before may go on to use it.
 
         Raises
         ------
@@ -134,22 +141,27 @@ class Index:
             if not is_gone(error):
                 raise
             logger.error("the index of the store is lost, so it starts empty: %s", error)
-            self.start(number + 1, LEAST_SLOTS)
+            self.start(number + 1, LEAST_ROOM)
             table = self._current()
+        before = table.replaced
         while not (placed := table.put(rows, self._state.generations)).all():
             rows = rows[~placed]
-            self._grow(max(2 * table.slots, self._expected(int(rows["size"].min()))))
+            self._grow(max(2 * table.room, self._expected(int(rows["size"].min()))))
+            before -= table.replaced
             table = self._current()
+            before += table.replaced
+        if table.replaced > before and not moved:
+            self._state["removals"] += 1
 
     def _expected(self, page_bytes: int) -> int:
-        """Return how many slots a store full of such pages needs, within reason."""
+        """Return how much room for rows a store full of such pages needs, within reason."""
         capacity = self._state["segments"] * self._state["segment_bytes"]
-        return int(min(capacity / max(page_bytes, 1) / LOAD, MOST_SLOTS_AT_ONCE))
+        return int(min(capacity / max(page_bytes, 1) / LOAD, MOST_ROOM_AT_ONCE))
 
-    def _grow(self, slots: int) -> None:
+    def _grow(self, room: int) -> None:
         number = self._number + 1
-        logger.info("the index of the store grows to %d slots", slots)
-        grown = self._current().grown(self._dir_fd, name_of(number), slots, self._state.generations)
+        logger.info("the index of the store grows to room for %d pages", room)
+        grown = self._current().grown(self._dir_fd, name_of(number), room, self._state.generations)
         with self._opening:
             self._replace(grown, number)
         self._publish(number)
@@ -172,19 +184,21 @@ class Index:
         self._current().check()
 
     def listed(self, rows: Rows) -> np.ndarray:
-        """Return for each row of ``live`` whether it is still listed just like this."""
+        """Return for each row whether its page is still listed at this place."""
         same = np.zeros(len(rows), np.bool_)
         table = self._current()
         for space in np.unique(rows["space"]).tolist():
             which = np.flatnonzero(rows["space"] == space)
-            now, slots = table.find(rows["key"][which], space)
-            same[which] = (slots >= 0) & (now["guard"] == rows["guard"][which])
+            now, places = table.find(rows["key"][which], space)
+            same[which] = places >= 0
+            for field in ("segment", "generation", "offset"):
+                same[which] &= now[field] == rows[field][which]
         return same & self.valid(rows)
 
     def occupied(self) -> tuple[int, int]:
-        """Return how many slots are occupied, also by rows of pages that are gone, and how many there are."""
+        """Return how many pages are listed, also some that are gone, and for how many there is room."""
         table = self._current()
-        return table.count(), table.slots
+        return table.count(), table.room
 
     def live(self) -> Rows:
         """Return the rows of all pages."""

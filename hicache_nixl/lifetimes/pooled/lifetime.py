@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,27 +19,24 @@ from ...errors import (
     FileError,
     HiCacheNixlError,
     MissingError,
-    RegistrationError,
-    TransferError,
 )
 from ...host.addresses import Addresses
 from ...interrupts import deferred
 from ...names import Named, PageNames
 from ...transport.registration import Buffer
 from ..outcome import MOVED, Outcome
-from .checksums import checksums
 from .folder import open_file
 from .keys import numbers_of, space_of
-from .lanes import Lane
 from .mapped import only_mapped
 from .opening import Store
 from .row import ROW, Rows, Words
 from .seen import Seen
-from .segments import ALIGNED, Segments
+from .segments import Segments
+from .transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
-LARGE = 2 << 20  # bytes of a batch from which two threads are faster than one
+TRIES = 8  # of a load
 
 
 class Lifetime:
@@ -53,22 +48,19 @@ class Lifetime:
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         with ExitStack() as stack:
-            self._lanes = [Lane(config) for _ in range(2)]
-            for lane in self._lanes:
-                stack.callback(lane.close)
-            self.registration = self._lanes[0].registration
+            self._transfers = stack.enter_context(closing(Transfers(config)))
+            self.registration = self._transfers.lanes[0].registration
             if self.registration.plugin in OBJ_PLUGINS:
                 raise ConfigError("lifetime: pooled keeps pages in files; with OBJ use scoped")
             self._store = stack.enter_context(_opened(config, storage_dir))
-            self._direct = self._opened_direct(stack) if config.use_direct_io else None
-            self._worker = stack.enter_context(ThreadPoolExecutor(1, "hicache-nixl"))
+            direct = self._opened_direct(stack) if config.use_direct_io else None
+            self._transfers.attach(self._store, direct)
             # Without ``close()``, after an interrupt or in a program that forgets it, the object ends it all.  At
             # the end of the process a thread may still be in a transfer, so there it does not.
             self._end = weakref.finalize(self, deferred, stack.pop_all().close)
             self._end.atexit = False
         self._seen = Seen(self._store.state, self._store.index)
-        self.direct = self._direct is not None
-        self._verify = config.pooled.verify == "checksum"
+        self.direct = direct is not None
 
     def _opened_direct(self, stack: ExitStack) -> Segments | None:
         """Return the segments once more, opened with O_DIRECT; None where the file system does not support it."""
@@ -92,8 +84,7 @@ class Lifetime:
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""
         self.pool_ranges = []
-        for lane in self._lanes:
-            lane.register_memory(memory)
+        self._transfers.register_memory(memory)
         self.pool_ranges = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in memory]
 
     # -- pages -----------------------------------------------------------------------------------------
@@ -106,9 +97,8 @@ class Lifetime:
         if places.alike:
             version = self._seen.version()
             outcomes, rows = self._append(keys, space, places.starts, places.sizes)
-            if all(outcome is MOVED for outcome in outcomes):
-                size = int(places.sizes.sum())
-                self._seen.note(version, space, size, pages.keys, rows["generation"].tolist())
+            if outcomes.count(MOVED) == len(rows):
+                self._seen.note(version, space, int(places.sizes.sum()), pages.keys, rows)
             return outcomes
         values = zip(keys[:, None], places.each(), strict=True)
         return [self._append(key, space, one.starts, one.sizes)[0][0] for key, one in values]
@@ -119,117 +109,101 @@ class Lifetime:
         """Store n pages with pieces of the same sizes, int64 of shape (k,), at addresses of shape (n, k)."""
         rows = np.zeros(len(keys), ROW)
         rows["key"], rows["space"], rows["size"] = keys, space, sizes.sum()
-        outcomes = self._write(rows, starts, sizes, self._hashing(starts, sizes))
+        outcomes, _ = self._write(rows, starts, sizes)
         stored = outcomes.count(MOVED)
         self._store.counters.stored(stored, stored * int(sizes.sum()))
         return outcomes, rows
 
     def _write(
-        self,
-        rows: Rows,
-        starts: np.ndarray,
-        sizes: np.ndarray,
-        hashing: Callable[[], Words],
-        replaced: Rows | None = None,
-    ) -> list[Outcome]:
-        """Write pages to the own segment, and then list their rows, whose places and checksums are filled in here.
+        self, rows: Rows, starts: np.ndarray, sizes: np.ndarray, replaced: Rows | None = None
+    ) -> tuple[list[Outcome], np.ndarray]:
+        """Write pages to the own segments, and then list their rows, whose places and checksums are filled in here.
 
-        With ``replaced``, only in place of these rows: another version of a page may have been stored meanwhile.
+        With ``replaced``, only in place of these rows, which have the same bytes: another version of a page may have
+        been stored meanwhile.  Returns the outcomes, and which pages were listed.
         """
-        slot = int(sizes.max())
-        with self._store.segments.placed(len(rows), slot * len(sizes)) as places:
+        segments, slot = self._store.segments, int(sizes.max())
+        in_two = self._transfers.in_two(len(rows), int(sizes.sum()))
+        with segments.placed(len(rows), slot * len(sizes), in_two) as places:
             for place in places:
                 part = rows[place.pages]
                 part["segment"], part["generation"] = place.segment, place.generation
-                part["offset"], part["step"] = (
-                    place.offset + np.arange(place.count) * slot,
-                    place.count * slot,
-                )
-            try:
-                outcomes = self._move(self._lanes[0], "WRITE", rows, starts, sizes)
-            finally:
-                rows["checksum"] = hashing()
+                part["offset"] = place.offset + np.arange(place.count) * slot
+                part["step"] = place.count * slot
+            outcomes = self._transfers.write(rows, starts, sizes, places)
+            listed = np.array([outcome is MOVED for outcome in outcomes])
             with self._store.locks.index():
-                written = np.array([outcome is MOVED for outcome in outcomes])
                 if replaced is not None:
-                    written &= self._store.index.listed(replaced)
-                self._store.index.put(rows[written])
+                    listed &= self._store.index.listed(replaced)
+                self._store.index.put(rows[listed], moved=replaced is not None)
                 for place in places:
-                    self._store.segments.published(place, slot * len(sizes))
-        return outcomes
-
-    def _hashing(self, starts: np.ndarray, sizes: np.ndarray) -> Callable[[], Words]:
-        """Return what returns the checksums of pages; those of large batches are computed meanwhile."""
-        if starts.shape[0] * int(sizes.sum()) < LARGE:
-            return partial(checksums, starts, sizes)
-        return self._worker.submit(checksums, starts, sizes).result
+                    segments.published(place, slot * len(sizes))
+        return outcomes, listed
 
     @only_mapped
     def load(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Read pages from their segments, which nobody recycles meanwhile, and compare their checksums."""
-        places, keys = Addresses.of(buffers, len(pages.endings)), numbers_of(pages.keys)
-        space = space_of(pages.suffix, pages.endings)
-        sizes = places.sizes.sum(axis=-1).astype(np.uint64)
-        for _ in range(3):  # between look and lock a segment may be recycled, and its pages stored again
-            rows, found = self._store.index.find(keys, space)
-            found &= rows["size"] == sizes
+        places = Addresses.of(buffers, len(pages.endings))
+        for _ in range(TRIES):  # between look and lock a segment may be recycled, and its pages stored again
+            rows, found = self._find(pages, places.sizes.sum(axis=-1))
             with self._store.locks.reading(set(rows["segment"][found].tolist())):
                 if not (found <= self._store.index.valid(rows)).all():
                     continue
                 outcomes = self._read(rows, found, places)
-            self._store.counters.got(found, sizes)
-            self._renew(rows, places, outcomes)
+            self._store.counters.got(found, places.sizes.sum(axis=-1))
+            self._renew(pages, rows, places, outcomes)
             return outcomes
-        return [Outcome.not_touched(MissingError("recycled while it was looked up"))] * len(keys)
+        return [Outcome.not_touched(MissingError("recycled while it was looked up"))] * len(pages.keys)
+
+    def _find(self, pages: Named, sizes: Any) -> tuple[Rows, np.ndarray]:
+        """Look pages up: among those seen lately, and if one is not among them, all of them in the index.
+
+        Parameters
+        ----------
+        pages : Named
+        sizes : int, or numpy.ndarray of shape (n,)
+            Bytes of a page; 0 for any.
+
+        Returns
+        -------
+        rows : numpy.ndarray of ROW, (n,)
+        found : numpy.ndarray of bool, (n,)
+        """
+        space, alike = space_of(pages.suffix, pages.endings), not np.ndim(sizes) and int(sizes)
+        version = self._seen.version()
+        if alike and (rows := self._seen.find(version, space, alike, pages.keys)) is not None:
+            return rows, np.ones(len(rows), np.bool_)
+        rows, found = self._store.index.find(numbers_of(pages.keys), space)
+        found &= (rows["size"] == np.asarray(sizes, np.uint64)) | (np.asarray(sizes) == 0)
+        if alike and found.all():
+            self._seen.note(version, space, alike, pages.keys, rows)
+        return rows, found
 
     def _read(self, rows: Rows, found: np.ndarray, places: Addresses) -> list[Outcome]:
         """Load the pages that were found."""
-        if found.all() and places.alike:
-            return self._read_alike(rows, places.starts, places.sizes)
-        missing = Outcome.not_touched(MissingError("not stored, or not with this size"))
         if places.alike:
             which = np.flatnonzero(found)
+            if len(which) == len(rows):
+                return self._read_alike(rows, places.starts, places.sizes)
             loaded = iter(self._read_alike(rows[which], places.starts[which], places.sizes))
-            return [next(loaded) if good else missing for good in found.tolist()]
-        values = zip(found, rows[:, None], places.each(), strict=True)
-        return [
-            self._read_alike(row, one.starts, one.sizes)[0] if good else missing for good, row, one in values
-        ]
+        else:
+            each = [(rows[page : page + 1], one) for page, one in enumerate(places.each()) if found[page]]
+            loaded = iter([self._read_alike(row, one.starts, one.sizes)[0] for row, one in each])
+        missing = Outcome.not_touched(MissingError("not stored, or not with this size"))
+        return [next(loaded) if good else missing for good in found.tolist()]
 
     def _read_alike(self, rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
-        """Load n pages with pieces of the same sizes, large batches in two halves, each in a thread of its own."""
-        half = len(rows) // 2
-        if not half or len(rows) * int(sizes.sum()) < LARGE:
-            return self._read_part(self._lanes[0], rows, starts, sizes)
-        second = self._worker.submit(self._read_part, self._lanes[1], rows[half:], starts[half:], sizes)
-        try:
-            first = self._read_part(self._lanes[0], rows[:half], starts[:half], sizes)
-        finally:
-            rest = second.result()  # the buffers are in use until then
-        return first + rest
-
-    def _read_part(self, lane: Lane, rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
-        outcomes = self._move(lane, "READ", rows, starts, sizes)
-        if self._verify:
-            doubted = np.arange(len(rows))
-        else:  # what was written before the machine was booted
-            doubted = np.flatnonzero(rows["generation"] < self._store.state["verified_below"])
-        if len(doubted):
-            equal = checksums(starts[doubted], sizes) == rows["checksum"][doubted]
-            if not equal.all():
-                self._forget(rows, doubted[~equal], outcomes)
+        """Load n pages with pieces of the same sizes; forget those with other bytes than were stored."""
+        if not len(rows):
+            return []
+        outcomes = self._transfers.read(rows, starts, sizes)
+        if outcomes.count(MOVED) < len(rows):
+            damaged = [isinstance(outcome.error, DamagedError) for outcome in outcomes]
+            if any(damaged):
+                self._store.index.remove(rows[damaged])
         return outcomes
 
-    def _forget(self, rows: Rows, damaged: np.ndarray, outcomes: list[Outcome]) -> None:
-        """Remove pages from the index whose bytes are not those that were stored, and say so in their outcomes."""
-        pages = [page for page in damaged.tolist() if outcomes[page] is MOVED]
-        errors: dict[int, DamagedError] = {}  # by segment; a line is logged for each
-        for page in pages:
-            segment = int(rows["segment"][page])
-            outcomes[page] = Outcome.failed(errors.setdefault(segment, DamagedError(describe(rows[page]))))
-        self._store.index.remove(rows[pages])
-
-    def _renew(self, rows: Rows, places: Addresses, outcomes: list[Outcome]) -> None:
+    def _renew(self, pages: Named, rows: Rows, places: Addresses, outcomes: list[Outcome]) -> None:
         """Append loaded pages again whose segments are among the next to be recycled: they are in use.
 
         It comes near to evicting the least recently used page, for a fifth more bytes written; see the notebook
@@ -239,77 +213,22 @@ class Lifetime:
         if not places.alike or not old.any():
             return
         which = [page for page in np.flatnonzero(old).tolist() if outcomes[page] is MOVED]
-        if which:
-            again = rows[which]
-            try:
-                checksum = again["checksum"].copy
-                self._write(again, places.starts[which], places.sizes, checksum, replaced=rows[which])
-            except HiCacheNixlError as error:  # they stay where they are
-                logger.debug("%d pages are not renewed: %s", len(which), error)
+        if not which:
+            return
+        version, again = self._seen.version(), rows[which]
+        try:
+            _, listed = self._write(again, places.starts[which], places.sizes, replaced=rows[which])
+        except HiCacheNixlError as error:  # they stay where they are
+            logger.debug("%d pages are not renewed: %s", len(which), error)
+            return
+        if listed.all():
+            space, keys = space_of(pages.suffix, pages.endings), [pages.keys[page] for page in which]
+            self._seen.note(version, space, int(places.sizes.sum()), keys, again)
 
     def present(self, pages: Named, sizes: Sequence[int] | None) -> list[bool]:
-        """Look pages up: among those seen lately, and if one is not among them, all of them in the index."""
-        space, size = space_of(pages.suffix, pages.endings), sum(sizes or ())
-        version = self._seen.version()
-        if size and self._seen.has_all(version, space, size, pages.keys):
-            return [True] * len(pages.keys)
-        rows, found = self._store.index.find(numbers_of(pages.keys), space)
-        if size:
-            found &= rows["size"] == size
-            if found.all():
-                self._seen.note(version, space, size, pages.keys, rows["generation"].tolist())
-        answers: list[bool] = found.tolist()
-        return answers
-
-    # -- transfers -------------------------------------------------------------------------------------
-
-    def _move(
-        self, lane: Lane, direction: str, rows: Rows, starts: np.ndarray, sizes: np.ndarray
-    ) -> list[Outcome]:
-        """Move pages between memory and their segments; after a failure each page alone."""
-        segments = set(rows["segment"].tolist())
-        if len(segments) == 1:
-            return self._move_in(lane, direction, segments.pop(), rows, starts, sizes)
-        outcomes = [MOVED] * len(rows)
-        for segment in segments:
-            which = np.flatnonzero(rows["segment"] == segment)
-            moved = self._move_in(lane, direction, segment, rows[which], starts[which], sizes)
-            for page, outcome in zip(which.tolist(), moved, strict=True):
-                outcomes[page] = outcome
-        return outcomes
-
-    def _move_in(
-        self, lane: Lane, direction: str, segment: int, rows: Rows, starts: np.ndarray, sizes: np.ndarray
-    ) -> list[Outcome]:
-        try:
-            fd = self._store.segments.fd(segment)
-        except FileError as error:
-            self._store.segments.lose(segment, int(rows["generation"][0]), error)
-            return [Outcome.not_touched(error)] * len(rows)
-        pieces = np.arange(len(sizes))[:, None]  # all first pieces of the pages, then all second
-        offsets = (rows["offset"].astype(np.int64) + pieces * rows["step"].astype(np.int64)).ravel()
-        repeated = np.repeat(sizes, len(rows))
-        try:
-            fd = self._past_the_cache(segment, fd, starts, offsets, sizes)
-            lane.move(direction, fd, self._store.segments.bytes, starts.T.ravel(), offsets, repeated)
-        except (RegistrationError, TransferError) as error:
-            if len(rows) == 1:
-                return [Outcome.failed(error)]
-            logger.warning("%s of %d failed, each is tried alone now: %s", direction, len(rows), error)
-            alone = [slice(page, page + 1) for page in range(len(rows))]
-            return [
-                self._move_in(lane, direction, segment, rows[one], starts[one], sizes)[0] for one in alone
-            ]
-        return [MOVED] * len(rows)
-
-    def _past_the_cache(self, segment: int, fd: int, *numbers: np.ndarray) -> int:
-        """Return a descriptor with O_DIRECT if that is enabled and all addresses and sizes allow it, or ``fd``."""
-        if self._direct is None or any((array % ALIGNED).any() for array in numbers):
-            return fd
-        try:
-            return self._direct.fd(segment)
-        except FileError:  # too many open files, for example
-            return fd
+        """Look pages up."""
+        found: list[bool] = self._find(pages, sum(sizes or ()))[1].tolist()
+        return found
 
     # -- the rest --------------------------------------------------------------------------------------
 
@@ -339,11 +258,3 @@ def _opened(config: NixlBackendConfig, storage_dir: str) -> Store:
         return Store(storage_dir, config.pooled, config.allow_shared_folder)
     except OSError as error:
         raise ConfigError(f"storage folder {storage_dir}: {error}") from error
-
-
-def describe(row: Any) -> str:
-    """Say where the first of some damaged pages was."""
-    return (
-        f"segment {row['segment']} holds other bytes than were stored, first in the page of {row['size']} bytes "
-        f"at {row['offset']}"
-    )

@@ -14,7 +14,7 @@ from ...config import PooledOptions
 from ...errors import ConfigError, DamagedError, FileError
 from .counters import Counters
 from .folder import is_gone, open_file, open_folder
-from .index import LEAST_SLOTS, Index
+from .index import LEAST_ROOM, Index
 from .locks import Locks
 from .segments import Segments, name_of
 from .state import MEBIBYTE, MOST_SEGMENTS, State, boot_id
@@ -78,7 +78,7 @@ class Store:
                 remove_remains(self.dir_fd)
                 size, count = geometry(options, self.dir_fd)
                 self.state.begin(size, count)
-                self.index.start(0, LEAST_SLOTS)
+                self.index.start(0, LEAST_ROOM)
             elif alone and self.state.is_other_boot():
                 self._after_boot()
             self._resize(options)
@@ -116,7 +116,7 @@ class Store:
             if not is_gone(error):
                 raise
             logger.error("the index of the store is lost, so it starts empty: %s", error)
-            self.index.start(self.state["index"] + 1, LEAST_SLOTS)
+            self.index.start(self.state["index"] + 1, LEAST_ROOM)
             written = 0
         largest = max(written, int(self.state.generations.max()), self.state["next_generation"] - 1)
         self.state["next_generation"] = self.state["verified_below"] = largest + 1

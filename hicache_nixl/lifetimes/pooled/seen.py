@@ -1,26 +1,31 @@
-"""Pages that this process found in the index or listed there lately: a lookup of them alone needs no index.
+"""Pages that this process stored or found lately: looking them up needs no index.
 
-A page is listed until its segment gets another generation, or rows are removed from the index, by any process.  The
-first shows in the generations; the second is counted in the state, and then everything here is forgotten.
+They are kept in the order in which they came, and pages that were stored together are looked up together.  So one is
+looked for, and those behind it are compared with those that are asked for.
+
+A page is there until its segment gets another generation, rows are removed from the index, or other bytes are stored
+for it, by any process.  The first shows in the generations; the others are counted in the state, and then all is
+forgotten.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+
+import numpy as np
 
 from ...errors import DamagedError, FileError
 from .index import Index
+from .row import ROW, Rows
 from .state import State
 
-MOST = 1 << 16  # pages of one space: some 10 MB
-
-Version = tuple[int, int]
+MOST = 1 << 16  # pages of one space and size: some 20 MB
 
 
 class Seen:
-    """The generations of pages, by space and size, and by key.
+    """The rows of pages.
 
     Parameters
     ----------
@@ -32,47 +37,70 @@ class Seen:
     def __init__(self, state: State, index: Index):
         self._state, self._index = state, index
         self._changing = threading.Lock()
-        self._pages: dict[tuple[int, int], dict[str, int]] = {}
-        self._version: Version = (0, 0)
-        self._live: frozenset[int] = frozenset()
+        self._known: dict[tuple[int, int], Known] = {}  # by space and size
 
-    def version(self) -> Version | None:
-        """Return what changes when pages may have gone; to be read before the index, and passed to ``note``.
+    def version(self) -> int | None:
+        """Return what changes when rows may have gone; to be read before the index, and passed to the others.
 
         None if the index is lost; then nothing is known.
         """
         with suppress(DamagedError, FileError):
             self._index.check()
-            return self._state["removals"], self._state["next_generation"]
+            removals: int = self._state["removals"]
+            return removals
         return None
 
-    def has_all(self, version: Version | None, space: int, size: int, keys: Iterable[str]) -> bool:
-        """Return whether all these pages of so many bytes are known to be listed."""
-        if version is None:
-            return False
-        if version != self._version:
-            with self._changing:
-                self._renew(version)
-        known = self._pages.get((space, size))
-        return known is not None and self._live.issuperset(map(known.get, keys))
+    def find(self, version: int | None, space: int, size: int, keys: Sequence[str]) -> Rows | None:
+        """Return the rows of pages of so many bytes if all are known to be listed, otherwise None."""
+        known = self._known.get((space, size))
+        if version is None or known is None or known.version != version:
+            return None
+        rows = known.find(keys)
+        return rows if rows is not None and self._index.valid(rows).all() else None
 
-    def _renew(self, version: Version) -> None:
-        if version[0] != self._version[0]:
-            self._pages = {}
-        self._version = version
-        self._live = frozenset(self._state.generations.tolist()) - {0}
-
-    def note(
-        self, version: Version | None, space: int, size: int, keys: Sequence[str], generations: list[int]
-    ) -> None:
-        """Remember pages that are listed, unless some were removed since ``version``."""
-        if version is None:
+    def note(self, version: int | None, space: int, size: int, keys: Sequence[str], rows: Rows) -> None:
+        """Remember pages that are listed, unless rows were removed since ``version``."""
+        if version is None or len(keys) > MOST or len(set(keys)) < len(keys):
             return
         with self._changing:
-            if version[0] != self._version[0]:
-                self._renew(version)
-            if version[0] == self._state["removals"]:
-                known = self._pages.setdefault((space, size), {})
-                if len(known) > MOST:
-                    known.clear()
-                known.update(zip(keys, generations, strict=True))
+            if version == self._state["removals"]:
+                known = self._known.get((space, size))
+                if known is None or known.version != version or not known.has_room(len(keys)):
+                    known = self._known[space, size] = Known(version)
+                known.add(keys, rows)
+
+
+class Known:
+    """Pages of one space and size, in the order in which they came.
+
+    What other threads read meanwhile stays as it is.
+
+    Parameters
+    ----------
+    version : int
+    """
+
+    def __init__(self, version: int):
+        self.version = version
+        self._rows = np.zeros(MOST, ROW)
+        self._keys: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def has_room(self, pages: int) -> bool:
+        """Return whether so many pages can be added."""
+        return len(self._keys) + pages <= MOST
+
+    def add(self, keys: Sequence[str], rows: Rows) -> None:
+        """Append pages, each of them once."""
+        first = len(self._keys)
+        self._rows[first : first + len(keys)] = rows
+        self._keys += keys
+        self._places.update(zip(keys, range(first, len(self._keys)), strict=True))
+
+    def find(self, keys: Sequence[str]) -> Rows | None:
+        """Return rows, (n,), in the order of the keys, or None if one is not known."""
+        first = self._places.get(keys[0], MOST)
+        if self._keys[first : first + len(keys)] == keys:
+            return self._rows[first : first + len(keys)]
+        places = list(map(self._places.get, keys))
+        return None if None in places else self._rows.take(places)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The segments: preallocated files that pages are appended to, and that are recycled, oldest first.
 
-Each process appends to one segment of its own.  A segment is recycled by giving it the next generation: pages of
+Each process appends to one segment of its own, and to two at once where batches are large: writes to one file wait for
+each other in the kernel.  A segment is recycled by giving it the next generation: pages of
 earlier generations are no longer valid, wherever they are listed.
 """
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 ALIGNED = 4096  # bytes; where the pages of a batch start
 OLD_SHARE = 4  # a quarter
+FEWEST_FOR_TWO = 8  # segments of a store whose large batches are written to two at once
 PATIENCE, PAUSE = (
     0.5,
     0.001,
@@ -43,6 +45,8 @@ class Place:
     segment, generation : int
     offset : int
         Bytes from the start of the segment; a multiple of 4096.
+    writer : int
+        0, or 1 in the second half of a batch that is written in two halves at once.
     """
 
     first: int
@@ -50,11 +54,21 @@ class Place:
     segment: int
     generation: int
     offset: int
+    writer: int = 0
 
     @property
     def pages(self) -> slice:
         """The pages, as a slice of the batch."""
         return slice(self.first, self.first + self.count)
+
+
+@dataclass
+class Writer:
+    """Where pages are appended: an own segment, its generation, and the bytes that are taken."""
+
+    segment: int | None = None
+    generation: int = 0
+    head: int = 0
 
 
 class Segments:
@@ -86,8 +100,7 @@ class Segments:
         self._flags, self._min_free = flags, min_free
         self._fds: dict[int, tuple[int, int]] = {}  # descriptor and inode
         self._opening, self._placing = threading.Lock(), threading.Lock()
-        self._own: int | None = None
-        self._generation = self._head = 0  # of the own segment
+        self._writers = Writer(), Writer()
         self._old = (0, 0)  # the answer of old_below, and for which next generation
         self.bytes: int = state["segment_bytes"]
         self.recycled = 0
@@ -170,8 +183,10 @@ class Segments:
     # -- places for pages ------------------------------------------------------------------------------
 
     @contextmanager
-    def placed(self, pages: int, page_bytes: int) -> Iterator[list[Place]]:
+    def placed(self, pages: int, page_bytes: int, in_two: bool = False) -> Iterator[list[Place]]:
         """Provide room for the pages of a batch, in as few segments as possible.
+
+        ``in_two`` half of them are in other segments than the rest, unless the store has too few.
 
         These segments are not recycled until the end of the block, though this process may have left them by then.
 
@@ -187,42 +202,42 @@ class Segments:
             )
         with ExitStack() as in_use:
             places: list[Place] = []
+            first = pages // 2 if in_two and self._state["segments"] >= FEWEST_FOR_TWO else pages
             with self._placing:
-                first = 0
-                while first < pages:
-                    place = self._place(first, pages - first, page_bytes)
-                    in_use.enter_context(self._locks.reading([place.segment]))
-                    places.append(place)
-                    first += place.count
+                for writer, end in enumerate((first, pages)):
+                    while (done := sum(place.count for place in places)) < end:
+                        places.append(self._place(writer, done, end - done, page_bytes))
+                        in_use.enter_context(self._locks.reading([places[-1].segment]))
             yield places
 
-    def _place(self, first: int, most: int, page_bytes: int) -> Place:
-        while (own := self._own) is None or not self._fits(own, page_bytes):
-            self._next()
-        count = min(most, (self.bytes - self._head) // page_bytes)
-        place = Place(first, count, own, self._generation, self._head)
-        self._head += -(-count * page_bytes // ALIGNED) * ALIGNED
+    def _place(self, number: int, first: int, most: int, page_bytes: int) -> Place:
+        writer = self._writers[number]
+        while (own := writer.segment) is None or not self._fits(writer, own, page_bytes):
+            self._next(writer)
+        count = min(most, (self.bytes - writer.head) // page_bytes)
+        place = Place(first, count, own, writer.generation, writer.head, number)
+        writer.head += -(-count * page_bytes // ALIGNED) * ALIGNED
         return place
 
-    def _fits(self, own: int, page_bytes: int) -> bool:
-        """Return whether the own segment has room for a page, and its file is as it was."""
-        if self._head + page_bytes > self.bytes or self._state.generations[own] != self._generation:
+    def _fits(self, writer: Writer, own: int, page_bytes: int) -> bool:
+        """Return whether the segment of a writer has room for a page, and its file is as it was."""
+        if writer.head + page_bytes > self.bytes or self._state.generations[own] != writer.generation:
             return False
         try:
             self.fd(own)
         except FileError as error:
-            self.lose(own, self._generation, error)
+            self.lose(own, writer.generation, error)
             return False
         return True
 
-    def _next(self) -> None:
-        """Leave the own segment, and become the writer of another one; wait for loads that keep it from that."""
+    def _next(self, writer: Writer) -> None:
+        """Leave the segment of a writer, and give it another one; wait for loads that keep it from that."""
         ways = (self._take_open, self._take_new, self._recycle, self._take_new)  # again: recycling loses some
         end = time.monotonic() + PATIENCE
         while True:
             with self._locks.index():
-                self._leave(is_open=False)
-                if any(way() for way in ways):
+                self._leave(writer, is_open=False)
+                if any(way(writer) for way in ways):
                     return
             if not self.recycles or time.monotonic() > end:
                 break
@@ -234,30 +249,30 @@ class Segments:
             "pooled",
         )
 
-    def _leave(self, is_open: bool) -> None:
-        if self._own is not None:
-            row = self._state.segments[self._own]
-            if row["generation"] == self._generation:  # not lost
-                row["used"], row["open"] = self._head, is_open
-            self._locks.disown(self._own)
-            self._own = None
+    def _leave(self, writer: Writer, is_open: bool) -> None:
+        if writer.segment is not None:
+            row = self._state.segments[writer.segment]
+            if row["generation"] == writer.generation:  # not lost
+                row["used"], row["open"] = writer.head, is_open
+            self._locks.disown(writer.segment)
+            writer.segment = None
 
-    def _take(self, segment: int, head: int) -> bool:
+    def _take(self, writer: Writer, segment: int, head: int) -> bool:
         row = self._state.segments[segment]
         row["open"] = False  # until it is left in good order
-        self._own, self._generation, self._head = segment, int(row["generation"]), head
+        writer.segment, writer.generation, writer.head = segment, int(row["generation"]), head
         return True
 
-    def _take_open(self) -> bool:
+    def _take_open(self, writer: Writer) -> bool:
         """Go on in a segment that a writer left with room."""
         for segment in np.flatnonzero(self._state.segments["open"][: self._state["segments"]]).tolist():
             if self._locks.own(segment):
                 if self._is_good(segment):
-                    return self._take(segment, int(self._state.segments[segment]["used"]))
+                    return self._take(writer, segment, int(self._state.segments[segment]["used"]))
                 self._locks.disown(segment)
         return False
 
-    def _take_new(self) -> bool:
+    def _take_new(self, writer: Writer) -> bool:
         """Make a segment, if the capacity and the free space allow."""
         limit = self._state["segments"]
         for segment in np.flatnonzero(self._state.generations[:limit] == 0).tolist():
@@ -266,7 +281,7 @@ class Segments:
                     self._state.segments["inode"][segment] = self._make(segment)
                     self.fd(segment)
                     self._renew(segment)
-                    return self._take(segment, 0)
+                    return self._take(writer, segment, 0)
                 except FileError as error:
                     self._locks.disown(segment)
                     if not self._state.generations[:limit].any():
@@ -300,19 +315,20 @@ class Segments:
         row["used"] = row["open"] = 0
         row["generation"], row["taken"] = self._state.take_generation(), int(time.time())
 
-    def _recycle(self) -> bool:
+    def _recycle(self, writer: Writer) -> bool:
         """Take the segment with the oldest pages that nobody writes or reads."""
         if not self.recycles:
             return False
         generations = self._state.generations[: self._state["segments"]]
+        mine = {other.segment for other in self._writers}  # whose locks would be granted again
         for segment in np.argsort(generations).tolist():
-            if not generations[segment] or not self._locks.own(segment):
+            if not generations[segment] or segment in mine or not self._locks.own(segment):
                 continue
             with self._locks.unread(segment) as unread:
                 if unread and self._is_good(segment):
                     self._renew(segment)
                     self.recycled += 1
-                    return self._take(segment, 0)
+                    return self._take(writer, segment, 0)
             self._locks.disown(segment)
         return False
 
@@ -340,7 +356,8 @@ class Segments:
         try:
             self._state.check()
             with self._placing, self._locks.index():
-                self._leave(is_open=True)
+                for writer in self._writers:
+                    self._leave(writer, is_open=True)
         except ClosedError:
             pass
         except (DamagedError, FileError) as error:  # its room is not used before it is recycled

@@ -1,11 +1,13 @@
-"""The index of the pages: a hash table in a file, which any number of processes map into memory.
+"""The index of the pages: a table in a file, which any number of processes map into memory.
 
-The tag of a row, a hash of its key and space, names two buckets of 16 slots; the row is in one of them.  The file
-is a header, the tags of all slots (0: empty), and the rows of all slots: 104 bytes per slot.
+The rows of a batch lie next to each other, in a ring: pages that were stored together are looked up together, and
+segments are recycled in the order in which they were written, so the oldest rows are the first that are stale.  The
+hash of a row's key and space names two buckets of 16 words; one of them has the place of the row, see ``words``.  The
+file is a header, two words for each row that it has room for, and the rows: 112 bytes for each.
 
 Only one process at a time may change the table: its caller holds a lock.  Readers need none.  A row that is
-partly written or damaged does not match its guard, and counts as missing.  A new row is written before its tag,
-so a process that is killed leaves each row old, new or missing.
+partly written or damaged does not match its guard, and counts as missing.  A row is written before its word,
+so a process that is killed leaves each page with its old row, its new one, or none.
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import numpy as np
-import numpy.typing as npt
 
+from .ring import Ring, stale
 from .row import (
     GENERATION,
     GUARD,
     NAME_WORDS,
     ROW,
     ROW_WORDS,
-    SEGMENT,
     Rows,
     Words,
     guards,
@@ -33,27 +34,25 @@ from .row import (
     words_of,
 )
 from .table_file import TableFile
+from .words import (
+    WAYS,
+    Flags,
+    Numbers,
+    are_stale,
+    buckets_of,
+    have_tags,
+    last_of_each,
+    places_in,
+    roomiest,
+    tags_of,
+    words_for,
+)
 
 __all__ = ["ROW", "Table"]
 
-Numbers = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-
-# Measured with 10^5 rows: the first put fails at a load of 0.87; with buckets of 8 slots, some fail at 0.75.
-WAYS = 16
-CHUNK = 1 << 14  # rows or slots that a walk over the whole table looks at together: a few MB
+CHUNK = 1 << 14  # rows or words that a walk over the whole table looks at together: a few MB
 # Seconds before a torn row is read again.  Its writer may have lost the processor in the middle of it.
 PAUSES = (0, 0, 0.0005, 0.002, 0.008)
-# Each key prefers the slots of a bucket in one of these orders, so that few keys of a batch want the same slot.
-_ORDERS = np.array([np.random.RandomState(seed).permutation(WAYS) + 1 for seed in range(64)], np.uint8)
-_ONES = np.ones(WAYS, np.uint8)
-# A half of the tag, as a fraction of 2^32, is the place of a bucket among all; its low bits are free for the order.
-_HALVES, _HALF, _LOWER, _SIX_BITS = (
-    np.array([0, 32], np.uint64),
-    np.uint64(32),
-    np.uint64(2**32 - 1),
-    np.uint64(63),
-)
 
 
 class Table:
@@ -63,14 +62,23 @@ class Table:
     ----------
     file : TableFile
         The mapped file, which this table closes.
+
+    Attributes
+    ----------
+    room : int
+        The most rows.
+    replaced : int
+        How many rows ``put`` has replaced that were not stale.
     """
 
     def __init__(self, file: TableFile):
         self._file = file
+        self.replaced = 0
         self._buckets = np.uint64(file.slots // WAYS)
+        self.room = len(file.rows)
 
     @classmethod
-    def create(cls, dir_fd: int, name: str, slots: int) -> Table:
+    def create(cls, dir_fd: int, name: str, room: int) -> Table:
         """Make an empty table in a new file, in place of what a process that was killed left there.
 
         Parameters
@@ -79,15 +87,15 @@ class Table:
             The folder.
         name : str
             The file in it.
-        slots : int
-            The least number of slots; the next multiple of 16 is taken.  Each has 104 bytes on disk.
+        room : int
+            The least number of rows that it has room for; the next multiple of 8 is taken.
 
         Raises
         ------
         FileError
             The file could not be made, for example because the disk is full.
         """
-        return cls(TableFile.create(dir_fd, name, max(1, -(-slots // WAYS)) * WAYS))
+        return cls(TableFile.create(dir_fd, name, max(1, -(-2 * room // WAYS)) * WAYS))
 
     @classmethod
     def open(cls, dir_fd: int, name: str) -> Table:
@@ -105,9 +113,8 @@ class Table:
         return cls(TableFile.open(dir_fd, name, WAYS))
 
     @property
-    def slots(self) -> int:
-        """The number of slots, occupied or not."""
-        return self._file.slots
+    def _ring(self) -> Ring:
+        return Ring(self._file.rows, self._file.head)  # not kept: it would keep the file mapped
 
     def close(self) -> None:
         """Unmap and close the file.  A second call does nothing."""
@@ -126,7 +133,7 @@ class Table:
         """
         self._file.check()
 
-    def find(self, keys: Words, space: int) -> tuple[Rows, Numbers]:
+    def find(self, keys: Words, space: int, generations: Words | None = None) -> tuple[Rows, Numbers]:
         """Look up the rows of keys.
 
         Parameters
@@ -135,12 +142,14 @@ class Table:
             They may repeat.
         space : int
             The space of all of them, below 2**64.
+        generations : numpy.ndarray of uint64, shape (segments,), optional
+            The generation of each segment: most stale rows are not looked at.
 
         Returns
         -------
         rows : numpy.ndarray of ROW, shape (n,)
             Copies; zeros where a key is missing.
-        slots : numpy.ndarray of int64, shape (n,)
+        places : numpy.ndarray of int64, shape (n,)
             Where the rows are; -1 where a key is missing.
 
         Raises
@@ -150,52 +159,64 @@ class Table:
         """
         names = np.empty((len(keys), NAME_WORDS), np.uint64)
         names[:, :4], names[:, 4] = keys, space
-        rows, slots = self._find(names)
-        return rows_of(rows), slots
+        rows, places = self._find(names, generations)
+        return rows_of(rows), places
 
-    def _find(self, names: Words) -> tuple[Words, Numbers]:
-        """Return rows, shape (n, 12), and slots, shape (n,); what is torn is read again after each pause."""
+    def _find(self, names: Words, generations: Words | None) -> tuple[Words, Numbers]:
+        """Return rows, shape (n, 12), and places, shape (n,).
+
+        A row that is not the one that its word tells of may have been replaced between the two looks: its name is looked
+        up again at once, and if the row is torn, also after each pause.
+        """
         rows = np.zeros((len(names), ROW_WORDS), np.uint64)
-        slots = np.full(len(names), -1)
+        places = np.full(len(names), -1)
         wanted = np.arange(len(names))
         for pause in (*PAUSES, None):
             self.check()
-            which, places, found, same = self._candidates(names.take(wanted, axis=0))
-            if not (good := same.all()):
-                torn = which[~same]
-                which, places, found = which[same], places[same], found[same]
-            rows[wanted[which]] = found
-            slots[wanted[which]] = places
-            if good or pause is None or not len(wanted := np.setdiff1d(wanted[torn], wanted[which])):
+            which, slots, found = self._candidates(names.take(wanted, axis=0))
+            if generations is not None:
+                now = ~are_stale(self._file.words.take(slots), generations)
+                which, slots, found = which[now], slots[now], found[now]
+            same, whole = self._are(found, names.take(wanted.take(which), axis=0))
+            good = which[same]
+            rows[wanted[good]] = found[same]
+            places[wanted[good]] = places_in(self._file.words.take(slots[same]))
+            again = ~whole if pause else ~same
+            if pause is None or not again.any():
                 break
-            time.sleep(pause)
-        return rows, slots
+            wanted = np.setdiff1d(wanted[which[again]], wanted[good])
+            if pause:
+                time.sleep(pause)
+        return rows, places
 
     def _near(self, names: Words) -> tuple[Words, Numbers, Words]:
-        """Return the tags of names, their buckets, shape (n, 2), and the tags in these, shape (n, 2, 16)."""
-        tag = tags(names)
-        buckets = ((tag[:, None] >> _HALVES & _LOWER) * self._buckets >> _HALF).view(np.int64)
-        return tag, buckets, self._file.tags.reshape(-1, WAYS).take(buckets, axis=0)
+        """Return the hashes of names, their buckets, shape (n, 2), and the words in these, shape (n, 2, 16)."""
+        hashes = tags(names)
+        buckets = buckets_of(hashes, self._buckets)
+        return hashes, buckets, self._file.words.reshape(-1, WAYS).take(buckets, axis=0)
 
     def _candidates(
         self, names: Words, near: tuple[Words, Numbers, Words] | None = None
-    ) -> tuple[Numbers, Numbers, Words, Flags]:
-        """Return the slots with the tags of names: which name, which slot, the row, whether it is the name's row."""
-        tag, buckets, around = near or self._near(names)
-        hits = (around == tag[:, None, None]).reshape(-1).nonzero()[0]
+    ) -> tuple[Numbers, Numbers, Words]:
+        """Return what has the tags of names: which name, the slot of the word, the row, as it is now."""
+        hashes, buckets, around = near or self._near(names)
+        hits = have_tags(around, tags_of(hashes)[:, None, None]).reshape(-1).nonzero()[0]
         which = hits // (2 * WAYS)
         slots = buckets.reshape(-1).take(hits // WAYS) * WAYS + hits % WAYS
-        rows = self._file.rows.take(slots, axis=0)
-        same = _whole(rows)
-        differences = (rows[:, :NAME_WORDS] != names.take(which, axis=0)).reshape(-1).nonzero()[0]
-        same[differences // NAME_WORDS] = False
-        return which, slots, rows, same
+        places = np.minimum(places_in(around.reshape(-1).take(hits)), self.room - 1)
+        return which, slots, self._file.rows.take(places, axis=0)
+
+    @staticmethod
+    def _are(rows: Words, names: Words) -> tuple[Flags, Flags]:
+        """Tell which rows, shape (m, 12), are whole and have these names, shape (m, 5); and which are whole."""
+        whole = _whole(rows)
+        return whole & (rows[:, :NAME_WORDS] == names).all(axis=1), whole
 
     def put(self, rows: Rows, generations: Words) -> Flags:
-        """Store rows: in the place of the same key and space, in an empty slot, or in that of a stale row.
+        """Store rows: in place of the one of the same key and space, or of a stale one.
 
-        A row is stale if it is damaged, or if its generation is not that of its segment.  Of rows with the same
-        key and space the last one is stored.
+        A row is stale if its generation is not that of its segment.  Of rows with the same key and space the last one
+        is stored.
 
         Parameters
         ----------
@@ -211,61 +232,74 @@ class Table:
         """
         self.check()
         words = _guarded(rows)
-        placed = np.ones(len(words), np.bool_)
-        pending = np.arange(len(words))
+        places = self._ring.append(words, generations)
+        if (places < 0).any():
+            self._sweep()
+            places = self._ring.append(words, generations)
+        placed = places >= 0
+        pending = np.flatnonzero(placed)
         while len(pending):
-            new = words.take(pending, axis=0)
-            tag, slots = self._places(new[:, :NAME_WORDS].copy(), generations)
-            winners, losers = _last_of_each(slots)
-            self._write(slots.take(winners), tag.take(winners), new.take(winners, axis=0))
-            placed[pending[slots < 0]] = False
-            if not len(losers):
+            new, at = words.take(pending, axis=0), places.take(pending)
+            hashes, slots, superseded = self._slots_for(new[:, :NAME_WORDS].copy(), generations)
+            winners, losers = last_of_each(slots)
+            told = words_for(tags_of(hashes), new, at)
+            self._file.words[slots.take(winners)] = told.take(winners)
+            self._ring.free(superseded)
+            if not len(losers) and len(winners) == len(slots):
                 break
+            placed[pending[slots < 0]] = False
             rivals = winners[np.searchsorted(slots[winners], slots[losers])]
-            replaced = (new[losers, :NAME_WORDS] == new[rivals, :NAME_WORDS]).all(axis=1)
-            pending = pending[np.sort(losers[~replaced])]
+            replaced = losers[(new[losers, :NAME_WORDS] == new[rivals, :NAME_WORDS]).all(axis=1)]
+            self._ring.free(np.concatenate([at[slots < 0], at[replaced]]))
+            pending = pending[np.setdiff1d(losers, replaced)]
         return placed
 
-    def _write(self, slots: Numbers, tag: Words, rows: Words) -> None:
-        """Write rows, each to a slot of its own, so that nobody finds one under another's tag."""
-        other = slots[self._file.tags.take(slots) != tag]
-        self._file.tags[other] = 0
-        self._file.rows[slots] = rows
-        self._file.tags[slots] = tag
+    def _sweep(self) -> None:
+        """Free the rows to which no word points, such as those of a process that was killed before it wrote the words."""
+        lost = np.ones(self.room, np.bool_)
+        for slots, _ in self._walk():
+            lost[places_in(self._file.words.take(slots))] = False
+        self._ring.free(lost.nonzero()[0])
 
-    def _places(self, names: Words, generations: Words) -> tuple[Words, Numbers]:
-        """Return the tags of names, and the slot where each row should go, -1 where there is none."""
-        near = tag, buckets, around = self._near(names)
-        slots = np.full(len(names), -1)
-        which, places, rows, same = self._candidates(names, near)
-        if not same.all():  # the damaged row of this name is the first to be replaced
-            damaged = ~_whole(rows)
-            slots[which[damaged]] = places[damaged]
-        slots[which[same]] = places[same]
-        homeless = np.flatnonzero(slots < 0)
-        if len(homeless):
-            slots[homeless] = _roomiest(tag[homeless], buckets[homeless], around[homeless] == 0)
+    def _slots_for(self, names: Words, generations: Words) -> tuple[Words, Numbers, Numbers]:
+        """Return where the words of names go.
+
+        Returns
+        -------
+        hashes : numpy.ndarray of uint64, shape (n,)
+        slots : numpy.ndarray of int64, shape (n,)
+            -1 where there is none.
+        superseded : numpy.ndarray of int64, shape (m,)
+            Places of rows of these names, which are not stale.
+        """
+        near = hashes, buckets, around = self._near(names)
+        slots, superseded = np.full(len(names), -1), np.zeros(0, np.int64)
+        which, at, rows = self._candidates(names, near)
+        if len(which):
+            same, whole = self._are(rows, names.take(which, axis=0))
+            slots[which[~whole]] = at[~whole]  # a damaged row of this name is replaced
+            slots[which[same]] = at[same]
+            superseded = places_in(self._file.words.take(at[same & ~stale(rows, generations)]))
+            self.replaced += len(superseded)
+        for are_free in (lambda words: words == 0, lambda words: are_stale(words, generations)):
             homeless = np.flatnonzero(slots < 0)
-        if len(homeless):
-            stale = self._stale(buckets[homeless], generations)
-            slots[homeless] = _roomiest(tag[homeless], buckets[homeless], stale)
-        return tag, slots
-
-    def _stale(self, buckets: Numbers, generations: Words) -> Flags:
-        """Tell which rows of full buckets, shape (n, 2), are stale, shape (n, 2, 16)."""
-        slots = (buckets[:, :, None] * WAYS + np.arange(WAYS)).reshape(-1)
-        words, starts = self._file.rows.reshape(-1), slots * ROW_WORDS
-        stale = ~_current(words.take(starts + SEGMENT), words.take(starts + GENERATION), generations)
-        if not stale.reshape(-1, 2 * WAYS).any(axis=1).all():  # damaged rows are few, and take longer to tell
-            stale |= ~_whole(self._file.rows.take(slots, axis=0))
-        return stale.reshape(-1, 2, WAYS)
+            if len(homeless):
+                free = are_free(around[homeless])
+                slots[homeless] = roomiest(hashes[homeless], buckets[homeless], free)
+        return hashes, slots, superseded
 
     def remove(self, rows: Rows) -> None:
         """Forget those of these rows, shape (n,), that are in the table unchanged."""
         self.check()
         words = _guarded(rows)
-        which, slots, stored, same = self._candidates(words[:, :NAME_WORDS])
-        self._file.tags[slots[same & (stored[:, GUARD] == words[which, GUARD])]] = 0
+        which, slots, stored = self._candidates(words[:, :NAME_WORDS])
+        same, _ = self._are(stored, words[which, :NAME_WORDS])
+        self._remove(slots[same & (stored[:, GUARD] == words[which, GUARD])])
+
+    def _remove(self, slots: Numbers) -> None:
+        places = places_in(self._file.words.take(slots))
+        self._file.words[slots] = 0
+        self._ring.free(places)
 
     def clear(self, spaces: Iterable[int]) -> int:
         """Forget all rows of some spaces; return how many there were, stale ones included."""
@@ -273,7 +307,7 @@ class Table:
         cleared = 0
         for slots, rows in self._walk():
             inside = slots[np.isin(rows[:, NAME_WORDS - 1], numbers)]
-            self._file.tags[inside] = 0
+            self._remove(inside)
             cleared += len(inside)
         return cleared
 
@@ -285,39 +319,39 @@ class Table:
         generations : numpy.ndarray of uint64, shape (segments,)
             The generation of each segment.
         """
-        found = [
-            rows[_current(rows[:, SEGMENT], rows[:, GENERATION], generations)] for _, rows in self._walk()
-        ]
-        return rows_of(np.concatenate(found))
+        return rows_of(np.concatenate([rows[~stale(rows, generations)] for _, rows in self._walk()]))
 
     def largest_generation(self) -> int:
         """Return the largest generation of all rows, stale ones included; 0 if there are none."""
         return max((int(rows[:, GENERATION].max(initial=0)) for _, rows in self._walk()), default=0)
 
     def count(self) -> int:
-        """Return how many slots are occupied, also by stale rows; it reads all tags."""
+        """Return how many rows are listed, also stale ones; it reads all words."""
         self.check()
-        return int(np.count_nonzero(self._file.tags))
+        return int(np.count_nonzero(self._file.words))
 
     def _walk(self) -> Iterator[tuple[Numbers, Words]]:
-        """Yield the slots and the rows of the table, a chunk at a time, without those that are damaged."""
-        for start in range(0, self.slots, CHUNK):
+        """Yield the slots and the rows of all words, a chunk at a time, without those that are damaged."""
+        for start in range(0, self._file.slots, CHUNK):
             self.check()
-            tag = self._file.tags[start : start + CHUNK]
-            used = np.flatnonzero(tag)
-            rows = self._file.rows[start : start + CHUNK].take(used, axis=0)
-            good = _whole(rows) & (tags(rows[:, :NAME_WORDS]) == tag[used])
+            words = self._file.words[start : start + CHUNK]
+            used = np.flatnonzero(words)
+            words = words[used]
+            places = np.minimum(places_in(words), self.room - 1)
+            rows = self._file.rows.take(places, axis=0)
+            hashes = tags(rows[:, :NAME_WORDS])
+            good = _whole(rows) & (words_for(tags_of(hashes), rows, places) == words)
+            here = buckets_of(hashes, self._buckets) == (used + start)[:, None] // WAYS
+            good &= here.any(axis=1)
             yield used[good] + start, rows[good]
 
-    def grown(self, dir_fd: int, name: str, slots: int, generations: Words) -> Table:
+    def grown(self, dir_fd: int, name: str, room: int, generations: Words) -> Table:
         """Make another table with all rows of this one that are not stale.
 
         Parameters
         ----------
-        dir_fd, name
-            The new file, as for ``create``.
-        slots : int
-            The least number of slots.  There are more if that is too few for the rows.
+        dir_fd, name, room
+            As for ``create``.  There is more room if that is too little for the rows.
         generations : numpy.ndarray of uint64, shape (segments,)
             The generation of each segment.
 
@@ -328,26 +362,21 @@ class Table:
         DamagedError
             This table was damaged meanwhile.
         """
+        rows = self.live(generations)
+        rows = rows[np.lexsort((rows["offset"], rows["generation"]))]  # as they were stored
         while True:
-            larger = self.create(dir_fd, name, slots)
+            larger = self.create(dir_fd, name, room)
             try:
-                if self._copy(larger, generations):
+                parts = (rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK))
+                if all(larger.put(part, generations).all() for part in parts):
                     return larger
             except BaseException:
                 larger.close()
                 with suppress(OSError):
                     os.unlink(name, dir_fd=dir_fd)
                 raise
-            slots = 2 * larger.slots
+            room = 2 * larger.room
             larger.close()
-
-    def _copy(self, target: Table, generations: Words) -> bool:
-        """Put all rows that are not stale into another table; tell whether all found a place."""
-        for _, rows in self._walk():
-            live = rows[_current(rows[:, SEGMENT], rows[:, GENERATION], generations)]
-            if not target.put(rows_of(live), generations).all():
-                return False
-        return True
 
 
 def _guarded(rows: Rows) -> Words:
@@ -361,33 +390,3 @@ def _whole(rows: Words) -> Flags:
     """Tell which rows match their guards."""
     flags: Flags = rows[:, GUARD] == guards(rows)
     return flags
-
-
-def _current(segments: Words, written: Words, generations: Words) -> Flags:
-    """Tell for segments and generations of rows whether they are the generations of these segments."""
-    known: Flags = segments < len(generations)
-    places = np.where(known, segments, len(generations)).astype(np.int64)
-    known &= np.append(generations, np.uint64(0)).take(places) == written
-    return known
-
-
-def _last_of_each(slots: Numbers) -> tuple[Numbers, Numbers]:
-    """Return where each slot stands last, in the order of the slots, and where else it stands; -1 is no slot."""
-    order = slots.argsort(kind="stable")
-    order = order[np.searchsorted(slots.take(order), 0) :]
-    ordered = slots.take(order)
-    last = np.ones(len(order), np.bool_)
-    np.not_equal(ordered[1:], ordered[:-1], out=last[:-1])
-    return order[last], order[~last]
-
-
-def _roomiest(tag: Words, buckets: Numbers, free: Flags) -> Numbers:
-    """Return a free slot in that bucket of each pair which has more of them, -1 where there is none."""
-    counts = free.view(np.uint8) @ _ONES
-    lines = np.arange(len(tag))
-    side = (counts[:, 1] > counts[:, 0]).astype(np.int64)
-    sides = 2 * lines + side
-    order = _ORDERS.take((tag & _SIX_BITS).astype(np.int64), axis=0)
-    order *= free.reshape(-1, WAYS).take(sides, axis=0)
-    slots = buckets.reshape(-1).take(sides) * WAYS + order.argmax(axis=1)
-    return np.where(counts.any(axis=1), slots, -1)

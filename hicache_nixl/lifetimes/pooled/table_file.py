@@ -1,7 +1,8 @@
-"""The file of a table, mapped into memory: a header, the tag of each slot, the row of each slot."""
+"""The file of a table, mapped into memory: a header, the words, and a row for every two of them."""
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -15,12 +16,16 @@ from ...errors import ClosedError, DamagedError, FileError, NewerFormatError
 from ...transport.folder import FILE_MODE
 from .folder import write_in_place
 from .row import ROW, ROW_WORDS
+from .words import MOST_ROWS
 
-MAGIC, FORMAT = b"hicache_nixl idx", 1
-TAGS_START = 4096  # bytes; a page of memory for the header
+MAGIC, FORMAT = b"hicache_nixl idx", 2
+WORDS_START = 4096  # bytes; a page of memory for the header
+HEAD = 32  # where in the header the place after the row that was written last is
 _HEADER = struct.Struct("<16sQQ")  # magic, format, slots
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _CLOSED = -1
+# Words are written anywhere: to make their pages of memory one by one would take 8 us for each, in the first calls.
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of <linux/mman.h>
 
 
 class TableFile:
@@ -31,11 +36,13 @@ class TableFile:
     Attributes
     ----------
     slots : int
-        A multiple of the slots of a bucket.
-    tags : numpy.ndarray of uint64, shape (slots,)
-        The mapped tags.
-    rows : numpy.ndarray of uint64, shape (slots, 12)
-        The mapped rows, as words.
+        Of words: a multiple of those of a bucket.
+    head : numpy.ndarray of uint64, shape (1,)
+        The place in the ring of rows that is written next.
+    words : numpy.ndarray of uint64, shape (slots,)
+        See the module ``words``.
+    rows : numpy.ndarray of uint64, shape (slots // 2, 12)
+        The mapped rows.
     """
 
     def __init__(self, fd: int, name: str, least_slots: int):
@@ -51,14 +58,16 @@ class TableFile:
                 raise FileError.of(error, name) from error
             raise
         self._end = weakref.finalize(self, os.close, fd)
-        self.tags = np.frombuffer(self._map, np.uint64, self.slots, TAGS_START)
-        self.rows = np.frombuffer(
-            self._map, np.uint64, self.slots * ROW_WORDS, TAGS_START + self.tags.nbytes
-        ).reshape(self.slots, ROW_WORDS)
+        self.head = np.frombuffer(self._map, np.uint64, 1, HEAD)
+        self.words = np.frombuffer(self._map, np.uint64, self.slots, WORDS_START)
+        room, start = self.slots // 2, WORDS_START + self.words.nbytes
+        self.rows = np.frombuffer(self._map, np.uint64, room * ROW_WORDS, start).reshape(room, ROW_WORDS)
 
     @classmethod
     def create(cls, dir_fd: int, name: str, slots: int) -> TableFile:
         """Make the file of an empty table, in place of a file of that name; raise ``FileError``."""
+        if slots > 2 * MOST_ROWS:
+            raise FileError(errno.EFBIG, f"more than {MOST_ROWS} pages cannot be listed", name)
         try:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=dir_fd)
@@ -75,7 +84,10 @@ class TableFile:
                 raise
         except OSError as error:
             raise FileError.of(error, name) from error
-        return cls(fd, name, slots)
+        file = cls(fd, name, slots)
+        with suppress(OSError):  # before Linux 5.14
+            file._map.madvise(_POPULATE_WRITE, 0, WORDS_START + file.words.nbytes)
+        return file
 
     @classmethod
     def open(cls, dir_fd: int, name: str, least_slots: int) -> TableFile:
@@ -100,7 +112,8 @@ class TableFile:
         """Unmap and close the file.  A second call does nothing."""
         if self._fd != _CLOSED:
             self._fd = _CLOSED
-            self.tags, self.rows = np.empty(0, np.uint64), np.empty((0, ROW_WORDS), np.uint64)
+            self.head = self.words = np.empty(0, np.uint64)
+            self.rows = np.empty((0, ROW_WORDS), np.uint64)
             with suppress(BufferError):  # a call in another thread still reads; its end unmaps
                 self._map.close()
             del self._map
@@ -109,7 +122,7 @@ class TableFile:
 
 def _size_of(slots: int) -> int:
     """Return the size in bytes of the file of a table."""
-    return TAGS_START + slots * (8 + ROW.itemsize)
+    return WORDS_START + slots * 8 + slots // 2 * ROW.itemsize
 
 
 def _slots_of(fd: int, name: str, least: int) -> int:

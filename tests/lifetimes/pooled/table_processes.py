@@ -61,7 +61,7 @@ def read(dir_fd, until, pipe, seed):
 
 def concurrent(dir_fd, seconds):
     """One process updates a table while two read it."""
-    with Table.create(dir_fd, "index", 2 * KEYS) as table:
+    with Table.create(dir_fd, "index", 4 * KEYS) as table:
         table.put(make_rows(range(KEYS)), GENERATIONS)
     until, (output, pipe) = time.monotonic() + seconds, os.pipe()
     children = [forked(update, dir_fd, until), *(forked(read, dir_fd, until, pipe, seed) for seed in (2, 3))]
@@ -108,7 +108,7 @@ def kills(dir_fd, count):
     chance, seen = random.Random(4), Counter()
     shared = np.frombuffer(mmap.mmap(-1, 16), np.int64)
     begun, done = shared[:1], shared[1:]
-    with Table.create(dir_fd, "index", 2 * KEYS) as table:
+    with Table.create(dir_fd, "index", 4 * KEYS) as table:
         table.put(make_rows(range(KEYS), 0), GENERATIONS)
         for _ in range(count):
             before = begun[0]

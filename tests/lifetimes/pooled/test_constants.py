@@ -14,8 +14,10 @@ from support import keys_of, make_pool, names_open, storage_config
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lifetimes.pooled import lifetime as pooled
+from hicache_nixl.lifetimes.pooled import transfers
 
 PAGES, LANES = 8, 2
+SEGMENTS = [f"pooled/segment-{number:04}" for number in range(LANES)]  # each lane writes to one
 IDLE = ["pooled", "pooled/index.0", "pooled/index.0", "pooled/locks", "pooled/state", "pooled/state"]
 
 
@@ -30,7 +32,8 @@ def alive(regions_alive):
 
     def watch(store):
         each = [
-            regions_alive(SimpleNamespace(registration=lane.registration)) for lane in store.lifetime._lanes
+            regions_alive(SimpleNamespace(registration=lane.registration))
+            for lane in store.lifetime._transfers.lanes
         ]
         return lambda: sum(each, Counter())
 
@@ -38,7 +41,7 @@ def alive(regions_alive):
 
 
 def test_descriptors_and_registrations_after_every_call(make_store, pool, folder, alive, monkeypatch):
-    monkeypatch.setattr(pooled, "LARGE", 1)  # bytes from which both agents take part
+    monkeypatch.setattr(transfers, "LARGE", 1)  # bytes from which both agents take part
     store = make_store("pooled")
     registered = alive(store)
     assert (names_open(folder), registered()) == (IDLE, Counter())
@@ -48,14 +51,14 @@ def test_descriptors_and_registrations_after_every_call(make_store, pool, folder
     for number in range(3):
         assert all(store.batch_set_v1(keys_of(PAGES, f"{number}-"), pool.page_indices(0, PAGES)))
         assert all(store.batch_get_v1(keys_of(PAGES, f"{number}-"), pool.page_indices(0, PAGES)))
-        assert names_open(folder) == sorted([*IDLE, "pooled/segment-0000"])
+        assert names_open(folder) == sorted([*IDLE, *SEGMENTS])
         assert registered() == memory + Counter(FILE_SEG=LANES)
     threads = threading.active_count()
     assert store.set("value", torch.zeros(4)), "registered for the call"
     assert torch.equal(store.get("value", torch.ones(4)), torch.zeros(4))
     assert store.batch_exists(keys_of(PAGES, "0-")) == PAGES
     store.register_mem_pool_host(pool)
-    assert names_open(folder) == sorted([*IDLE, "pooled/segment-0000"])
+    assert names_open(folder) == sorted([*IDLE, *SEGMENTS])
     assert registered() == memory + Counter(FILE_SEG=LANES)
     assert threading.active_count() == threads
     store.close()
@@ -79,7 +82,7 @@ def test_stores_that_nobody_closes_end_with_their_objects(make_store, folder, po
     threads = threading.active_count()
     store = HiCacheNixl(storage_config("pooled"), str(folder))
     store.register_mem_pool_host(pool)
-    store.lifetime._worker.submit(int).result()
+    store.lifetime._transfers._worker.submit(int).result()
     assert store.set("value", torch.zeros(4))
     del store
     assert (names_open(folder), threading.active_count()) == ([], threads)

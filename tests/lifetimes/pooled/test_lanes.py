@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hicache_nixl.lifetimes.pooled.lanes import MOST_BYTES, merged
+from hicache_nixl.lifetimes.pooled.lanes import MOST_BYTES, Pieces, merged
 
 
 def bytes_moved(memory, offsets, sizes):
@@ -23,7 +23,7 @@ def bytes_moved(memory, offsets, sizes):
 )
 def test_the_same_bytes_are_moved(pieces):
     memory, offsets, sizes = np.array(pieces, np.int64).T
-    found = merged(memory, offsets, sizes)
+    found = merged(Pieces(memory, offsets, sizes))
     assert bytes_moved(*(part.tolist() for part in found)) == bytes_moved(memory, offsets, sizes)
     assert sum(found[2]) == sum(sizes)
 
@@ -31,7 +31,7 @@ def test_the_same_bytes_are_moved(pieces):
 @given(st.integers(1, 400), st.sampled_from([4096, 65536, 3 << 20]))
 def test_a_run_is_as_few_operations_as_their_largest_size_allows(pieces, size):
     starts = np.arange(pieces) * size
-    memory, offsets, sizes = merged(starts + 12345, starts, np.full(pieces, size))
+    memory, offsets, sizes = merged(Pieces(starts + 12345, starts, np.full(pieces, size)))
     most = max(MOST_BYTES, size)
     assert len(memory) == -(-pieces * size // most)
     assert sizes.max() <= most

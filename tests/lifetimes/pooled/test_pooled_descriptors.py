@@ -37,7 +37,8 @@ def test_descriptors_are_the_segments_and_a_constant(make_store, folder, keys, s
     )
     fill(store, pool, keys)
     segments = {f"pooled/{path.name}": 1 for path in (folder / "pooled").glob("segment-*")}
-    assert len(segments) == min(SEGMENTS, -(-keys * PAGE_BYTES // (segment_mb << 20)))
+    needed = -(-keys * PAGE_BYTES // (segment_mb << 20))
+    assert min(SEGMENTS, needed) <= len(segments) <= min(SEGMENTS, needed + 1), "two are written at once"
     assert open_files(folder) == CONSTANT | segments
     store.close()
     assert names_open(folder) == []

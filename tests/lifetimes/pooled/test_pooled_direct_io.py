@@ -13,8 +13,9 @@ from support import as_bytes, keys_of, names_open, scramble
 
 from hicache_nixl.host.pools import pool_for_page_bytes
 
-PAGES = 4
-ALIGNED, UNALIGNED = 1 << 16, 6144  # two pieces of 32 KiB, or of 3 KiB
+PAGES = 8
+# Two pieces of 32 KiB; of 1 KiB, which are moved together; of 16.3 KiB, which are not.
+ALIGNED, SMALL, UNALIGNED = 1 << 16, 1 << 11, 33408
 
 
 def round_trip(store, pool):
@@ -32,7 +33,7 @@ def used(monkeypatch):
 
     def watch(store):
         seen = []
-        lane = store.lifetime._lanes[0]
+        lane = store.lifetime._transfers.lanes[0]
         move = lane.move
 
         def observed(direction, fd, *args):
@@ -46,7 +47,7 @@ def used(monkeypatch):
     return watch
 
 
-@pytest.mark.parametrize(("page_bytes", "direct"), [(ALIGNED, True), (UNALIGNED, False)])
+@pytest.mark.parametrize(("page_bytes", "direct"), [(ALIGNED, True), (SMALL, True), (UNALIGNED, False)])
 def test_pages_go_past_the_page_cache_where_they_are_aligned(
     make_store, folder, log, used, page_bytes, direct
 ):

@@ -22,8 +22,7 @@ from support import (
 )
 
 from hicache_nixl.errors import DamagedError, FileError
-from hicache_nixl.lifetimes.pooled import lifetime as pooled
-from hicache_nixl.lifetimes.pooled import locks
+from hicache_nixl.lifetimes.pooled import locks, transfers
 from hicache_nixl.lifetimes.pooled.locks import Locks
 
 IN_NIXL = {name: fault for name, fault in FAULTS.items() if fault.method != "open"}
@@ -65,7 +64,9 @@ def works(store, pool, original, folder, log):
 
 def observed_lane(store, lane, folder, replace_method, monkeypatch):
     """Observe one of the two agents."""
-    one = SimpleNamespace(lifetime=SimpleNamespace(registration=store.lifetime._lanes[lane].registration))
+    one = SimpleNamespace(
+        lifetime=SimpleNamespace(registration=store.lifetime._transfers.lanes[lane].registration)
+    )
     return Observed(one, folder, replace_method, monkeypatch)
 
 
@@ -110,7 +111,7 @@ def test_a_failed_get_fails_its_pages_and_keeps_them(
     store, pool, folder, replace_method, monkeypatch, log, works, name, lane
 ):
     """The second agent loads the second half of what is loaded in two threads."""
-    monkeypatch.setattr(pooled, "LARGE", 1)
+    monkeypatch.setattr(transfers, "LARGE", 1)
     observed, good = observed_lane(store, lane, folder, replace_method, monkeypatch), passes(IN_NIXL[name])
     keys = ["page0", "page0", "page1", "page1"]
     disarm = observed.arm(IN_NIXL[name])
@@ -128,8 +129,8 @@ def test_a_get_returns_when_the_second_thread_has_ended_though_the_first_has_fai
     store, pool, replace_method, monkeypatch, works
 ):
     """Its transfer still writes into the pages."""
-    monkeypatch.setattr(pooled, "LARGE", 1)
-    agents = [lane.registration.agent for lane in store.lifetime._lanes]
+    monkeypatch.setattr(transfers, "LARGE", 1)
+    agents = [lane.registration.agent for lane in store.lifetime._transfers.lanes]
     go_on, polled, answers = threading.Event(), threading.Event(), []
     poll = agents[1].check_xfer_state
 
@@ -162,11 +163,11 @@ def test_on_posix_aio_an_agent_that_failed_is_replaced_and_both_lanes_work_on(
     make_store, pool, original, folder, replace_method, monkeypatch, log, lane
 ):
     """One page for each lane is loaded, so it is not tried again."""
-    monkeypatch.setattr(pooled, "LARGE", 1)
+    monkeypatch.setattr(transfers, "LARGE", 1)
     store = make_store("pooled", pool=pool, posix={"queue": "posix_aio"})
     assert all(set_pages(store, pool))
     assert all(get_pages(store, pool))
-    lanes = store.lifetime._lanes
+    lanes = store.lifetime._transfers.lanes
     before = [one.registration.agent for one in lanes]
     replace_method(before[lane], "transfer", lambda handle: "ERR")
     assert get_pages(store, pool) == [page != lane for page in range(PAGES)]
@@ -187,7 +188,7 @@ def test_memory_that_a_new_agent_refuses_is_registered_with_each_call(
 ):
     store = make_store("pooled", pool=pool, posix={"queue": "posix_aio"})
     assert all(set_pages(store, pool))
-    lane = store.lifetime._lanes[0]
+    lane = store.lifetime._transfers.lanes[0]
     register = lane.registration.register
     replace_method(lane.registration.agent, "transfer", lambda handle: "ERR")
     replace_method(lane.registration, "register", lambda *args: raising(MADE)(None))
@@ -206,8 +207,8 @@ def test_memory_that_a_new_agent_refuses_is_registered_with_each_call(
 @pytest.mark.parametrize("large", [1, 1 << 30], ids=["second thread", "one thread"])
 def test_checksums_that_cannot_be_computed_fail_the_call(store, pool, monkeypatch, log, works, large):
     with monkeypatch.context() as patch:
-        patch.setattr(pooled, "LARGE", large)
-        patch.setattr(pooled, "checksums", lambda *args: raising(MADE)(None))
+        patch.setattr(transfers, "LARGE", large)
+        patch.setattr(transfers, "checksums", lambda *args: raising(MADE)(None))
         assert set_pages(store, pool) == [False] * PAGES
         assert "unexpected error" in log.line()
         assert get_pages(store, pool) == [False] * PAGES
@@ -219,9 +220,9 @@ def test_checksums_that_cannot_be_computed_fail_the_call(store, pool, monkeypatc
 def test_without_its_second_thread_large_batches_fail_and_small_ones_do_not(
     store, pool, monkeypatch, log, works, direction
 ):
-    store.lifetime._worker.shutdown()
+    store.lifetime._transfers._worker.shutdown()
     with monkeypatch.context() as patch:
-        patch.setattr(pooled, "LARGE", 1)
+        patch.setattr(transfers, "LARGE", 1)
         assert (set_pages if direction == "set" else get_pages)(store, pool) == [False] * PAGES
     assert "unexpected error" in log.line()
     works()
@@ -230,7 +231,7 @@ def test_without_its_second_thread_large_batches_fail_and_small_ones_do_not(
 def test_pages_that_cannot_be_listed_are_not_stored(store, pool, monkeypatch, log, works):
     full = FileError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index.1")
     with monkeypatch.context() as patch:
-        patch.setattr(store.lifetime._store.index, "put", lambda *args: raising(full)(None))
+        patch.setattr(store.lifetime._store.index, "put", lambda *args, **kwargs: raising(full)(None))
         assert set_pages(store, pool) == [False] * PAGES
     assert "WRITE of 2, first 'page0': [Errno 28] No space left on device: 'index.1'" in log.line()
     works()

@@ -23,8 +23,7 @@ from support import (
 )
 
 from hicache_nixl.config import QUEUES
-from hicache_nixl.lifetimes.pooled import lifetime as pooled
-from hicache_nixl.lifetimes.pooled import opening
+from hicache_nixl.lifetimes.pooled import opening, transfers
 
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO]
 
@@ -59,7 +58,8 @@ def test_a_write_that_the_kernel_refuses_leaves_the_older_pages(
         request.getfixturevalue("needs_io_uring")
     store = make_store("pooled", pool=pool, posix={"queue": queue})
     assert all(set_pages(store, pool))
-    assert store.set("filler", torch.zeros(600 << 10, dtype=torch.uint8))
+    filler = torch.zeros(600 << 10, dtype=torch.uint8)  # in the segments of both writers
+    assert store.batch_set(["filler0", "filler1"], [filler, filler])
     scramble(pool)
     with file_size_limit(512 << 10):
         assert set_pages(store, pool) == [False] * PAGES
@@ -93,10 +93,11 @@ def test_writes_that_fail_do_not_affect_the_loads_of_another_thread(
     make_store, pool, original, log, run_together, monkeypatch, queue
 ):
     """On posix_aio each of them replaces the agent, for which a running load is waited for."""
-    monkeypatch.setattr(pooled, "LARGE", 1)
+    monkeypatch.setattr(transfers, "LARGE", 1)
     store = make_store("pooled", pool=pool, posix={"queue": queue})
     assert all(set_pages(store, pool))
-    assert store.set("filler", torch.zeros(600 << 10, dtype=torch.uint8))
+    filler = torch.zeros(600 << 10, dtype=torch.uint8)  # in the segments of both writers
+    assert store.batch_set(["filler0", "filler1"], [filler, filler])
     elsewhere = pool.page_indices(PAGES, PAGES)
 
     def setting():
@@ -153,7 +154,7 @@ def test_a_quota_makes_the_oldest_pages_give_way_and_without_any_room_a_batch_fa
 
 @pytest.mark.parametrize("code", NO_ROOM, ids=errno.errorcode.get)
 def test_pages_for_which_the_index_cannot_grow_are_not_stored(make_store, pool, monkeypatch, log, code):
-    monkeypatch.setattr(opening, "LEAST_SLOTS", 16)
+    monkeypatch.setattr(opening, "LEAST_ROOM", 16)
     store = make_store("pooled", pool=pool)
     pages = pool.page_indices(0, PAGES)
     assert all(set_pages(store, pool))

@@ -68,6 +68,6 @@ def test_nothing_is_written_again_while_there_is_room(store, pool):
     assert all(store.batch_set_v1(used, pool.page_indices(0, PAGES)))
     fill(store, pool, SEGMENTS // 2, "other")
     segments = store.lifetime._store.segments
-    before = segments._head
+    before = segments._writers[0].head
     assert all(store.batch_get_v1(used, pool.page_indices(0, PAGES)))
-    assert segments._head == before
+    assert segments._writers[0].head == before

@@ -17,12 +17,12 @@ from support import names_open
 from hicache_nixl.errors import DamagedError, FileError, HiCacheNixlError, NewerFormatError
 from hicache_nixl.lifetimes.pooled import table as table_module
 from hicache_nixl.lifetimes.pooled.table import Table
-from hicache_nixl.lifetimes.pooled.table_file import TAGS_START
+from hicache_nixl.lifetimes.pooled.table_file import WORDS_START
 
 GENERATIONS = np.ones(4, np.uint64)
-ROWS, SLOTS = 100, 256
-ROWS_START = TAGS_START + 8 * SLOTS
-END = ROWS_START + 96 * SLOTS
+ROWS, ROOM = 100, 256
+ROWS_START = WORDS_START + 16 * ROOM
+END = ROWS_START + 96 * ROOM
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,7 +40,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def table(dir_fd):
-    with Table.create(dir_fd, "index", SLOTS) as table:
+    with Table.create(dir_fd, "index", ROOM) as table:
         assert table.put(make_rows(range(ROWS)), GENERATIONS).all()
         yield table
 
@@ -50,11 +50,11 @@ def flip(fd, bit):
     os.pwrite(fd, bytes([byte ^ 1 << bit % 8]), bit // 8)
 
 
-# Bits of tags, of rows, of the header, and anywhere; most pages of memory hold rows.
+# Bits of words, of rows, of the header, and anywhere; most pages of memory hold rows.
 BYTES = st.one_of(
-    st.integers(TAGS_START, ROWS_START - 1),
+    st.integers(WORDS_START, ROWS_START - 1),
     st.integers(ROWS_START, END - 1),
-    st.integers(0, 31),
+    st.integers(0, 39),
     st.integers(0, END - 1),
 )
 
@@ -68,7 +68,7 @@ def test_flipped_bits_never_make_a_wrong_row(bits):
     with contextlib.ExitStack() as stack:
         dir_fd = os.open(stack.enter_context(tempfile.TemporaryDirectory()), os.O_RDONLY)
         stack.callback(os.close, dir_fd)
-        table = stack.enter_context(Table.create(dir_fd, "index", SLOTS))
+        table = stack.enter_context(Table.create(dir_fd, "index", ROOM))
         table.put(rows, GENERATIONS)
         fd = os.open("index", os.O_RDWR, dir_fd=dir_fd)
         stack.callback(os.close, fd)
@@ -80,11 +80,11 @@ def test_flipped_bits_never_make_a_wrong_row(bits):
         live = table.live(GENERATIONS)
         assert same_but_guard(live, rows[live_numbers(live)]).all()
         with contextlib.suppress(HiCacheNixlError), Table.open(dir_fd, "index") as reopened:
-            assert reopened.slots == SLOTS
+            assert reopened.room == ROOM
         newer = make_rows(range(ROWS), 2)
         assert table.put(newer, GENERATIONS).all()
         assert same_but_guard(table.find(keys, SPACE)[0], newer).all()
-        with table.grown(dir_fd, "grown", SLOTS, GENERATIONS) as grown:
+        with table.grown(dir_fd, "grown", ROOM, GENERATIONS) as grown:
             assert same_but_guard(grown.find(keys, SPACE)[0], newer).all()
             assert grown.count() == ROWS
 
@@ -98,8 +98,8 @@ def live_numbers(live):
 def test_a_file_of_random_bytes_holds_no_row(table, path):
     rng = np.random.default_rng(0)
     with path.open("r+b") as file:
-        file.seek(TAGS_START)
-        file.write(rng.bytes(104 * SLOTS))
+        file.seek(WORDS_START)
+        file.write(rng.bytes(112 * ROOM))
     assert (table.find(keys_of(range(ROWS)), SPACE)[1] == -1).all()
     assert len(table.live(GENERATIONS)) == table.clear([SPACE]) == 0
     assert table.put(make_rows(range(ROWS)), GENERATIONS).all()
@@ -117,7 +117,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("size", [0, 100, TAGS_START, ROWS_START + 96, 10**6])
+@pytest.mark.parametrize("size", [0, 100, WORDS_START, ROWS_START + 96, 10**6])
 def test_a_table_cut_or_extended_while_it_is_open(table, path, call, size):
     os.truncate(path, size)
     with pytest.raises(DamagedError, match=f"index has {size} bytes instead of"):
@@ -134,7 +134,7 @@ def test_a_table_removed_while_it_is_open(table, path, call):
 def test_a_table_removed_while_it_grows(table, path, dir_fd, tmp_path, monkeypatch):
     monkeypatch.setattr(Table, "put", lambda *_: (path.unlink(), table.check()))
     with pytest.raises(DamagedError, match="index was removed"):
-        table.grown(dir_fd, "other", SLOTS, GENERATIONS)
+        table.grown(dir_fd, "other", ROOM, GENERATIONS)
     assert not list(tmp_path.iterdir())
     table.close()
     assert names_open(tmp_path) == []
@@ -160,7 +160,7 @@ def refused(dir_fd, tmp_path, error, match):
     ids=["missing", "symbolic_link", "folder", "fifo", "empty", "other_contents"],
 )
 def test_what_is_no_table_is_refused(dir_fd, tmp_path, path, make, error, match):
-    with Table.create(dir_fd, "elsewhere", SLOTS):
+    with Table.create(dir_fd, "elsewhere", ROOM):
         pass
     make(path)
     refused(dir_fd, tmp_path, error, match)
@@ -169,11 +169,11 @@ def test_what_is_no_table_is_refused(dir_fd, tmp_path, path, make, error, match)
 @pytest.mark.parametrize(
     ("version", "slots", "error", "match"),
     [
-        (2, SLOTS, NewerFormatError, "format 2, and this version reads up to 1"),
-        (0, SLOTS, DamagedError, "damaged: format 0"),
-        (1, 2 * SLOTS, DamagedError, "damaged: format 1, 512 slots, 30720 bytes"),
-        (1, 0, DamagedError, "0 slots"),
-        (1, 2**63, DamagedError, "slots"),
+        (3, 2 * ROOM, NewerFormatError, "format 3, and this version reads up to 2"),
+        (1, 2 * ROOM, DamagedError, "damaged: format 1"),
+        (2, 4 * ROOM, DamagedError, "damaged: format 2, 1024 slots, 32768 bytes"),
+        (2, 0, DamagedError, "0 slots"),
+        (2, 2**63, DamagedError, "slots"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(table, path, dir_fd, tmp_path, version, slots, error, match):
@@ -183,7 +183,7 @@ def test_a_header_that_does_not_fit_is_refused(table, path, dir_fd, tmp_path, ve
     refused(dir_fd, tmp_path, error, match)
 
 
-@pytest.mark.parametrize("size", [0, 10, TAGS_START, ROWS_START + 96, 10**6])
+@pytest.mark.parametrize("size", [0, 10, WORDS_START, ROWS_START + 96, 10**6])
 def test_a_file_that_was_cut_or_extended_is_refused(table, path, dir_fd, tmp_path, size):
     os.truncate(path, size)
     refused(dir_fd, tmp_path, DamagedError, "damaged|not an index")
