@@ -48,7 +48,7 @@ class Lane:
         self.registration = NixlRegistration(backend)
         self._memory: dict[Range, Any] = {}  # registrations
         self._pools: list[Range] = []  # those of them that are replaced
-        self._files: dict[int, int] = {}  # size by descriptor
+        self._files: dict[int, Any] = {}  # registrations by descriptor
         self._changing = threading.Lock()
         self._one_at_a_time: AbstractContextManager[Any] = (
             threading.Lock() if backend.keeps_failed_io else nullcontext()
@@ -75,8 +75,13 @@ class Lane:
     def _register_file(self, fd: int, size: int) -> None:
         with self._changing:
             if fd not in self._files:
-                self.registration.register([(0, size, fd, "")], "FILE")
-                self._files[fd] = size
+                self._files[fd] = self.registration.register([(0, size, fd, "")], "FILE")
+
+    def forget_files(self) -> None:
+        """Deregister all files, whose descriptors may be those of other files later."""
+        with self._one_at_a_time, self._changing:
+            while self._files:
+                self.registration.deregister(self._files.popitem()[1])
 
     def move(self, direction: str, fd: int, file_size: int, pieces: Pieces) -> None:
         """Move pieces between host memory and one file, and wait for the end.

@@ -26,6 +26,7 @@ from ...names import Named, PageNames
 from ...transport.registration import Buffer
 from ..outcome import MOVED, Outcome
 from .folder import open_file
+from .healing import Healing, healed
 from .keys import numbers_of, space_of
 from .mapped import only_mapped
 from .opening import Store
@@ -52,17 +53,24 @@ class Lifetime:
             self.registration = self._transfers.lanes[0].registration
             if self.registration.plugin in OBJ_PLUGINS:
                 raise ConfigError("lifetime: pooled keeps pages in files; with OBJ use scoped")
-            self._store = stack.enter_context(_opened(config, storage_dir))
-            direct = self._opened_direct(stack) if config.use_direct_io else None
-            self._transfers.attach(self._store, direct)
+            self._config, self._of_store = config, stack.enter_context(ExitStack())
+            self.healing = Healing(storage_dir, self.open(storage_dir))
             # Without ``close()``, after an interrupt or in a program that forgets it, the object ends it all.  At
             # the end of the process a thread may still be in a transfer, so there it does not.
             self._end = weakref.finalize(self, deferred, stack.pop_all().close)
             self._end.atexit = False
-        self._seen = Seen(self._store.state, self._store.index)
-        self.direct = direct is not None
 
-    def _opened_direct(self, stack: ExitStack) -> Segments | None:
+    def open(self, storage_dir: str) -> Store:
+        """Open the store, in place of one that is lost and that no call uses."""
+        self._transfers.detach()
+        self._of_store.close()
+        self._store = self._of_store.enter_context(_opened(self._config, storage_dir))
+        direct = self._opened_direct() if self._config.use_direct_io else None
+        self._transfers.attach(self._store, direct)
+        self._seen, self.direct = Seen(self._store.state, self._store.index), direct is not None
+        return self._store
+
+    def _opened_direct(self) -> Segments | None:
         """Return the segments once more, opened with O_DIRECT; None where the file system does not support it."""
         store = self._store
         try:
@@ -70,13 +78,16 @@ class Lifetime:
         except FileError as error:
             logger.warning("use_direct_io falls back to the page cache: %s", error)
             return None
-        return stack.enter_context(closing(Segments(store.dir_fd, store.state, store.locks, os.O_DIRECT, 0)))
+        return self._of_store.enter_context(
+            closing(Segments(store.dir_fd, store.state, store.locks, os.O_DIRECT, 0))
+        )
 
     @property
     def recycled(self) -> int:
         """How many segments this store has recycled."""
         return self._store.segments.recycled
 
+    @healed
     def check_pages(self, sizes: Sequence[int], most: int) -> None:
         """Raise ``ConfigError`` if a page is larger than a segment, or a call larger than the store."""
         self._store.check_pages(max(sizes) * len(sizes), most)
@@ -89,6 +100,7 @@ class Lifetime:
 
     # -- pages -----------------------------------------------------------------------------------------
 
+    @healed
     @only_mapped
     def store(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Append pages to the own segment, and list them when all their bytes are there."""
@@ -140,6 +152,7 @@ class Lifetime:
                     segments.published(place, slot * len(sizes))
         return outcomes, listed
 
+    @healed
     @only_mapped
     def load(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Read pages from their segments, which nobody recycles meanwhile, and compare their checksums."""
@@ -225,6 +238,7 @@ class Lifetime:
             space, keys = space_of(pages.suffix, pages.endings), [pages.keys[page] for page in which]
             self._seen.note(version, space, int(places.sizes.sum()), keys, again)
 
+    @healed
     def present(self, pages: Named, sizes: Sequence[int] | None) -> list[bool]:
         """Look pages up."""
         found: list[bool] = self._find(pages, sum(sizes or ()))[1].tolist()
@@ -232,6 +246,7 @@ class Lifetime:
 
     # -- the rest --------------------------------------------------------------------------------------
 
+    @healed
     def clear(self, names: PageNames) -> int:
         """Forget the pages of a configuration; the room is used again when their segments are recycled."""
         return self._store.index.clear({space_of(own.suffix, own.endings) for own in names.own()})

@@ -52,9 +52,9 @@ class Locks:
         try:
             inode = os.stat(NAME, dir_fd=self._dir_fd, follow_symlinks=False).st_ino
         except OSError as error:
-            raise DamagedError(f"{NAME} was removed ({error.strerror}): open the store again") from error
+            raise DamagedError(f"{NAME} was removed ({error.strerror})") from error
         if inode != self._inode:
-            raise DamagedError(f"{NAME} was replaced: open the store again")
+            raise DamagedError(f"{NAME} was replaced")
 
     def _try(self, kind: int, byte: int) -> bool:
         """Set or release a lock without waiting; return False if another process holds it."""

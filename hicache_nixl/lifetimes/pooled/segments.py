@@ -358,9 +358,9 @@ class Segments:
             with self._placing, self._locks.index():
                 for writer in self._writers:
                     self._leave(writer, is_open=True)
-        except ClosedError:
+        except (ClosedError, DamagedError):  # there is no order to leave it in
             pass
-        except (DamagedError, FileError) as error:  # its room is not used before it is recycled
+        except FileError as error:  # its room is not used before it is recycled
             logger.warning("the own segment could not be left in good order: %s", error)
         finally:
             while self._fds:

@@ -89,7 +89,7 @@ class State:
             _refuse_newer(fd)
             self._dir_fd, self._fd, self._inode = dir_fd, fd, os.fstat(fd).st_ino
             self.in_place = is_written_in_place(fd)
-            self.check()
+            self._check_file()
             self._memory = mmap.mmap(fd, SIZE, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE)
         except BaseException:
             os.close(fd)
@@ -100,7 +100,7 @@ class State:
         self.is_new = not self.header.tobytes().strip(b"\0")  # or its maker was killed before ``begin``
         try:
             if not self.is_new or read_only:
-                self._check_format()
+                self.check_format()
         except BaseException:
             self.close()
             raise
@@ -112,7 +112,8 @@ class State:
         header["segment_bytes"], header["segments"], header["next_generation"] = segment_bytes, segments, 1
         self.header[:] = header
 
-    def _check_format(self) -> None:
+    def check_format(self) -> None:
+        """Raise ``DamagedError`` if the header is not that of a store."""
         if self.header["magic"][0] != MAGIC:
             raise DamagedError(f"{NAME} is not the state of a store")
         size, count, index = self["segment_bytes"], self["segments"], self["index"]
@@ -120,21 +121,27 @@ class State:
             raise DamagedError(f"{NAME} is damaged: {count} segments of {size} bytes, index {index}")
 
     def check(self) -> None:
-        """Raise ``DamagedError`` if the file is not there or has another size, ``ClosedError`` after ``close()``.
+        """Raise ``DamagedError`` if the file is not the one of a store any more, ``ClosedError`` after ``close()``."""
+        if self._fd < 0:
+            raise ClosedError("the store is closed")
+        self._check_file()
+        if self._memory[: len(MAGIC)] != MAGIC:
+            raise DamagedError(f"{NAME} was overwritten")
+
+    def _check_file(self) -> None:
+        """Raise ``DamagedError`` if the file is not there or has another size.
 
         To read a mapped file beyond its end would kill the process with SIGBUS.  With another file in its place
         other processes would not see what this one changes.
         """
-        if self._fd < 0:
-            raise ClosedError("the store is closed")
         try:
             status = os.stat(NAME, dir_fd=self._dir_fd, follow_symlinks=False)
         except OSError as error:
-            raise DamagedError(f"{NAME} was removed ({error.strerror}): open the store again") from error
+            raise DamagedError(f"{NAME} was removed ({error.strerror})") from error
         if status.st_ino != self._inode:
-            raise DamagedError(f"{NAME} was replaced: open the store again")
+            raise DamagedError(f"{NAME} was replaced")
         if status.st_size != SIZE:
-            raise DamagedError(f"{NAME} has {status.st_size} bytes instead of {SIZE}: open the store again")
+            raise DamagedError(f"{NAME} has {status.st_size} bytes instead of {SIZE}")
 
     def __getitem__(self, field: str) -> Any:
         return self.header[field][0].item()

@@ -56,6 +56,11 @@ class Transfers:
         """Set the store, and its segments opened with O_DIRECT."""
         self._store, self._direct = store, direct
 
+    def detach(self) -> None:
+        """End what is registered of the store, before it is closed."""
+        for lane in self.lanes:
+            lane.forget_files()
+
     def register_memory(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""
         self._pools = []
