@@ -156,6 +156,8 @@ def merged(pieces: Pieces) -> Pieces:
     memory, offsets, sizes = pieces
     joined = memory[1:] == memory[:-1] + sizes[:-1]
     joined &= offsets[1:] == offsets[:-1] + sizes[:-1]
+    if joined.all() and (whole := int(sizes.sum())) <= MOST_BYTES:
+        return Pieces(memory[:1], offsets[:1], np.array([whole]))
     first = np.append(0, np.flatnonzero(~joined) + 1)
     if len(first) == len(sizes):
         return pieces
