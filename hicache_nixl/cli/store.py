@@ -43,7 +43,7 @@ def store(
 
     It can be used beside servers on the store, and changes nothing without
     --repair and --compact. Hits and misses are those of all processes since the store was
-    made; servers add theirs once a second.
+    made; a server adds its own with a call, at most once a second, and at its end.
 
     A segment is a file that pages are appended to. Its dead bytes are those of
     pages that were stored again elsewhere or cleared, and gaps; they are used

@@ -119,6 +119,13 @@ def test_a_missed_target_is_an_error_with_check_only(run, runs, measured, peer, 
     assert run(f"bench --quick {option}").code == code
 
 
+def test_check_is_an_error_where_no_target_could_be_checked(run, runs, measured):
+    times = bench_times()
+    measured(times[times.arm == "sglang-file"])
+    result = run("bench --quick --check")
+    assert (result.code, "no target could be checked" in result.err) == (2, True)
+
+
 def test_json_is_one_object_with_the_tables(run, runs, measured):
     measured(bench_times())
     found = json.loads(run("bench --quick --run mine --json").out)

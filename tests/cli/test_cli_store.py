@@ -114,12 +114,14 @@ class TestWhatCannotWork:
         ("line", "says"),
         [
             ("store {tmp}/missing", "there is no folder {tmp}/missing; expected a storage folder of lifetime pooled"),
+            ("store {tmp}/file", "{tmp}/file is not a folder; expected a storage folder of lifetime pooled"),
             ("store {tmp}", "{tmp} has no store of lifetime pooled; expected its storage folder"),
             ("store ''", "the folder is an empty path; give the storage folder"),
             ("store {tmp} --repair", "--repair has no effect without --verify; give both"),
         ],
     )  # fmt: skip
     def test_it_is_one_line_and_ends_with_2(self, run: Run, tmp_path, line, says):
+        (tmp_path / "file").touch()
         answer = run(line.format(tmp=tmp_path))
         assert (answer.code, answer.out) == (2, "")
         assert answer.error() == says.format(tmp=tmp_path)

@@ -245,7 +245,7 @@ class Plan:
                 f"in {folder}, of which a tenth stays free; use another --storage-dir, smaller pages (--page-kib), fewer "
                 "arms (--arm), or --quick"
             )
-        return f"writes up to {needed / GIB:.1f} GiB at a time to {folder} ({free / GIB:.1f} GiB free), and removes it"
+        return f"writes up to {needed / GIB:.1f} GiB at a time to {folder} ({free / GIB:.1f} GiB free), and removes what it wrote"
 
 
 def make_plan(

@@ -210,6 +210,11 @@ class Results:
             for row in rows
         ]
 
+    @property
+    def judged(self) -> int:
+        """How many targets there are for what was measured."""
+        return int((self.ratios.verdict != "").sum())
+
     def tally(self) -> str:
         """Return how many targets are met, in one line."""
         counts = {

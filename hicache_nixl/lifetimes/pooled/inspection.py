@@ -163,8 +163,16 @@ class Inspection:
 
     def rows(self) -> Rows:
         """Return the rows of all pages, in the order of segments and offsets."""
-        rows = _again(self._index.live)
+        rows = self._live()
         return rows[np.lexsort((rows["offset"], rows["segment"]))]
+
+    def _live(self) -> Rows:
+        try:
+            return _again(self._index.live)
+        except (DamagedError, OSError) as error:
+            raise ConfigError(
+                f"{self.path} cannot be read: {_reason(error)}; without its index, a server that opens the store starts empty"
+            ) from error
 
     def find(self, key: Words, space: int | None = None) -> Rows:
         """Return the rows of a page, of shape (n,): those of a space that have its key, shape (1, 4).
@@ -174,7 +182,7 @@ class Inspection:
         if space is not None:
             rows, found = self._index.find(key, space)
             return rows[found]
-        rows = _again(self._index.live)
+        rows = self._live()
         return rows[(rows["key"] == key).all(axis=1)]
 
     def facts(self) -> Facts:
@@ -336,7 +344,8 @@ def store_in(folder: Path) -> Path:
             )
         return path
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder}; expected a storage folder of lifetime pooled")
+        found = f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}"
+        raise ConfigError(f"{found}; expected a storage folder of lifetime pooled")
     raise ConfigError(f"{folder} has no store of lifetime pooled; expected its storage folder")
 
 

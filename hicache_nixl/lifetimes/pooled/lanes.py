@@ -20,6 +20,7 @@ from ...transport.agent import make_backend
 from ...transport.registration import NixlRegistration, growing_pause
 
 MOST_BYTES = 1 << 20  # of one I/O: larger ones are neither faster nor fair to others in the queue
+MOST_PIECES = 1 << 12  # of one transfer: on libaio each has a queue of as many, out of ``fs.aio-max-nr``
 
 Range = tuple[int, int]  # start and end of memory
 
@@ -98,6 +99,11 @@ class Lane:
         ------
         RegistrationError, TransferError
         """
+        for first in range(0, len(pieces.sizes), MOST_PIECES):
+            part = slice(first, first + MOST_PIECES)
+            self._move(direction, fd, file_size, Pieces(*(numbers[part] for numbers in pieces)))
+
+    def _move(self, direction: str, fd: int, file_size: int, pieces: Pieces) -> None:
         host, stored = np.zeros((2, len(pieces.sizes), 3), np.uint64)
         host[:, 0], host[:, 1] = pieces.memory, pieces.sizes
         stored[:, 0], stored[:, 1], stored[:, 2] = pieces.offsets, pieces.sizes, fd

@@ -70,12 +70,13 @@ class Store:
         stack.callback(self.locks.close)
         with self.locks.index():
             alone = self.locks.join()
-            self.state = self._open_state(alone)
+            self.state, set_aside = self._open_state(alone)
             stack.callback(self.state.close)
             self.index = Index(self.dir_fd, self.state, self.locks)
             stack.callback(self.index.close)
             if self.state.is_new:
-                remove_remains(self.dir_fd)
+                if remove_remains(self.dir_fd) and not set_aside:
+                    logger.error("the state of the store in %s is lost, so it starts empty", self.path)
                 size, count = geometry(options, self.dir_fd)
                 self.state.begin(size, count)
                 self.index.start(0, LEAST_ROOM)
@@ -89,10 +90,13 @@ class Store:
                 self.path,
             )
 
-    def _open_state(self, alone: bool) -> State:
-        """Open the state; one that is damaged is set aside, unless another process uses it."""
+    def _open_state(self, alone: bool) -> tuple[State, bool]:
+        """Open the state; one that is damaged is set aside, unless another process uses it.
+
+        Returns the state, and whether another was set aside.
+        """
         try:
-            return State(self.dir_fd)
+            return State(self.dir_fd), False
         except DamagedError as error:
             if not alone:
                 raise
@@ -103,7 +107,7 @@ class Store:
                 STATE,
             )
         os.rename(STATE, f"{STATE}.damaged", src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
-        return State(self.dir_fd)
+        return State(self.dir_fd), True
 
     def _after_boot(self) -> None:
         """Trust nothing that was written before: after a power cut not all of it need be on the disk.
@@ -202,12 +206,18 @@ class Store:
         self.close()
 
 
-def remove_remains(dir_fd: int) -> None:
-    """Remove the segments and tables of a store whose state is lost: nothing lists their pages any more."""
+def remove_remains(dir_fd: int) -> bool:
+    """Remove the segments and tables of a store whose state is lost: nothing lists their pages any more.
+
+    Returns whether there were any.
+    """
+    found = False
     for name in os.listdir(dir_fd):
         if re.fullmatch(r"segment-\d{4}|index\.\d+", name):
             with suppress(OSError):  # a folder, for example, which is not ours
                 os.unlink(name, dir_fd=dir_fd)
+                found = True
+    return found
 
 
 def geometry(options: PooledOptions, dir_fd: int) -> tuple[int, int]:

@@ -165,7 +165,9 @@ class Segments:
         fd = open_file(self._dir_fd, name_of(segment), os.O_RDWR | self._flags)
         try:
             if os.fstat(fd).st_ino != inode:
-                raise FileError(errno.EIO, "is another file", name_of(segment))
+                raise FileError(
+                    errno.EIO, "is another file than was written; a store cannot be copied", name_of(segment)
+                )
             self._check(fd, segment)
             return fd
         except BaseException:
@@ -200,6 +202,9 @@ class Segments:
             raise FileError(
                 errno.EFBIG, f"a page of {page_bytes} bytes, and a segment of {self.bytes}", "pooled"
             )
+        if pages > (most := self._state["segments"] * (self.bytes // page_bytes)):
+            problem = f"{pages} pages of {page_bytes} bytes in one call; the store has room for {most}, see capacity_gb"
+            raise FileError(errno.EFBIG, problem, "pooled")
         with ExitStack() as in_use:
             places: list[Place] = []
             first = pages // 2 if in_two and self._state["segments"] >= FEWEST_FOR_TWO else pages

@@ -199,6 +199,13 @@ def test_a_damaged_state_is_set_aside_and_the_store_starts_empty(open_store, fol
     assert all(set_pages(store, pool))
 
 
+def test_an_emptied_state_is_a_store_that_starts_empty_and_says_so(open_store, folder, pool, log):
+    open_store().close()
+    os.truncate(folder / "pooled" / "state", 0)
+    open_store()
+    assert "is lost, so it starts empty" in log.line()
+
+
 def test_a_damaged_state_that_another_store_uses_is_refused(open_store, folder, pool):
     with open_store():
         overwritten(folder / "pooled" / "state")

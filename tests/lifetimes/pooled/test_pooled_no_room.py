@@ -49,6 +49,15 @@ def test_a_first_segment_for_which_there_is_no_room_fails_the_call(
     assert Records(folder).handles() == []
 
 
+def test_a_call_larger_than_the_store_fails_and_costs_no_page(make_store, pool, original, log):
+    store = make_store("pooled", pool=pool, segment_mb=1, capacity_gb=2 / 1024, min_free_gb=0)
+    assert all(set_pages(store, pool))
+    values = [torch.zeros(512 << 10, dtype=torch.uint8) for _ in range(5)]
+    assert not store.batch_set([f"value{number}" for number in range(5)], values)
+    assert "5 pages of 524288 bytes in one call; the store has room for 4, see capacity_gb" in log.line()
+    assert all(get_pages(store, pool))
+
+
 @pytest.mark.parametrize("queue", QUEUES)
 def test_a_write_that_the_kernel_refuses_leaves_the_older_pages(
     make_store, pool, original, log, request, queue

@@ -57,6 +57,19 @@ def test_small_pieces_are_few_operations_and_large_ones_are_not_copied(
     assert seen == [most, most]
 
 
+def test_a_call_of_very_many_pages_is_several_transfers(make_store, replace_method):
+    pages = 10_000
+    pool = pool_for_page_bytes(512, pages=pages)
+    store = make_store("pooled", pool=pool, segment_mb=8, capacity_gb=1 / 16)
+    scramble(pool)
+    original = as_bytes(pool.kv_buffer).view(2, pages, -1).clone()
+    mixed = torch.randperm(pages, generator=torch.Generator().manual_seed(2)).tolist()
+    assert all(store.batch_set_v1(keys_of(pages), indices_of(pool, mixed)))
+    pool.kv_buffer.zero_()
+    assert all(store.batch_get_v1(keys_of(pages), indices_of(pool, mixed)))
+    assert torch.equal(as_bytes(pool.kv_buffer).view(2, pages, -1), original)
+
+
 def test_two_sets_at_once_do_not_share_the_memory_that_pieces_are_copied_to(make_store, run_together, order):
     pool = pool_for_page_bytes(4096, pages=PAGES)
     store = make_store("pooled", pool=pool, segment_mb=8, capacity_gb=1 / 16)
