@@ -56,9 +56,9 @@ class Server:
 
 
 @contextmanager
-def serving(lifetime: str) -> Iterator[Server]:
+def serving(lifetime: str, keys: int = KEYS) -> Iterator[Server]:
     """Run a worker that sets and gets pages at a fixed pace, as long as the block lasts."""
-    setup = lab.Setup(lifetime, queue="posix_aio", page_bytes=4096, pages=KEYS)
+    setup = lab.Setup(lifetime, queue="posix_aio", page_bytes=4096, pages=keys)
     over = threading.Event()
     with lab.Worker(setup) as worker:
         server = Server(worker)
@@ -67,7 +67,7 @@ def serving(lifetime: str) -> Iterator[Server]:
             due = time.monotonic()
             while not over.is_set():
                 try:
-                    row = worker.call("get" if len(server.counted) % 2 else "set", KEYS)
+                    row = worker.call("get" if len(server.counted) % 2 else "set", keys)
                 except lab.WorkerError:  # the test has killed it
                     return
                 server.counted.append((time.monotonic(), row.storage_fds))
@@ -224,10 +224,10 @@ class TestWithoutATerminal:
         assert answer.stderr == ""
 
     def test_one_without_a_leak_ends_with_0(self, run: Run):
-        with serving("try_finally") as server:
-            answer = run(f"watch {' '.join(server.arguments)} --duration 2")
+        with serving("try_finally", keys=24) as server:  # their files are open long enough to be seen
+            answer = run(f"watch {' '.join(server.arguments)} --duration 5")
         assert answer.code == 0
-        assert "no leak seen in 2 s: storage files do not grow" in answer.out
+        assert "no leak seen in 5 s: storage files do not grow" in answer.out
 
     def test_a_process_that_ends_is_said_to_and_judged_by_what_was_seen(self):
         with serving("leaky") as server:
