@@ -244,7 +244,7 @@ class Table:
             winners, losers = last_of_each(slots)
             told = words_for(tags_of(hashes), new, at)
             self._file.words[slots.take(winners)] = told.take(winners)
-            self._ring.free(superseded)
+            self._ring.free(np.setdiff1d(superseded, places))  # a new row may be where the older one was
             if not len(losers) and len(winners) == len(slots):
                 break
             placed[pending[slots < 0]] = False

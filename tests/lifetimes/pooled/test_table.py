@@ -262,6 +262,19 @@ def test_the_rows_of_a_batch_lie_next_to_each_other(table):
         assert (np.diff(places) == 1).all()
 
 
+def test_a_page_that_is_stored_again_where_its_stale_row_was_is_listed(dir_fd):
+    with Table.create(dir_fd, "index", 8) as table:
+        assert table.put(make_rows(range(8)), GENERATIONS).all()
+        generations = np.array([9, 2, 3, 4], np.uint64)
+        for _ in range(3):
+            assert table.put(make_rows(range(8), generation=9), generations).all()
+            assert (table.find(keys_of(range(8)), SPACE)[1] >= 0).all()
+            generations = generations + np.uint64(9)
+            assert table.put(make_rows(range(8), generation=generations[0]), generations).all()
+            assert (table.find(keys_of(range(8)), SPACE)[1] >= 0).all()
+            generations = np.array([9, 2, 3, 4], np.uint64)
+
+
 def test_rows_that_are_not_listed_any_more_make_room(dir_fd):
     with Table.create(dir_fd, "index", 64) as table:
         for version in range(20):
