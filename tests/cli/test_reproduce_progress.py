@@ -53,11 +53,14 @@ def short(tmp_path: Path) -> Path:
 HOLD_AS = 'run.claim(lab.exactly("sum_{}", "One and one is two.", 2, 1 + 1))'
 
 
+PAUSE = "import time; time.sleep(3)"  # so that the time left is shown long enough to be seen
+
+
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
     """A notebook that states a claim and then runs for a minute, and one after it."""
     for name in ("01_long", "02_never"):
-        write_notebook(tmp_path / f"{name}.ipynb", BEGIN.format(name=name), HOLD, WAIT, FINISH)
+        write_notebook(tmp_path / f"{name}.ipynb", BEGIN.format(name=name), HOLD, PAUSE, WAIT, FINISH)
     return tmp_path
 
 
@@ -97,8 +100,8 @@ def test_where_there_is_no_terminal_it_is_a_line_for_each_notebook_that_ended(sh
 @pytest.mark.slow
 class TestInATerminal:
     def test_a_bar_shows_the_time_left_and_ctrl_c_says_what_is_kept_and_unfinished(self, terminal, long):
-        terminal.expect(r"01_long \S*━.* cell [1-4] of 6 \d+ s, about \d+ s left", timeout=PATIENCE)
-        terminal.expect(r"cell 4 of 6", timeout=PATIENCE)
+        terminal.expect(r"01_long \S*━.* cell [1-5] of 7 \d+ s, about \d+ s left", timeout=PATIENCE)
+        terminal.expect(r"cell 5 of 7", timeout=PATIENCE)
         started = psutil.Process(terminal.pid).children(recursive=True)
         assert started
         terminal.sendintr()
@@ -107,7 +110,7 @@ class TestInATerminal:
         terminal.wait()
         lines = screen(terminal.before)
         assert terminal.exitstatus == 130
-        assert "1 of 1 claims hold; interrupted in notebook 01, cell 5; not run: 02" in lines
+        assert "1 of 1 claims hold; interrupted in notebook 01, cell 6; not run: 02" in lines
         assert [line.split() for line in lines if line.startswith(" 0")] == [
             ["01_long", "interrupted"],
             ["02_never", "not", "run"],
@@ -123,7 +126,7 @@ class TestInATerminal:
 
     @pytest.mark.slow
     def test_sigterm_ends_it_as_ctrl_c_does(self, terminal):
-        terminal.expect(r"cell 4 of 6", timeout=PATIENCE)
+        terminal.expect(r"cell 5 of 7", timeout=PATIENCE)
         terminal.kill(signal.SIGTERM)
         terminal.expect("interrupted in notebook 01", timeout=PATIENCE)
         terminal.expect(pexpect.EOF, timeout=PATIENCE)
