@@ -152,7 +152,7 @@ class Ceiling:
 
     def asking(self, keys: Sequence[str]) -> Callable[[], int]:
         """Raise: a file has no lookup, and the plan asks for none."""
-        raise NotImplementedError("the ceiling is plain reads and writes")
+        raise TypeError("the ceiling is plain reads and writes: it has no lookup")
 
     def close(self) -> None:
         """Close the file."""

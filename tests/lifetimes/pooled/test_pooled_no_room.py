@@ -144,6 +144,7 @@ def test_on_a_full_file_system_the_oldest_pages_make_room_for_new_ones(tmp_path,
 
 def test_a_quota_makes_the_oldest_pages_give_way_and_without_any_room_a_batch_fails(tmp_path):
     if os.geteuid() != 0 or not shutil.which("mkfs.btrfs"):
+        # kernels without quotas of ext4 are common, and a quota needs a file system of its own, which has to be mounted
         pytest.skip("needs root and btrfs-progs, for a file system with a quota")
     script = str(TESTS / "scripts" / "pooled_quota.py")
     found = answer_of(run_python(script, str(tmp_path), prefix=unshare()))
