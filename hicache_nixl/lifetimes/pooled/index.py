@@ -21,8 +21,7 @@ from .table import Table
 logger = logging.getLogger(__name__)
 
 LEAST_ROOM = 1 << 12  # pages
-MOST_ROOM_AT_ONCE = 1_200_000  # 128 MiB; beyond that the table doubles when it is full
-LOAD = 0.9  # of a table with room for as many pages as the store has
+GROWTH = 1.75  # times as much room when the table is full: less than 200 MiB for a million pages, whatever their number
 
 
 class Index:
@@ -146,17 +145,12 @@ class Index:
         before = table.replaced
         while not (placed := table.put(rows, self._state.generations)).all():
             rows = rows[~placed]
-            self._grow(max(2 * table.room, self._expected(int(rows["size"].min()))))
+            self._grow(int(GROWTH * table.room))
             before -= table.replaced
             table = self._current()
             before += table.replaced
         if table.replaced > before and not moved:
             self._state["removals"] += 1
-
-    def _expected(self, page_bytes: int) -> int:
-        """Return how much room for rows a store full of such pages needs, within reason."""
-        capacity = self._state["segments"] * self._state["segment_bytes"]
-        return int(min(capacity / max(page_bytes, 1) / LOAD, MOST_ROOM_AT_ONCE))
 
     def _grow(self, room: int) -> None:
         number = self._number + 1

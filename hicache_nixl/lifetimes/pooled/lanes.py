@@ -1,15 +1,11 @@
-"""NIXL agents that move pieces between host memory and segments.
-
-Pieces that are neighbours in memory and in the file become one I/O.  The segments and the host memory are registered
-once.
-"""
+"""NIXL agents that move pieces between host memory and segments, both of which are registered once."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +14,11 @@ from ...config import NixlBackendConfig
 from ...errors import RegistrationError, TransferError
 from ...transport.agent import make_backend
 from ...transport.registration import NixlRegistration, growing_pause
+from .pieces import Pieces
 
-MOST_BYTES = 1 << 20  # of one I/O: larger ones are neither faster nor fair to others in the queue
 MOST_PIECES = 1 << 12  # of one transfer: on libaio each has a queue of as many, out of ``fs.aio-max-nr``
 
 Range = tuple[int, int]  # start and end of memory
-
-
-class Pieces(NamedTuple):
-    """Address, place in the file, and bytes of each piece: int64, (n,)."""
-
-    memory: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
 
 
 class Lane:
@@ -55,7 +43,7 @@ class Lane:
             threading.Lock() if backend.keeps_failed_io else nullcontext()
         )
         try:
-            self._register(map(_range_of, own))
+            self._register(map(range_of, own))
         except BaseException:
             self.close()
             raise
@@ -66,7 +54,7 @@ class Lane:
             while self._pools:
                 if held := self._memory.pop(self._pools.pop(), None):
                     self.registration.deregister(held)
-            self._pools = list(map(_range_of, memory))
+            self._pools = list(map(range_of, memory))
             self._register(self._pools)
 
     def _register(self, ranges: Any) -> None:
@@ -99,20 +87,15 @@ class Lane:
         ------
         RegistrationError, TransferError
         """
-        for first in range(0, len(pieces.sizes), MOST_PIECES):
-            part = slice(first, first + MOST_PIECES)
-            self._move(direction, fd, file_size, Pieces(*(numbers[part] for numbers in pieces)))
-
-    def _move(self, direction: str, fd: int, file_size: int, pieces: Pieces) -> None:
-        host, stored = np.zeros((2, len(pieces.sizes), 3), np.uint64)
-        host[:, 0], host[:, 1] = pieces.memory, pieces.sizes
-        stored[:, 0], stored[:, 1], stored[:, 2] = pieces.offsets, pieces.sizes, fd
+        pieces.stored[:, 2] = fd
         with self._one_at_a_time:  # registrations too: they end with an agent that is replaced
             if fd not in self._files:
                 self._register_file(fd, file_size)
             try:
                 with self._registered(pieces):
-                    self._transfer(direction, host, stored)
+                    for first in range(0, len(pieces.host), MOST_PIECES):
+                        part = slice(first, first + MOST_PIECES)
+                        self._transfer(direction, pieces.host[part], pieces.stored[part])
             except TransferError:
                 self._after_failure()
                 raise
@@ -127,11 +110,9 @@ class Lane:
 
     def _registered(self, pieces: Pieces) -> AbstractContextManager[Any]:
         """Hold buffers registered for this call, unless they lie in the memory that is."""
-        memory, sizes = pieces.memory, pieces.sizes
-        start, end = int(memory.min()), int((memory + sizes).max())
-        if any(first <= start and end <= last for first, last in list(self._memory)):
+        if any(first <= pieces.start and pieces.end <= last for first, last in list(self._memory)):
             return nullcontext()
-        return self.registration.registered_buffers(list(zip(memory.tolist(), sizes.tolist(), strict=True)))
+        return self.registration.registered_buffers(list(map(tuple, pieces.host[:, :2].tolist())))
 
     def _after_failure(self) -> None:
         """Replace an agent that fails for ever after one failure; files are registered again when needed."""
@@ -146,40 +127,7 @@ class Lane:
         self.registration.close()
 
 
-def _range_of(tensor: torch.Tensor) -> Range:
+def range_of(tensor: torch.Tensor) -> Range:
+    """Return the start and the end of the memory of a tensor."""
     start = tensor.data_ptr()
     return start, start + tensor.numel() * tensor.element_size()
-
-
-def merged(pieces: Pieces) -> Pieces:
-    """Return the pieces with neighbours in memory and file merged, up to ``MOST_BYTES`` each.
-
-    Examples
-    --------
-    >>> [a.tolist() for a in merged(Pieces(np.array([0, 8, 32]), np.array([64, 72, 80]), np.array([8, 8, 8])))]
-    [[0, 32], [64, 80], [16, 8]]
-    """
-    memory, offsets, sizes = pieces
-    joined = memory[1:] == memory[:-1] + sizes[:-1]
-    joined &= offsets[1:] == offsets[:-1] + sizes[:-1]
-    if joined.all() and (whole := int(sizes.sum())) <= MOST_BYTES:
-        return Pieces(memory[:1], offsets[:1], np.array([whole]))
-    first = np.append(0, np.flatnonzero(~joined) + 1)
-    if len(first) == len(sizes):
-        return pieces
-    ends = sizes.cumsum()
-    before = ends - sizes
-    lengths = np.diff(before[first], append=ends[-1])
-    if lengths.max() > MOST_BYTES:
-        first = _cut(first, before)
-        lengths = np.diff(before[first], append=ends[-1])
-    return Pieces(memory[first], offsets[first], lengths)
-
-
-def _cut(first: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Return the first piece of each I/O, given that of each run and the bytes before each piece."""
-    run = np.zeros(len(before), np.int64)
-    run[first[1:]] = 1
-    run = run.cumsum()
-    part = (before - before[first][run]) // MOST_BYTES
-    return np.flatnonzero(np.append(True, (run[1:] != run[:-1]) | (part[1:] != part[:-1])))

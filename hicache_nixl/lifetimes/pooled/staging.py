@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...host.pools import aligned_tensor
+from .pieces import copy, looked_over
 
 SMALL_PIECE = 16 << 10  # larger ones are moved from and to the pool
 FEW_PIECES = 16
@@ -43,7 +44,7 @@ class InPool:
     def gather(self) -> None:
         """Copy the pieces from the pool to where they are moved from."""
 
-    def scatter(self, pages: Sequence[int] | slice) -> None:
+    def scatter(self, pages: np.ndarray) -> None:
         """Copy the pieces of some pages to the pool from where they were moved to."""
 
 
@@ -54,15 +55,14 @@ class Staged(InPool):
     ----------
     stage : Stage
     pool : numpy.ndarray
-        uint8, (m, size): the memory of the pool.
-    lines : numpy.ndarray
-        int64, (k, n): where in it the pieces are.
+        int64, (n, k): where the pieces are in the pool.
+    size : int
+        Bytes of a piece.
     """
 
-    def __init__(self, stage: Stage, pool: np.ndarray, lines: np.ndarray):
-        self._stage, self._pool, self._lines = stage, pool, lines
-        (k, n), size = lines.shape, pool.shape[1]
-        self._copies = stage.bytes[: k * n * size].reshape(k * n, size)
+    def __init__(self, stage: Stage, pool: np.ndarray, size: int):
+        self._stage, self._pool, self._size = stage, pool, size
+        n, k = pool.shape
         super().__init__((stage.start + size * np.arange(k * n)).reshape(k, n).T)
 
     def __exit__(
@@ -72,13 +72,11 @@ class Staged(InPool):
 
     def gather(self) -> None:
         """Copy the pieces from the pool to the stage."""
-        # "clip" saves a copy of the result; no line is beyond the pool
-        np.take(self._pool, self._lines.ravel(), axis=0, out=self._copies, mode="clip")
+        copy(self._pool, self._size, self._stage.start, np.arange(len(self._pool)), False)
 
-    def scatter(self, pages: Sequence[int] | slice) -> None:
+    def scatter(self, pages: np.ndarray) -> None:
         """Copy the pieces of some pages from the stage to the pool."""
-        copies = self._copies.reshape(*self._lines.shape, -1)
-        self._pool[self._lines[:, pages]] = copies[:, pages]
+        copy(self._pool, self._size, self._stage.start, pages, True)
 
 
 class Stage:
@@ -87,8 +85,6 @@ class Stage:
     Attributes
     ----------
     memory : torch.Tensor
-    bytes : numpy.ndarray
-        The same.
     start : int
         Its address.
     busy : threading.Lock
@@ -96,38 +92,24 @@ class Stage:
 
     def __init__(self) -> None:
         self.memory = aligned_tensor((STAGE_BYTES,), torch.uint8)
-        self.bytes: np.ndarray = self.memory.numpy()
         self.start = self.memory.data_ptr()
         self.busy = threading.Lock()
 
-    def near(self, pools: Sequence[torch.Tensor], starts: np.ndarray, sizes: np.ndarray) -> InPool:
+    def near(self, pools: Sequence[tuple[int, int]], starts: np.ndarray, sizes: np.ndarray) -> InPool:
         """Return where to move pieces from or to, for the time of a ``with`` block.
 
         Parameters
         ----------
-        pools : sequence of torch.Tensor
-            The host memory that the pieces may be in.
+        pools : sequence of (int, int)
+            Start and end of the host memory that the pieces may be in; others may be read-only.
         starts, sizes : numpy.ndarray
             int64, (n, k) and (k,): address and bytes of each piece.
         """
         size = int(sizes[0])
-        if not self._pays(starts, size) or (sizes != size).any():
-            return InPool(starts)
-        at = starts.T
-        for tensor in pools:
-            whole = tensor.numel() * tensor.element_size() // size
-            lines, beside = np.divmod(at - tensor.data_ptr(), size)
-            if lines.min() >= 0 and lines.max() < whole and not beside.any():
-                if not self.busy.acquire(blocking=False):
-                    break
-                flat = tensor.view(torch.uint8).view(-1)[: whole * size]
-                return Staged(self, flat.view(whole, size).numpy(), lines)
-        return InPool(starts)
-
-    @staticmethod
-    def _pays(starts: np.ndarray, size: int) -> bool:
-        """Return whether pieces are small and many, and most are no neighbours."""
         if size > SMALL_PIECE or starts.size < FEW_PIECES or starts.size * size > STAGE_BYTES:
-            return False
-        steps = starts[1:] - starts[:-1]
-        return bool(2 * np.count_nonzero(steps == size) <= steps.size)
+            return InPool(starts)
+        follow, start, end = looked_over(starts, size)
+        in_pool = any(first <= start and end <= last for first, last in pools)
+        if 2 * follow > starts.size or not in_pool or (sizes != size).any():
+            return InPool(starts)
+        return Staged(self, starts, size) if self.busy.acquire(blocking=False) else InPool(starts)

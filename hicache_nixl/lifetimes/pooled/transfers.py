@@ -19,8 +19,9 @@ from ...config import NixlBackendConfig
 from ...errors import DamagedError, FileError, RegistrationError, TransferError
 from ..outcome import MOVED, Outcome
 from .checksums import NONE, checksums
-from .lanes import Lane, Pieces, merged
+from .lanes import Lane, Range, range_of
 from .opening import Store
+from .pieces import Pieces, joined
 from .row import Rows
 from .segments import ALIGNED, Place, Segments
 from .staging import InPool, Stage
@@ -47,7 +48,7 @@ class Transfers:
             self.lanes = [Lane(config, own) for _ in range(2)]
             for lane in self.lanes:
                 stack.callback(lane.close)
-            self._pools: list[torch.Tensor] = []
+            self._pools: list[Range] = []
             self._worker = stack.enter_context(ThreadPoolExecutor(2, "hicache-nixl"))  # for a set and a get
             self._verify = config.pooled.verify == "checksum"
             self._end = stack.pop_all()
@@ -66,7 +67,7 @@ class Transfers:
         self._pools = []
         for lane in self.lanes:
             lane.register_memory(memory)
-        self._pools = list(memory)
+        self._pools = list(map(range_of, memory))
 
     @staticmethod
     def in_two(pages: int, page_bytes: int) -> bool:
@@ -114,9 +115,9 @@ class Transfers:
             outcomes = self._move(lane, "READ", rows, near.starts, sizes)
             self._compare(rows, near.starts, sizes, outcomes)
             if outcomes.count(MOVED) == len(rows):
-                near.scatter(slice(None))
+                near.scatter(np.arange(len(rows)))
             else:
-                near.scatter([page for page, outcome in enumerate(outcomes) if outcome is MOVED])
+                near.scatter(np.flatnonzero([outcome is MOVED for outcome in outcomes]))
         return outcomes
 
     def _compare(self, rows: Rows, starts: np.ndarray, sizes: np.ndarray, outcomes: list[Outcome]) -> None:
@@ -175,7 +176,7 @@ class Transfers:
             self._store.segments.lose(segment, int(rows["generation"][0]), error)
             return [Outcome.not_touched(error)] * len(rows)
         try:
-            pieces = merged(_pieces(rows, starts, sizes))
+            pieces = joined(rows, starts, sizes)
             fd = self._past_the_cache(segment, fd, pieces)
             lane.move(direction, fd, self._store.segments.bytes, pieces)
         except (RegistrationError, TransferError) as error:
@@ -190,7 +191,7 @@ class Transfers:
 
     def _past_the_cache(self, segment: int, fd: int, pieces: Pieces) -> int:
         """Return a descriptor with O_DIRECT if that is enabled and all addresses and sizes allow it, or ``fd``."""
-        if self._direct is None or any((numbers % ALIGNED).any() for numbers in pieces):
+        if self._direct is None or pieces.bits % ALIGNED:
             return fd
         try:
             return self._direct.fd(segment)
@@ -200,13 +201,6 @@ class Transfers:
     def close(self) -> None:
         """End the threads, and drop the agents.  May be called twice."""
         self._end.close()
-
-
-def _pieces(rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> Pieces:
-    """Return all first pieces of the pages, then all second."""
-    numbers = np.arange(len(sizes))[:, None]
-    offsets = rows["offset"].astype(np.int64) + numbers * rows["step"].astype(np.int64)
-    return Pieces(starts.T.ravel(), offsets.ravel(), np.repeat(sizes, len(rows)))
 
 
 def describe(row: Any) -> str:
