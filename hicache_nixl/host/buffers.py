@@ -66,17 +66,17 @@ class Pages(ABC):
         PageIndexError
             Unless they are those of so many whole pages of the pool.
         """
-        pool = self.pool
-        if not pages or len(indices) != pages * pool.page_size:
+        pool, tokens = self.pool, indices.numpy()
+        if not pages or len(tokens) != pages * pool.page_size:
             raise PageIndexError(
-                f"{pages} keys and {len(indices)} host indices do not match: "
+                f"{pages} keys and {len(tokens)} host indices do not match: "
                 f"a page has {pool.page_size} tokens"
             )
-        starts: Numbers = indices.numpy()[:: pool.page_size]
+        starts: Numbers = tokens[:: pool.page_size].copy()  # next to each other: all of them are read
         first, last = starts.min(), starts.max()
         if first < 0 or last + pool.page_size > pool.size:
             raise PageIndexError(
-                f"{pages} keys, {len(indices)} host indices: token indices {first} to "
+                f"{pages} keys, {len(tokens)} host indices: token indices {first} to "
                 f"{last + pool.page_size - 1} are outside the pool of {pool.size} tokens"
             )
         if (starts % pool.page_size).any():

@@ -23,6 +23,7 @@ from versions import PAGE_BYTES, filled, versions_in
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.host.pools import HostKVPool, pool_for_page_bytes
+from hicache_nixl.lifetimes import load
 from hicache_nixl.transport.agent import load_nixl
 
 SEGMENTS, KEYS, PAGES = 6, 150, 16  # 4.7 MiB of pages: they nearly fill the segments of 1 MiB
@@ -157,6 +158,7 @@ def life(known: Known, seconds: float, arguments: tuple[object, ...], last: bool
 
 def main(folder: Path, queue: str, kills: int, seconds: float) -> None:
     load_nixl()
+    load("pooled")
     chance, known, found = random.Random(), Known(), Counter[str]()
     end, number = time.monotonic() + seconds, 0
     while number < kills and time.monotonic() < end:

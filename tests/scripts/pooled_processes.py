@@ -25,6 +25,7 @@ from versions import PAGE_BYTES, filled, versions_in
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.host.pools import HostKVPool, pool_for_page_bytes
+from hicache_nixl.lifetimes import load
 from hicache_nixl.lifetimes.pooled import locks
 from hicache_nixl.transport.agent import load_nixl
 
@@ -193,5 +194,6 @@ if __name__ == "__main__":
     logging.getLogger("hicache_nixl").addHandler(logging.NullHandler())
     logging.getLogger("hicache_nixl").propagate = False
     load_nixl()
+    load("pooled")
     answer = globals()[sys.argv[2]](Path(sys.argv[1]), *sys.argv[3:])
     sys.stdout.write("\n" + json.dumps(answer))

@@ -14,9 +14,8 @@ import lmdb
 import numpy as np
 import pandas as pd
 
-from ...lifetimes.pooled.index import LOAD
-from ...lifetimes.pooled.locks import Locks
 from ...lifetimes.pooled import kernels
+from ...lifetimes.pooled.locks import Locks
 from ...lifetimes.pooled.row import NAME_WORDS, ROW, ROW_WORDS, Rows, Words, words_of
 from ...lifetimes.pooled.table import Table
 from ..statistics import median_of
@@ -64,7 +63,7 @@ class PooledIndex:
     def __init__(self, folder: str, rows: int):
         self._dir_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._locks = Locks(self._dir_fd)
-        self._table = Table.create(self._dir_fd, self.FILE, int(rows / LOAD))
+        self._table = Table.create(self._dir_fd, self.FILE, rows + rows // 8)
         self._generations = np.ones(rows // SEGMENT_ROWS + 2, np.uint64)
 
     def put(self, rows: Rows) -> None:

@@ -13,9 +13,9 @@ from numba.core import types
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Types of arguments and results, for mypy and for Numba.
-Word = Annotated[np.uint64, types.uint64]
-Number = Annotated[int, types.int64]
-Flag = Annotated[bool, types.bool_]
+Word = Annotated[Any, types.uint64]
+Number = Annotated[Any, types.int64]
+Flag = Annotated[Any, types.bool_]
 Words = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 1, "C")]
 Table = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 2, "C")]
 Numbers = Annotated[npt.NDArray[np.int64], types.Array(types.int64, 1, "C")]
@@ -27,8 +27,10 @@ ReadNumbers = Annotated[npt.NDArray[np.int64], types.Array(types.int64, 1, "A", 
 ReadNumberTable = Annotated[npt.NDArray[np.int64], types.Array(types.int64, 2, "A", readonly=True)]
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, parallel: bool = False) -> Function:
     """Compile a function, whose arguments and result are annotated with types of this module.
+
+    If it is ``parallel``, other threads run Python code meanwhile.
 
     The cache is in ``__pycache__`` beside the module, or in a folder of the user's where that cannot be written; where
     neither can, each process compiles for itself.  It is renewed when the file of the function changes, and not when
@@ -36,11 +38,12 @@ def compiled(function: Function) -> Function:
     """
     hints = get_type_hints(function, include_extras=True)
     result, *arguments = (_type_of(hints[name]) for name in ("return", *_arguments(function)))
+    signature = result(*arguments)
     try:
-        made = numba.njit(result(*arguments), cache=True)(function)
+        made = numba.njit(signature, cache=True, nogil=parallel)(function)
     except RuntimeError:  # nowhere to write the cache
-        made = numba.njit(result(*arguments))(function)
-    return made  # type: ignore[no-any-return]
+        made = numba.njit(signature, nogil=parallel)(function)
+    return made
 
 
 def _arguments(function: Any) -> tuple[str, ...]:

@@ -130,7 +130,11 @@ def _is_stale_word(word: Word, generations: ReadWords) -> Flag:
 def _is_stale(row: ReadWords, generations: ReadWords) -> Flag:
     """Tell whether a row is not of the generation that its segment has, or of none."""
     segment, written = row[SEGMENT], row[GENERATION]
-    return written == _NONE or segment >= np.uint64(len(generations)) or generations[np.int64(segment)] != written
+    return (
+        written == _NONE
+        or segment >= np.uint64(len(generations))
+        or generations[np.int64(segment)] != written
+    )
 
 
 @compiled
@@ -152,10 +156,10 @@ def _has_name(row: ReadWords, key: ReadWords, space: Word) -> Flag:
 
 @compiled
 def _are_equal(row: ReadWords, other: ReadWords) -> Flag:
+    difference = _NONE
     for j in range(ROW_WORDS):
-        if row[j] != other[j]:
-            return False
-    return True
+        difference |= row[j] ^ other[j]
+    return difference == _NONE
 
 
 # -- looking up ----------------------------------------------------------------------------------------
@@ -237,17 +241,17 @@ def append(rows: Table, head: Words, new: ReadTable, generations: ReadWords, pla
 
     ``places``, (n,), are filled in: ``MISSING`` for rows for which there is none.
     """
-    room, looked, at = len(rows), 0, np.int64(head[0] % np.uint64(len(rows)))
+    room, looked, at = len(rows), 0, int(head[0]) % len(rows)
     places[:] = MISSING
     for i in range(len(new)):
         while looked < room and not _is_stale(rows[at], generations):
-            at = at + 1 if at + 1 < room else 0
+            at = (at + 1) % room
             looked += 1
         if looked == room:
             return i
         rows[at] = new[i]
         places[i] = at
-        at = at + 1 if at + 1 < room else 0
+        at = (at + 1) % room
         looked += 1
         head[0] = np.uint64(at)
     return len(new)
@@ -387,4 +391,3 @@ def sweep(words: Words, rows: Table) -> Number:
         if lost[place]:
             rows[place, GENERATION] = _NONE
     return 0
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from .row import OFFSET, STEP, Rows, words_of
 
 MOST_BYTES = 1 << 20  # of one I/O: larger ones are neither faster nor fair to others in the queue
 
-_memcpy = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uintp))
+_memcpy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uintp))
 
 
 class Pieces(NamedTuple):
@@ -77,7 +77,7 @@ def _join(
             stored[count, 0], stored[count, 1], stored[count, 2] = offset, size, 0
             count += 1
     for line in range(count):
-        bits |= np.int64(host[line, 0] | stored[line, 0] | stored[line, 1])
+        bits |= int(host[line, 0] | stored[line, 0] | stored[line, 1])
     return count, low, high, bits
 
 

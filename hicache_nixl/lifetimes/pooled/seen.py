@@ -59,8 +59,11 @@ class Seen:
         return rows if rows is not None and self._index.valid(rows).all() else None
 
     def note(self, version: int | None, space: int, size: int, keys: Sequence[str], rows: Rows) -> None:
-        """Remember pages that are listed, unless rows were removed since ``version``."""
-        if version is None or len(keys) > MOST or len(set(keys)) < len(keys):
+        """Remember pages that are listed, unless rows were removed since ``version``.
+
+        They were, if a page was stored twice in one call.
+        """
+        if version is None or not 0 < len(keys) <= MOST:
             return
         with self._changing:
             if version == self._state["removals"]:
@@ -84,23 +87,33 @@ class Known:
         self.version = version
         self._rows = np.zeros(MOST, ROW)
         self._keys: list[str] = []
-        self._places: dict[str, int] = {}
+        self._places: dict[str, int] = {}  # of the first pages of each call; of the others when they are asked for
+        self._placed = 0  # up to here, of all
 
     def has_room(self, pages: int) -> bool:
         """Return whether so many pages can be added."""
         return len(self._keys) + pages <= MOST
 
     def add(self, keys: Sequence[str], rows: Rows) -> None:
-        """Append pages, each of them once."""
+        """Append pages."""
         first = len(self._keys)
         self._rows[first : first + len(keys)] = rows
         self._keys += keys
-        self._places.update(zip(keys, range(first, len(self._keys)), strict=True))
+        self._places[keys[0]] = first
 
     def find(self, keys: Sequence[str]) -> Rows | None:
         """Return rows, (n,), in the order of the keys, or None if one is not known."""
-        first = self._places.get(keys[0], MOST)
-        if self._keys[first : first + len(keys)] == keys:
-            return self._rows[first : first + len(keys)]
+        if (rows := self._run(keys)) is not None:
+            return rows
+        placed, self._placed = self._placed, len(self._keys)
+        self._places.update(zip(self._keys[placed : self._placed], range(placed, self._placed), strict=True))
+        if (rows := self._run(keys)) is not None:
+            return rows
         places = list(map(self._places.get, keys))
         return None if None in places else self._rows.take(places)  # type: ignore[arg-type]
+
+    def _run(self, keys: Sequence[str]) -> Rows | None:
+        """Return rows if the pages came in this order."""
+        first = self._places.get(keys[0], MOST)
+        same = self._keys[first : first + len(keys)] == keys
+        return self._rows[first : first + len(keys)] if same else None

@@ -165,7 +165,9 @@ class Table:
         file, places, listed = self._file, np.empty(len(words), np.int64), np.empty(len(words), np.bool_)
         if kernels.append(file.rows, file.head, words, generations, places) < len(words):
             kernels.sweep(file.words, file.rows)
-            kernels.append(file.rows, file.head, words, generations, places)  # again: none of them has a word yet
+            kernels.append(
+                file.rows, file.head, words, generations, places
+            )  # again: none of them has a word yet
         self.replaced += kernels.enlist(file.words, file.rows, words, places, generations, listed)
         return listed
 

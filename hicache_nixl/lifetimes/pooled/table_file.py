@@ -15,8 +15,8 @@ import numpy as np
 from ...errors import ClosedError, DamagedError, FileError, NewerFormatError
 from ...transport.folder import FILE_MODE
 from .folder import write_in_place
-from .row import ROW, ROW_WORDS
 from .kernels import MOST_ROWS
+from .row import ROW, ROW_WORDS
 
 MAGIC, FORMAT = b"hicache_nixl idx", 2
 WORDS_START = 4096  # bytes; a page of memory for the header

@@ -21,6 +21,22 @@ def test_a_page_of_one_piece_has_the_xxh3_of_its_bytes():
     assert of(memory, [[2048], [0]], [1024]).tolist() == expected
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), min_size=1, max_size=4),
+    st.integers(1, 5000),
+    st.one_of(st.integers(1, 5000), st.sampled_from([240, 241, 1024, 1025, 1088, 2048])),
+)
+def test_a_page_of_two_pieces_has_the_xxh3_of_the_second_seeded_with_that_of_the_first(starts, first, second):
+    memory = np.random.default_rng(1).integers(0, 256, 10_000, dtype=np.uint8)
+    expected = [
+        xxhash.xxh3_64_intdigest(
+            memory[b : b + second].tobytes(), xxhash.xxh3_64_intdigest(memory[a : a + first].tobytes())
+        )
+        for a, b in starts
+    ]
+    assert of(memory, starts, [first, second]).tolist() == expected
+
+
 @given(st.integers(0, 4095), st.integers(1, 255))
 def test_a_changed_byte_changes_the_checksum_of_its_page_only(place, difference):
     memory = np.random.default_rng(1).integers(0, 256, 4096, dtype=np.uint8)

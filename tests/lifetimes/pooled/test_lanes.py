@@ -22,7 +22,9 @@ def moved(pieces):
     assert pieces.stored[:, 1].tolist() == sizes
     return sorted(
         (at - where, where + step)
-        for at, where, size in zip(pieces.host[:, 0].tolist(), pieces.stored[:, 0].tolist(), sizes, strict=True)
+        for at, where, size in zip(
+            pieces.host[:, 0].tolist(), pieces.stored[:, 0].tolist(), sizes, strict=True
+        )
         for step in range(size)
     )
 

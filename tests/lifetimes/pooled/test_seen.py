@@ -109,10 +109,13 @@ def test_pages_are_found_in_any_order_and_with_others_between(store):
     assert seen.find(seen.version(), 2, 2, ["a"]) is None, "of another space"
 
 
-def test_a_batch_with_a_key_twice_is_not_remembered(store):
-    seen = store.lifetime._seen
-    seen.note(seen.version(), 1, 2, ["x", "x"], rows_of(store, 2))
-    assert seen.find(seen.version(), 1, 2, ["x"]) is None
+def test_a_set_with_a_key_twice_is_not_remembered(store, pool):
+    scramble(pool)
+    last = as_bytes(pool.get_data_page(pool.page_size)).clone()
+    assert store.batch_set_v1(["x", "x"], pool.page_indices(0, 2)) == [True, True]
+    scramble(pool)
+    assert store.batch_get_v1(["x"], pool.page_indices(0, 1)) == [True]
+    assert as_bytes(pool.get_data_page(0)).equal(last)
 
 
 def test_other_bytes_of_a_page_by_another_connector_are_loaded(store, make_store, pool):
