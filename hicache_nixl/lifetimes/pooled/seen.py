@@ -87,7 +87,9 @@ class Known:
         self.version = version
         self._rows = np.zeros(MOST, ROW)
         self._keys: list[str] = []
-        self._places: dict[str, int] = {}  # of the first pages of each call; of the others when they are asked for
+        self._places: dict[
+            str, int
+        ] = {}  # of the first pages of each call; of the others when they are asked for
         self._placed = 0  # up to here, of all
 
     def has_room(self, pages: int) -> bool:

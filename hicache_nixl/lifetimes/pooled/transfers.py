@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ...config import NixlBackendConfig
 from ...errors import DamagedError, FileError, RegistrationError, TransferError
 from ..outcome import MOVED, Outcome
 from .checksums import NONE, checksums
+from .helper import Helper
 from .lanes import Lane, Range, range_of
 from .opening import Store
 from .pieces import Pieces, joined
@@ -49,7 +49,9 @@ class Transfers:
             for lane in self.lanes:
                 stack.callback(lane.close)
             self._pools: list[Range] = []
-            self._worker = stack.enter_context(ThreadPoolExecutor(2, "hicache-nixl"))  # for a set and a get
+            self._helpers = {
+                direction: stack.enter_context(closing(Helper())) for direction in ("WRITE", "READ")
+            }
             self._verify = config.pooled.verify == "checksum"
             self._end = stack.pop_all()
 
@@ -91,7 +93,7 @@ class Transfers:
         half = sum(place.count for place in places if not place.writer)
         if half == len(rows):
             return self._write_part(self.lanes[0], rows, starts, sizes)
-        return self._in_halves(half, self._write_part, rows, starts, sizes)
+        return self._in_halves("WRITE", half, self._write_part, rows, starts, sizes)
 
     def _write_part(self, lane: Lane, rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
         with self._near("WRITE", starts, sizes) as near:
@@ -107,7 +109,7 @@ class Transfers:
         Pages whose bytes are not those that were stored fail with a ``DamagedError``.
         """
         if self.in_two(len(rows), int(sizes.sum())):
-            return self._in_halves(len(rows) // 2, self._read_part, rows, starts, sizes)
+            return self._in_halves("READ", len(rows) // 2, self._read_part, rows, starts, sizes)
         return self._read_part(self.lanes[0], rows, starts, sizes)
 
     def _read_part(self, lane: Lane, rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> list[Outcome]:
@@ -139,10 +141,10 @@ class Transfers:
                 outcomes[page] = Outcome.failed(error)
 
     def _in_halves(
-        self, half: int, part: Part, rows: Rows, starts: np.ndarray, sizes: np.ndarray
+        self, direction: str, half: int, part: Part, rows: Rows, starts: np.ndarray, sizes: np.ndarray
     ) -> list[Outcome]:
         """Move pages in two parts at once, each with a lane of its own."""
-        second = self._worker.submit(part, self.lanes[1], rows[half:], starts[half:], sizes)
+        second = self._helpers[direction].start(part, self.lanes[1], rows[half:], starts[half:], sizes)
         try:
             first = part(self.lanes[0], rows[:half], starts[:half], sizes)
         finally:
