@@ -75,6 +75,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	  --index-url $(TORCH_INDEX) $(TORCH) > /dev/null 2>&1; } || echo "... not available there; pip takes its own index's build"
 	$(VENV)/bin/pip install --disable-pip-version-check -r requirements.lock
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(VENV)/bin/python -c "import hicache_nixl.lifetimes.pooled.lifetime"  # compiles its loops, once
 	touch $@
 
 # The reference run: quick profile.  Use an idle machine and a clean tree.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -150,6 +151,10 @@ class PooledOptions(BaseModel):
     verify: Literal["checksum", "none"] = "checksum"
 
 
+_OWN = ("lifetime", "use_direct_io", "allow_shared_folder", "sync", *PooledOptions.model_fields)
+ALMOST = 0.8  # similarity of two keys, by difflib
+
+
 class NixlBackendConfig:
     """The two forms of ``extra_config`` that SGLang's backend reads.
 
@@ -192,6 +197,7 @@ class NixlBackendConfig:
         if extra_config is not None and not isinstance(extra_config, Mapping):
             raise ConfigError(f"extra_config: expected a dict, got a {type(extra_config).__name__}")
         self._extra = dict(extra_config or {})
+        self._refuse_misspelt()
         self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), tuple(BY_NAME))
         self.use_direct_io = self._flag("use_direct_io")
         self.allow_shared_folder = self._flag("allow_shared_folder")
@@ -211,6 +217,13 @@ class NixlBackendConfig:
         self.plugin = self._active_plugin() if "plugin" in self._extra else self._named_plugin()
         if self.plugin != "auto":
             self.init_params(self.plugin)  # a wrong parameter is an error at construction
+
+    def _refuse_misspelt(self) -> None:
+        """Raise for a key that is nearly an option of this package; others may be meant for the server."""
+        known = {*_OWN, *PosixParams.model_fields, "plugin"}
+        for key in self._extra:
+            if key not in known and (meant := get_close_matches(str(key), _OWN, 1, ALMOST)):
+                raise ConfigError(f"extra_config: {key!r} is unknown; did you mean {meant[0]}?")
 
     def _flag(self, key: str) -> bool:
         return _checked(TypeAdapter(bool), self._extra.get(key, False), key)

@@ -59,7 +59,10 @@ def show(measured: Measured, results: Results) -> None:
     if len(beside):
         point = beside.iloc[0]
         where = f"{_cache(point.direct)}, {point.queue}"
-        _show_times(beside, f"{where}: pooled, and with other host pages and stores, milliseconds of a call")
+        _show_times(
+            beside,
+            f"{where}, measured again: pooled with other host pages and stores, milliseconds of a call",
+        )
         for arm, about in _about(beside):
             say(f"  {arm}: {about}")
         chosen = results.ratios[results.ratios.further]

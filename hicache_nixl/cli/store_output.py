@@ -69,7 +69,7 @@ def _cells(segment: Segment) -> list[str]:
         size_of(segment.used),
         size_of(segment.dead),
         str(segment.pages),
-        f"being {' and '.join(states)}" if states else "free",
+        f"being {' and '.join(states)}" if states else "idle",
     ]
 
 

@@ -21,7 +21,18 @@ from ..worker.descriptors import count_fds, count_storage_fds
 from ..worker.placement import new_subfolder, truncate_files, write_back
 from ..worker.releases import at_hand, source_of
 from ..worker.setup import Setup
-from .plan import EVERY, FILE_BACKEND, KEYS, PEER, RECYCLED_SEGMENT, RECYCLED_SEGMENTS, ArmPlan, Plan, Point
+from .plan import (
+    BESIDE,
+    EVERY,
+    FILE_BACKEND,
+    KEYS,
+    PEER,
+    RECYCLED_SEGMENT,
+    RECYCLED_SEGMENTS,
+    ArmPlan,
+    Plan,
+    Point,
+)
 
 TIMEOUT = 7200  # seconds for all requests to a worker
 OPENED_PAGE = 64  # bytes of the pages of a store whose opening is timed
@@ -236,7 +247,7 @@ def _turns(
     plan: Plan, group: str, point: Point, workers: Mapping[str, ArmWorker], watch: Watch
 ) -> list[dict[str, Any]]:
     """Give every arm a turn in each round, in another order than in the round before."""
-    about = {"further": group.startswith("further"), "queue": point.queue, "direct": point.direct}
+    about = {"further": group.startswith(BESIDE), "queue": point.queue, "direct": point.direct}
     about |= {"page_bytes": point.page_bytes}
     order = list(in_turn(list(workers), plan.rounds))
     rows = []

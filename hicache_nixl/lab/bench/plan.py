@@ -29,6 +29,7 @@ PEER, FILE_BACKEND, CEILING = f"{PREFIX}0.5.23", "sglang-file", "ceiling"
 SEGMENT = 256 * MIB  # as by default
 RECYCLED_SEGMENT = 32 * MIB  # small, so that a store is full soon
 RECYCLED_SEGMENTS = 4
+BESIDE = "other stores"  # the progress of the rows beside the main table
 QUICK_ROUNDS = 9
 FEW_FILES = 64  # that a worker has open anyway
 SPARE = 0.9  # share of the free space that may be used
@@ -192,7 +193,7 @@ class Plan:
     def groups(self) -> list[tuple[str, Point, list[str]]]:
         """What runs in turn: a name for the progress, the point, and its arms."""
         main = [(str(point), point, point.arms(self.arms)) for point in self.points]
-        beside = [(f"further, {point}", point, point.arms(["pooled", *FURTHER])) for point in self.further]
+        beside = [(f"{BESIDE}, {point}", point, point.arms(["pooled", *FURTHER])) for point in self.further]
         return main + beside
 
     def written(self, point: Point) -> int:

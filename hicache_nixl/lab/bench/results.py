@@ -43,7 +43,7 @@ class Comparison:
         if self.against == PEER:
             wanted = {("set", 4): 8.0, ("set", 64): 5.0, ("get", 4): 8.0, ("get", 64): 2.0}
             return None if direct else 20.0 if operation == "exists" else wanted.get((operation, kib))
-        if self.against == CEILING:
+        if (self.arm, self.against) == ("pooled-none", CEILING):
             return 0.9 if page_bytes >= LARGE else None
         return {"pooled-none": 0.8, "empty": 0.9}.get(self.against)
 
@@ -53,6 +53,7 @@ COMPARISONS = (
     Comparison("pooled", FILE_BACKEND),
     Comparison("pooled", "scoped"),
     Comparison("pooled", CEILING, ("set", "get")),
+    Comparison("pooled-none", CEILING, ("set", "get")),
     Comparison("pooled", "pooled-none", ("get",)),
     Comparison("full", "empty", ("set",), further=True),
     Comparison("full-cold", "empty", ("set",), further=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -9,6 +11,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba.core import types
+
+logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,12 +42,20 @@ def compiled(function: Function, parallel: bool = False) -> Function:
     """
     hints = get_type_hints(function, include_extras=True)
     result, *arguments = (_type_of(hints[name]) for name in ("return", *_arguments(function)))
-    signature = result(*arguments)
     try:
-        made = numba.njit(signature, cache=True, nogil=parallel)(function)
+        made = numba.njit(result(*arguments), cache=True, nogil=parallel)(function)
     except RuntimeError:  # nowhere to write the cache
-        made = numba.njit(signature, nogil=parallel)(function)
+        made = numba.njit(result(*arguments), nogil=parallel)(function)
+    if not made.stats.cache_hits:
+        _say_why_it_takes_so_long()
     return made
+
+
+@functools.cache
+def _say_why_it_takes_so_long() -> None:
+    logger.warning(
+        "compiling the loops of pooled for this processor, which takes some 10 s and is kept for later"
+    )
 
 
 def _arguments(function: Any) -> tuple[str, ...]:

@@ -152,6 +152,24 @@ class Store:
                 size >> 20,
             )
         self.state["segments"] = count
+        self._warn_of_room(options)
+
+    def _warn_of_room(self, options: PooledOptions) -> None:
+        """Say if the disk is too small for the capacity: then the oldest pages go earlier."""
+        held = (
+            int((self.state.generations[: self.state["segments"]] != 0).sum()) * self.state["segment_bytes"]
+        )
+        space = os.fstatvfs(self.dir_fd)
+        room = held + space.f_bavail * space.f_frsize - int(options.min_free_gb * GIBIBYTE)
+        if options.capacity_gb and options.capacity_gb * GIBIBYTE > room:
+            logger.warning(
+                "capacity_gb %g is more than the file system of %s has room for, %s GiB with min_free_gb %g: the store "
+                "will not become larger than that",
+                options.capacity_gb,
+                self.path,
+                gibibytes(max(room, 0)),
+                options.min_free_gb,
+            )
 
     def _refuse_used(self, segment: int, unused: ExitStack) -> None:
         """Keep others from writing a segment until the end of ``unused``; ConfigError if one writes or reads it."""

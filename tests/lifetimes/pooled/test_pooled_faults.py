@@ -220,7 +220,7 @@ def test_checksums_that_cannot_be_computed_fail_the_call(store, pool, monkeypatc
 def test_without_its_second_thread_large_batches_fail_and_small_ones_do_not(
     store, pool, monkeypatch, log, works, direction
 ):
-    store.lifetime._transfers._worker.shutdown()
+    store.lifetime._transfers._helpers["WRITE" if direction == "set" else "READ"].close()
     with monkeypatch.context() as patch:
         patch.setattr(transfers, "LARGE", 1)
         assert (set_pages if direction == "set" else get_pages)(store, pool) == [False] * PAGES

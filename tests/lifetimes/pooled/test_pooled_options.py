@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import stat
 
 import pytest
@@ -44,6 +46,23 @@ from hicache_nixl.host.pools import pool_for_page_bytes
 def test_a_wrong_value_is_an_error_that_names_the_option(option, value):
     with pytest.raises(ConfigError, match=rf"^extra_config\.{option}: "):
         NixlBackendConfig({"lifetime": "pooled", option: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("capacity", "capacity_gb"), ("lifetimes", "lifetime"), ("segment_mib", "segment_mb")]
+)
+@pytest.mark.parametrize("form", [{}, {"plugin": {"posix": {"active": True}}}], ids=["flat", "full"])
+def test_a_misspelt_option_is_an_error_that_names_the_one_that_was_meant(key, meant, form):
+    with pytest.raises(ConfigError, match=f"{key!r} is unknown; did you mean {meant}"):
+        NixlBackendConfig({**form, key: 3})
+
+
+def test_a_capacity_that_the_disk_has_no_room_for_is_said_at_once(make_store, log, tmp_path):
+    make_store("pooled", capacity_gb=2 * shutil.disk_usage(tmp_path).total / 2**30, segment_mb=1 << 14)
+    (line,) = log.lines(logging.WARNING)
+    assert "more than the file system" in line
+    make_store("pooled", path=str(tmp_path / "other"), capacity_gb=1)
+    assert log.lines(logging.WARNING) == []
 
 
 @pytest.mark.parametrize("lifetime", ["leaky", "try_finally", "scoped"])
@@ -268,8 +287,10 @@ def test_on_a_full_disk_the_oldest_pages_are_recycled(tmp_path):
     assert found["set"] == [[True] * 4] * 12
     assert found["loaded"] == [True] * 4
     assert found["segments"] == 2  # what fits beside state and index
-    assert len(found["warnings"]) == 1
-    assert "no new segment: [Errno 28]" in found["warnings"][0]
+    at_once, later = found["warnings"][:2]
+    assert "more than the file system" in at_once
+    assert "no new segment: [Errno 28]" in later
+    assert found["warnings"][2:] == [at_once], "of the next store"
     assert "No space left" in found["no room at all"]
     assert found["later"] == [True] * 4
     assert "Read-only file system" in found["read only"]
