@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import ConfigError, FileError
+from ..interrupts import deferred
 from .sample import COLUMNS, Sample
 
 
@@ -27,6 +28,15 @@ class WatchFile:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         try:
+            deferred(self._create, path)
+        except BaseException:  # such as an interrupt that arrived meanwhile
+            if hasattr(self, "_file"):
+                self.close()
+            raise
+
+    def _create(self, path: str | os.PathLike[str]) -> None:
+        self._samples = 0
+        try:
             self._file = open(self.path, "xb", buffering=0)
         except FileExistsError:
             raise WatchFileError(f"--csv {path} {_what_is_there(self.path)}; name a new file") from None
@@ -35,11 +45,9 @@ class WatchFile:
                 f"--csv {path}: {error.strerror}; expected a new file in an existing folder"
             ) from None
         self._size = 0
-        self._samples = 0
         try:
             self._write(",".join(COLUMNS) + "\n")
         except FileError as error:
-            self.close()
             raise WatchFileError(
                 f"--csv {path}: {error.strerror}; expected a file with room to grow"
             ) from None

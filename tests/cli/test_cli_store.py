@@ -40,7 +40,7 @@ class TestTable:
             "sets 1, 20 pages, 120 KiB",
         ):
             assert line in answer.prose
-        assert answer.out.rstrip().endswith("20  free")
+        assert answer.out.rstrip().endswith("20  idle")
 
     def test_it_says_who_uses_the_store(self, run: Run, folder):
         with SmallStore(folder) as store:

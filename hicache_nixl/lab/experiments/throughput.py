@@ -83,6 +83,7 @@ def speeds(ratios: pd.DataFrame) -> pd.DataFrame:
     ratios : pandas.DataFrame
         From ``bench.results.Results``.
     """
+    ratios = ratios[ratios.arm == "pooled"]
     words = [
         str(Estimate(row.speed_ratio, row.low, row.high, row.pairs)) for row in ratios.itertuples(index=False)
     ]
