@@ -20,14 +20,24 @@ from .traffic import connector_config, keys_of
 
 KEYS, CALLS = 128, 31
 STEPS = ("names", "index", "open and close", "register", "lists", "transfer", "wait", "checksum", "rest")
-# By what the name of a function, or of its file, contains; the first that fits.
+# By what the name of a function, or of its file, contains; the first that fits.  What is compiled is part of its caller.
 _PLACES = (
     ("checksum", ("checksums.py", "xxh3")),
     ("names", ("names.py", "keys.py", "addresses.py", "buffers.py")),
     ("register", ("register", "registerMem", "reg_descs", "_held")),
-    ("lists", ("xfer_descs", "initialize", "createXferReq", "merged", "_cut")),
+    ("lists", ("xfer_descs", "initialize", "createXferReq", "pieces.py")),
     ("wait", ("check_xfer_state", "getXferStatus", "pause", "sched_yield", "sleep", "acquire", "_base.py")),
-    ("transfer", ("postXferReq", "transfer", "releaseXferReq", "release_xfer_handle", "registration.py")),
+    (
+        "transfer",
+        (
+            "postXferReq",
+            "transfer",
+            "releaseXferReq",
+            "release_xfer_handle",
+            "registration.py",
+            "staging.py",
+        ),
+    ),
     (
         "open and close",
         (
