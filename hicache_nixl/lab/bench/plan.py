@@ -28,7 +28,7 @@ DIRECT_PIECE = 4096  # bytes, of which O_DIRECT moves multiples
 PEER, FILE_BACKEND, CEILING = f"{PREFIX}0.5.23", "sglang-file", "ceiling"
 SEGMENT = 256 * MIB  # as by default
 RECYCLED_SEGMENT = 32 * MIB  # small, so that a store is full soon
-RECYCLED_SEGMENTS = 4
+RECYCLED_SEGMENTS = 8  # the fewest with which a large batch is written to two at once
 BESIDE = "other stores"  # the progress of the rows beside the main table
 QUICK_ROUNDS = 9
 FEW_FILES = 64  # that a worker has open anyway
@@ -94,7 +94,7 @@ FURTHER = {  # of the rows beside the main table, always against each other
     ),
     "full": ArmPlan(
         "ours",
-        "all its 4 segments of 32 MiB written before, and in the page cache",
+        "all its 8 segments of 32 MiB written before, and in the page cache",
         {"lifetime": "pooled"},
         segment_bytes=RECYCLED_SEGMENT,
         full=True,
@@ -184,7 +184,8 @@ class Plan:
             return ()
         first = [point for point in self.points if self._is_first(point)]
         usual = [point for point in first if point.page_bytes in (4 * KIB, 64 * KIB)]
-        return tuple(usual or first[:1])
+        room = RECYCLED_SEGMENTS * RECYCLED_SEGMENT // 2
+        return tuple(point for point in usual or first[:1] if point.call_bytes <= room)
 
     def _is_first(self, point: Point) -> bool:
         return (point.queue, point.direct) == (self.points[0].queue, self.points[0].direct)

@@ -73,6 +73,8 @@ def test_a_turn_has_fewer_calls_of_large_pages():
 def test_further_rows_need_pooled_and_are_measured_at_4_and_64_kib():
     assert [point.page_bytes for point in make_plan(quick=True).further] == [4 * KIB, 64 * KIB]
     assert [point.page_bytes for point in make_plan(page_kib=[256, 16]).further] == [16 * KIB]
+    assert make_plan(page_kib=[1024]).further, "a call of 128 MiB"
+    assert make_plan(page_kib=[2048]).further == (), "too large for a store that is full soon"
     assert make_plan(arms=["scoped"]).further == ()
 
 
@@ -101,6 +103,6 @@ def test_only_the_full_store_recycles():
     capacities = {
         arm: options_of(EVERY[arm], plan, CACHED)["capacity_gb"] * GIB for arm in ("pooled", "empty", "full")
     }
-    assert capacities["full"] == 4 * 32 * MIB
+    assert capacities["full"] == 8 * 32 * MIB
     assert min(capacities["pooled"], capacities["empty"]) > 2 * plan.written(CACHED)
     assert "capacity_gb" not in options_of(EVERY["scoped"], plan, CACHED)
