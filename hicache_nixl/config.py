@@ -152,6 +152,7 @@ class PooledOptions(BaseModel):
 
 
 _OWN = ("lifetime", "use_direct_io", "allow_shared_folder", "sync", *PooledOptions.model_fields)
+_LONG = [key for key in _OWN if key not in ("sync", "use_direct_io")]  # others are near to what plugins have
 ALMOST = 0.8  # similarity of two keys, by difflib
 
 
@@ -220,9 +221,9 @@ class NixlBackendConfig:
 
     def _refuse_misspelt(self) -> None:
         """Raise for a key that is nearly an option of this package; others may be meant for the server."""
-        known = {*_OWN, *PosixParams.model_fields, "plugin"}
+        known = {*_OWN, *PosixParams.model_fields, *_NOT_FOR_NIXL, "plugin"}
         for key in self._extra:
-            if key not in known and (meant := get_close_matches(str(key), _OWN, 1, ALMOST)):
+            if key not in known and (meant := get_close_matches(str(key), _LONG, 1, ALMOST)):
                 raise ConfigError(f"extra_config: {key!r} is unknown; did you mean {meant[0]}?")
 
     def _flag(self, key: str) -> bool:

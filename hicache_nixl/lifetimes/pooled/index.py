@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import DamagedError, FileError
 from .folder import is_gone
+from .kernels import MOST_ROWS
 from .locks import Locks
 from .row import Rows, Words
 from .state import State
@@ -21,7 +22,7 @@ from .table import Table
 logger = logging.getLogger(__name__)
 
 LEAST_ROOM = 1 << 12  # pages
-GROWTH = 1.75  # times as much room when the table is full: less than 200 MiB for a million pages, whatever their number
+GROWTH = 1.75  # times as much room when the table is full: less than 200 bytes for a page
 
 
 class Index:
@@ -145,7 +146,7 @@ class Index:
         before = table.replaced
         while not (placed := table.put(rows, self._state.generations)).all():
             rows = rows[~placed]
-            self._grow(int(GROWTH * table.room))
+            self._grow(max(table.room + 1, min(int(GROWTH * table.room), MOST_ROWS)))
             before -= table.replaced
             table = self._current()
             before += table.replaced

@@ -9,7 +9,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compiled import Flag, Flags, Number, Numbers, ReadTable, ReadWords, Table, Word, Words, compiled
+from .compiled import (
+    Flag,
+    Flags,
+    Number,
+    Numbers,
+    ReadTable,
+    ReadWords,
+    Table,
+    Word,
+    Words,
+    compiled,
+    unlocked,
+)
 from .row import GENERATION, GUARD, KEY_WORDS, ROW_WORDS, SEGMENT, SPACE
 
 # Measured with 10^5 rows in buckets of 8 and 16: of 16 none is full at a load of three quarters.
@@ -201,7 +213,7 @@ def _look_up(
     return answer
 
 
-@compiled
+@unlocked
 def look_up(
     words: Words,
     rows: Table,
@@ -211,7 +223,7 @@ def look_up(
     found: Table,
     places: Numbers,
 ) -> Number:
-    """Look up those of n pages whose place is ``TORN``; return of how many it still is.
+    """Look up those of n pages whose place is ``TORN``; return how many remain torn.
 
     Parameters
     ----------
@@ -235,7 +247,7 @@ def look_up(
 # -- changing ------------------------------------------------------------------------------------------
 
 
-@compiled
+@unlocked
 def append(rows: Table, head: Words, new: ReadTable, generations: ReadWords, places: Numbers) -> Number:
     """Write new rows, (n, 12), to the next places of the ring whose rows are stale; return for how many there are.
 
@@ -305,7 +317,7 @@ def _slot_for(
     return _outlived(words, rows, hashed, generations), -1
 
 
-@compiled
+@unlocked
 def enlist(
     words: Words, rows: Table, new: ReadTable, places: Numbers, generations: ReadWords, listed: Flags
 ) -> Number:
@@ -336,7 +348,7 @@ def enlist(
     return replaced
 
 
-@compiled
+@unlocked
 def forget(words: Words, rows: Table, gone: ReadTable) -> Number:
     """Take those of these rows, (n, 12), off the table that are in it unchanged; return how many."""
     count = 0
@@ -357,7 +369,7 @@ def forget(words: Words, rows: Table, gone: ReadTable) -> Number:
 # -- all of them ---------------------------------------------------------------------------------------
 
 
-@compiled
+@unlocked
 def walk(words: Words, rows: Table, first: Number, end: Number, found: Table) -> Number:
     """Copy the rows of the words in some slots to ``found``, (n, 12), without those that are damaged.
 
@@ -379,7 +391,7 @@ def walk(words: Words, rows: Table, first: Number, end: Number, found: Table) ->
     return count
 
 
-@compiled
+@unlocked
 def sweep(words: Words, rows: Table) -> Number:
     """Make stale the rows to which no word points, such as those of a process that was killed; return 0."""
     lost = np.ones(len(rows), np.bool_)

@@ -161,7 +161,7 @@ class Store:
         )
         space = os.fstatvfs(self.dir_fd)
         room = held + space.f_bavail * space.f_frsize - int(options.min_free_gb * GIBIBYTE)
-        if options.capacity_gb and options.capacity_gb * GIBIBYTE > room:
+        if options.capacity_gb and self.state["segments"] * self.state["segment_bytes"] > room:
             logger.warning(
                 "capacity_gb %g is more than the file system of %s has room for, %s GiB with min_free_gb %g: the store "
                 "will not become larger than that",

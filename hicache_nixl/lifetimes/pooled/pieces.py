@@ -8,7 +8,17 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import types
 
-from .compiled import Flag, Number, Numbers, ReadNumbers, ReadNumberTable, ReadTable, Table, compiled
+from .compiled import (
+    Flag,
+    Number,
+    Numbers,
+    ReadNumbers,
+    ReadNumberTable,
+    ReadTable,
+    Table,
+    compiled,
+    unlocked,
+)
 from .row import OFFSET, STEP, Rows, words_of
 
 MOST_BYTES = 1 << 20  # of one I/O: larger ones are neither faster nor fair to others in the queue
@@ -93,7 +103,7 @@ def looked_over(starts: ReadNumberTable, size: Number) -> tuple[Number, Number, 
     return follow, low, high + size
 
 
-@compiled
+@unlocked
 def copy(starts: ReadNumberTable, size: Number, stage: Number, pages: Numbers, back: Flag) -> Number:
     """Copy pieces of some of n pages to their places on a stage, or ``back``: first those of all pages, then the next."""
     for piece in range(starts.shape[1]):

@@ -18,14 +18,8 @@ is at ``offset + j * step`` of its segment.  ``guard`` is computed from the othe
 
 ROW_WORDS = ROW.itemsize // 8
 KEY_WORDS, NAME_WORDS = 4, 5  # of the key; of key and space
-SPACE, SEGMENT, GENERATION, OFFSET, STEP, GUARD = (
-    4,
-    5,
-    6,
-    7,
-    8,
-    ROW_WORDS - 1,
-)  # places of these fields among the words
+SPACE, SEGMENT, GENERATION, OFFSET, STEP = range(4, 9)  # places of these fields among the words
+GUARD = ROW_WORDS - 1
 
 
 def words_of(rows: Rows) -> Words:

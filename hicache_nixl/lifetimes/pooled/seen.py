@@ -87,9 +87,8 @@ class Known:
         self.version = version
         self._rows = np.zeros(MOST, ROW)
         self._keys: list[str] = []
-        self._places: dict[
-            str, int
-        ] = {}  # of the first pages of each call; of the others when they are asked for
+        # Of the first pages of each call; of the others when they are asked for.
+        self._places: dict[str, int] = {}
         self._placed = 0  # up to here, of all
 
     def has_room(self, pages: int) -> bool:
@@ -107,8 +106,9 @@ class Known:
         """Return rows, (n,), in the order of the keys, or None if one is not known."""
         if (rows := self._run(keys)) is not None:
             return rows
-        placed, self._placed = self._placed, len(self._keys)
-        self._places.update(zip(self._keys[placed : self._placed], range(placed, self._placed), strict=True))
+        placed, end = self._placed, len(self._keys)
+        self._places.update(zip(self._keys[placed:end], range(placed, end), strict=True))
+        self._placed = end
         if (rows := self._run(keys)) is not None:
             return rows
         places = list(map(self._places.get, keys))

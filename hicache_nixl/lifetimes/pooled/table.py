@@ -20,7 +20,7 @@ from contextlib import suppress
 import numpy as np
 
 from . import kernels
-from .kernels import MISSING, TORN, WAYS
+from .kernels import MISSING, MOST_ROWS, TORN, WAYS
 from .row import GENERATION, ROW, ROW_WORDS, SPACE, Rows, Words, rows_of, words_of
 from .table_file import TableFile
 
@@ -115,7 +115,7 @@ class Table:
         space : int
             The space of all of them, below 2**64.
         generations : numpy.ndarray of uint64, shape (segments,), optional
-                The generation of each segment: stale rows are not found.
+            The generation of each segment: stale rows are not found.
 
         Returns
         -------
@@ -135,9 +135,8 @@ class Table:
         for pause in (0, *PAUSES):
             if pause:
                 time.sleep(pause)
-            self.check()
-            file = self._file
-            if not kernels.look_up(file.words, file.rows, keys, np.uint64(space), which, rows, places):
+            words, stored, _ = self._file.mapped()
+            if not kernels.look_up(words, stored, keys, np.uint64(space), which, rows, places):
                 break
         return rows_of(rows), np.maximum(places, MISSING)
 
@@ -159,33 +158,27 @@ class Table:
         numpy.ndarray of bool, shape (n,)
             Whether each row is stored.  If one is not, a larger table is needed: see ``grown``.
         """
-        self.check()
-        words = words_of(rows).copy()
-        kernels.guard(words)
-        file, places, listed = self._file, np.empty(len(words), np.int64), np.empty(len(words), np.bool_)
-        if kernels.append(file.rows, file.head, words, generations, places) < len(words):
-            kernels.sweep(file.words, file.rows)
-            kernels.append(
-                file.rows, file.head, words, generations, places
-            )  # again: none of them has a word yet
-        self.replaced += kernels.enlist(file.words, file.rows, words, places, generations, listed)
+        words, stored, head = self._file.mapped()
+        new = _guarded(rows)
+        places, listed = np.empty(len(new), np.int64), np.empty(len(new), np.bool_)
+        if kernels.append(stored, head, new, generations, places) < len(new):
+            kernels.sweep(words, stored)
+            kernels.append(stored, head, new, generations, places)  # all again: none of them has a word yet
+        self.replaced += kernels.enlist(words, stored, new, places, generations, listed)
         return listed
 
     def remove(self, rows: Rows) -> None:
         """Forget those of these rows, shape (n,), that are in the table unchanged."""
-        self.check()
-        words = words_of(rows).copy()
-        kernels.guard(words)
-        kernels.forget(self._file.words, self._file.rows, words)
+        words, stored, _ = self._file.mapped()
+        kernels.forget(words, stored, _guarded(rows))
 
     def clear(self, spaces: Iterable[int]) -> int:
         """Forget all rows of some spaces; return how many there were, stale ones included."""
         numbers = np.array(list(spaces), np.uint64)
-        cleared = 0
-        for rows in self._walk():
-            inside = rows[np.isin(rows[:, SPACE], numbers)]
-            cleared += kernels.forget(self._file.words, self._file.rows, inside)
-        return cleared
+        words, stored, _ = self._file.mapped()
+        return sum(
+            kernels.forget(words, stored, rows[np.isin(rows[:, SPACE], numbers)]) for rows in self._walk()
+        )
 
     def live(self, generations: Words) -> Rows:
         """Return copies of all rows that are not stale, shape (m,), in no particular order.
@@ -209,10 +202,10 @@ class Table:
     def _walk(self) -> Iterator[Words]:
         """Yield copies of the rows of all words, a chunk at a time, without those that are damaged."""
         for first in range(0, self._file.slots, CHUNK):
-            self.check()
-            end = min(first + CHUNK, self._file.slots)
+            words, stored, _ = self._file.mapped()
+            end = min(first + CHUNK, len(words))
             rows = np.empty((end - first, ROW_WORDS), np.uint64)
-            yield rows[: kernels.walk(self._file.words, self._file.rows, first, end, rows)]
+            yield rows[: kernels.walk(words, stored, first, end, rows)]
 
     def grown(self, dir_fd: int, name: str, room: int, generations: Words) -> Table:
         """Make another table with all rows of this one that are not stale.
@@ -244,5 +237,12 @@ class Table:
                 with suppress(OSError):
                     os.unlink(name, dir_fd=dir_fd)
                 raise
-            room = 2 * larger.room
+            room = min(2 * larger.room, max(larger.room + 1, MOST_ROWS))
             larger.close()
+
+
+def _guarded(rows: Rows) -> Words:
+    """Return copies of rows as words, shape (n, 12), with their guards."""
+    words = words_of(rows).copy()
+    kernels.guard(words)
+    return words

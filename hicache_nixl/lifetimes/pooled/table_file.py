@@ -40,7 +40,7 @@ class TableFile:
     head : numpy.ndarray of uint64, shape (1,)
         The place in the ring of rows that is written next.
     words : numpy.ndarray of uint64, shape (slots,)
-        See the module ``words``.
+        See the module ``kernels``.
     rows : numpy.ndarray of uint64, shape (slots // 2, 12)
         The mapped rows.
     """
@@ -107,6 +107,14 @@ class TableFile:
             raise DamagedError(f"{self.name} was removed")
         if status.st_size != self._size:
             raise DamagedError(f"{self.name} has {status.st_size} bytes instead of {self._size}")
+
+    def mapped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return words, rows and head, which stay mapped while they are held; errors as in ``check``."""
+        self.check()
+        words, rows, head = self.words, self.rows, self.head
+        if not (len(words) and len(rows) and len(head)):  # another thread closes it at this moment
+            raise ClosedError(f"the table in {self.name} is closed")
+        return words, rows, head
 
     def close(self) -> None:
         """Unmap and close the file.  A second call does nothing."""

@@ -6,7 +6,6 @@ algorithm is that of the xxHash specification for inputs of more than 240 bytes.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .compiled import Number, ReadNumbers, ReadNumberTable, Word, Words, compiled
+from .compiled import Number, ReadNumbers, ReadNumberTable, Word, Words, compiled, unlocked
 
 LEAST = 241  # bytes of a piece
 _LANES, _STRIPE, _STRIPES = 8, 64, 16
@@ -136,7 +135,7 @@ def _digest(memory: Number, size: Number, seed: Word, sums: Words, secret: Words
     return total ^ (total >> _32)
 
 
-@partial(compiled, parallel=True)
+@unlocked
 def digests(starts: ReadNumberTable, sizes: ReadNumbers, found: Words) -> Number:
     """Compute the digests of n pages of k pieces, each seeded with that of the piece before.
 

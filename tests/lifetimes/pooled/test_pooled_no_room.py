@@ -23,7 +23,7 @@ from support import (
 )
 
 from hicache_nixl.config import QUEUES
-from hicache_nixl.lifetimes.pooled import opening, transfers
+from hicache_nixl.lifetimes.pooled import index, opening, transfers
 
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO]
 
@@ -162,6 +162,15 @@ def test_a_quota_makes_the_oldest_pages_give_way_and_without_any_room_a_batch_fa
     assert "WRITE of 4, first 'page0'" in line
     assert "[Errno 122] Disk quota exceeded" in line
     assert found["with room"]
+
+
+def test_the_index_grows_to_the_most_rows_that_words_can_tell_of(make_store, pool, monkeypatch):
+    monkeypatch.setattr(opening, "LEAST_ROOM", 16)
+    monkeypatch.setattr(index, "MOST_ROWS", 40)
+    store = make_store("pooled", pool=pool)
+    for batch in range(40 // PAGES):
+        assert all(store.batch_set_v1(keys_of(PAGES, f"{batch}-"), pool.page_indices(0, PAGES)))
+    assert store.lifetime._store.index.occupied() == (40, 40)
 
 
 @pytest.mark.parametrize("code", NO_ROOM, ids=errno.errorcode.get)

@@ -57,6 +57,11 @@ def test_a_misspelt_option_is_an_error_that_names_the_one_that_was_meant(key, me
         NixlBackendConfig({**form, key: 3})
 
 
+@pytest.mark.parametrize("key", ["async", "fsync", "use_gds_direct_io", "prefetch_threshold"])
+def test_what_others_read_is_not_taken_for_a_misspelt_option(key):
+    assert NixlBackendConfig({"plugin": {"posix": {"active": True}}, key: 3}).plugin == "POSIX"
+
+
 def test_a_capacity_that_the_disk_has_no_room_for_is_said_at_once(make_store, log, tmp_path):
     make_store("pooled", capacity_gb=2 * shutil.disk_usage(tmp_path).total / 2**30, segment_mb=1 << 14)
     (line,) = log.lines(logging.WARNING)

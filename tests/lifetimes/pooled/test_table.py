@@ -354,6 +354,23 @@ def test_zeros_are_no_row_and_the_hashes_are_those_of_the_format():
     )
 
 
+@pytest.mark.parametrize("call", ["find", "put", "remove", "clear", "live"])
+def test_a_call_while_another_thread_closes_the_table_reads_nothing(dir_fd, monkeypatch, call):
+    table = Table.create(dir_fd, "index", 1)
+    rows = make_rows([1])
+    check = table._file.check
+    monkeypatch.setattr(table._file, "check", lambda: (check(), table.close()))
+    calls = {
+        "find": lambda: table.find(keys_of([1]), SPACE),
+        "put": lambda: table.put(rows, GENERATIONS),
+        "remove": lambda: table.remove(rows),
+        "clear": lambda: table.clear([SPACE]),
+        "live": lambda: table.live(GENERATIONS),
+    }
+    with pytest.raises(ClosedError):
+        calls[call]()
+
+
 def test_close_twice_then_every_call_says_that_it_is_closed(dir_fd, tmp_path):
     table = Table.create(dir_fd, "index", 1)
     assert names_open(tmp_path) == ["index", "index"]  # one of them is the mapping's own
