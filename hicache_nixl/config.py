@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -127,6 +128,15 @@ class PosixParams(BaseModel):
         return params
 
 
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+_NOT_A_FLAG = BeforeValidator(_no_flag)
+
+
 class PooledOptions(BaseModel):
     """The options of lifetime ``pooled``.
 
@@ -145,14 +155,17 @@ class PooledOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    capacity_gb: Annotated[float, Field(gt=0, le=2**20, allow_inf_nan=False)] | None = None
-    min_free_gb: Annotated[float, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
-    segment_mb: Annotated[int, Field(gt=0, le=2**20)] | None = None
+    capacity_gb: Annotated[float, _NOT_A_FLAG, Field(gt=0, le=2**20, allow_inf_nan=False)] | None = None
+    min_free_gb: Annotated[float, _NOT_A_FLAG, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
+    segment_mb: Annotated[int, _NOT_A_FLAG, Field(gt=0, le=2**20)] | None = None
     verify: Literal["checksum", "none"] = "checksum"
 
 
 _OWN = ("lifetime", "use_direct_io", "allow_shared_folder", "sync", *PooledOptions.model_fields)
-_LONG = [key for key in _OWN if key not in ("sync", "use_direct_io")]  # others are near to what plugins have
+# Others are near to what plugins have.
+_TOLD_APART = [
+    key for key in (*_OWN, *PosixParams.model_fields) if key not in ("sync", "queue", "use_direct_io")
+]
 ALMOST = 0.8  # similarity of two keys, by difflib
 
 
@@ -223,7 +236,7 @@ class NixlBackendConfig:
         """Raise for a key that is nearly an option of this package; others may be meant for the server."""
         known = {*_OWN, *PosixParams.model_fields, *_NOT_FOR_NIXL, "plugin"}
         for key in self._extra:
-            if key not in known and (meant := get_close_matches(str(key), _LONG, 1, ALMOST)):
+            if key not in known and (meant := get_close_matches(str(key), _TOLD_APART, 1, ALMOST)):
                 raise ConfigError(f"extra_config: {key!r} is unknown; did you mean {meant[0]}?")
 
     def _flag(self, key: str) -> bool:

@@ -147,7 +147,7 @@ class Inspection:
                 self._locks = Locks(self.dir_fd, flags=os.O_RDONLY)
                 stack.callback(self._locks.close)
             except (OSError, DamagedError, NewerFormatError) as error:
-                raise ConfigError(f"{self.path} cannot be read: {_reason(error)}") from error
+                raise ConfigError(f"{self.path} cannot be read: {_reason(error)}{_way_out(error)}") from error
             self._index = Index(self.dir_fd, self.state, self._locks)
             stack.callback(self._index.close)
             self._pieces: dict[int, int] = {}  # of the pages of a space
@@ -204,7 +204,7 @@ class Inspection:
             most_segments=most,
             segments=segments,
             spaces={f"{space:016x}": n for space, n in zip(spaces.tolist(), counts.tolist(), strict=True)},
-            index=_again(self._index_facts),
+            index=_again(partial(self._index_facts, len(rows))),
             counters=dict(zip(COUNTERS, counters, strict=True)),
         )
 
@@ -229,8 +229,8 @@ class Inspection:
             for segment in held[np.argsort(table["generation"][held])].tolist()
         ]
 
-    def _index_facts(self) -> dict[str, Any]:
-        occupied, slots = self._index.occupied()
+    def _index_facts(self, occupied: int) -> dict[str, Any]:
+        _, slots = self._index.occupied()
         name = name_of_index(self.state["index"])
         size = os.stat(name, dir_fd=self.dir_fd).st_size
         return {"file": name, "bytes": size, "slots": slots, "occupied": occupied, "load": occupied / slots}
@@ -346,6 +346,10 @@ def store_in(folder: Path) -> Path:
     if not folder.is_dir():
         found = f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}"
         raise ConfigError(f"{found}; expected a storage folder of lifetime pooled")
+    if (folder / NAME).is_dir():
+        raise ConfigError(
+            f"{folder / NAME}: its state is missing, so its pages are lost; a server that opens it starts empty"
+        )
     raise ConfigError(f"{folder} has no store of lifetime pooled; expected its storage folder")
 
 
@@ -385,6 +389,15 @@ def _again(look: Callable[[], Answer]) -> Answer:
         except (DamagedError, OSError):
             continue
     return look()
+
+
+def _way_out(error: Exception) -> str:
+    """Say what a server does that opens such a store."""
+    if isinstance(error, FileNotFoundError):
+        return "; a server that opens the store makes it again, and keeps the pages"
+    if isinstance(error, DamagedError):
+        return "; a server that opens the store keeps it as state.damaged, and starts empty"
+    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -136,8 +136,9 @@ class Store:
                 "omit it, or use another folder"
             )
         if not options.capacity_gb:
+            self._warn_of_room(options)
             return
-        count = segments_in(options.capacity_gb, size)
+        count = segments_in(min(options.capacity_gb, MOST_SEGMENTS * size / GIBIBYTE), size)
         beyond = np.flatnonzero(self.state.generations[count:]) + count
         with ExitStack() as unused:
             for segment in beyond.tolist():
@@ -155,13 +156,18 @@ class Store:
         self._warn_of_room(options)
 
     def _warn_of_room(self, options: PooledOptions) -> None:
-        """Say if the disk is too small for the capacity: then the oldest pages go earlier."""
-        held = (
-            int((self.state.generations[: self.state["segments"]] != 0).sum()) * self.state["segment_bytes"]
-        )
-        space = os.fstatvfs(self.dir_fd)
-        room = held + space.f_bavail * space.f_frsize - int(options.min_free_gb * GIBIBYTE)
-        if options.capacity_gb and self.state["segments"] * self.state["segment_bytes"] > room:
+        """Say if the disk has room for no page, or for less than the capacity: then the oldest pages go earlier."""
+        size, space = self.state["segment_bytes"], os.fstatvfs(self.dir_fd)
+        room = space.f_bavail * space.f_frsize - int(options.min_free_gb * GIBIBYTE)
+        room += size * np.count_nonzero(self.state.generations[: self.state["segments"]])
+        if room < size:
+            logger.warning(
+                "no page can be stored in %s: a segment of %d MiB would leave less than min_free_gb %g free",
+                self.path,
+                size >> 20,
+                options.min_free_gb,
+            )
+        elif options.capacity_gb and self.state["segments"] * size > room:
             logger.warning(
                 "capacity_gb %g is more than the file system of %s has room for, %s GiB with min_free_gb %g: the store "
                 "will not become larger than that",
@@ -241,16 +247,20 @@ def remove_remains(dir_fd: int) -> bool:
 def geometry(options: PooledOptions, dir_fd: int) -> tuple[int, int]:
     """Return bytes of a segment and number of segments for a new store.
 
-    Without ``capacity_gb`` it may use half of the free space of its file system.
+    Without ``capacity_gb`` it may use half of the free space of its file system.  The size of a segment suits what there
+    is room for.
     """
     space = os.fstatvfs(dir_fd)
-    capacity_gb = options.capacity_gb or space.f_bavail * space.f_frsize / 2 / GIBIBYTE
-    capacity = int(capacity_gb * GIBIBYTE)
+    free = space.f_bavail * space.f_frsize
+    capacity_gb = options.capacity_gb or free / 2 / GIBIBYTE
+    capacity = int(min(capacity_gb * GIBIBYTE, max(free - options.min_free_gb * GIBIBYTE, 2 * MEBIBYTE)))
     if options.segment_mb:
         size = options.segment_mb * MEBIBYTE
     else:
         most = max(capacity // 4 // MEBIBYTE, 1) * MEBIBYTE  # a store of few segments recycles much at a time
         size = min(max(SEGMENT_BYTES, -(-capacity // USUAL_SEGMENTS // MEBIBYTE) * MEBIBYTE), most)
+    if not options.segment_mb:  # more than there is room for
+        capacity_gb = min(capacity_gb, MOST_SEGMENTS * size / GIBIBYTE)
     return size, segments_in(capacity_gb, size)
 
 

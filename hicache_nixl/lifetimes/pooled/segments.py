@@ -211,14 +211,20 @@ class Segments:
             with self._placing:
                 for writer, end in enumerate((first, pages)):
                     while (done := sum(place.count for place in places)) < end:
-                        places.append(self._place(writer, done, end - done, page_bytes))
-                        in_use.enter_context(self._locks.reading([places[-1].segment]))
+                        place = self._place(writer, done, end - done, page_bytes)
+                        if place is None:  # the second writer does without a segment of its own
+                            writer, place = 0, self._place(0, done, end - done, page_bytes)
+                        assert place is not None
+                        places.append(place)
+                        in_use.enter_context(self._locks.reading([place.segment]))
             yield places
 
-    def _place(self, number: int, first: int, most: int, page_bytes: int) -> Place:
+    def _place(self, number: int, first: int, most: int, page_bytes: int) -> Place | None:
+        """Return a place for up to so many pages, None if there is none and the writer is not the first."""
         writer = self._writers[number]
         while (own := writer.segment) is None or not self._fits(writer, own, page_bytes):
-            self._next(writer)
+            if not self._next(writer, waits=not number):
+                return None
         count = min(most, (self.bytes - writer.head) // page_bytes)
         place = Place(first, count, own, writer.generation, writer.head, number)
         writer.head += -(-count * page_bytes // ALIGNED) * ALIGNED
@@ -235,22 +241,25 @@ class Segments:
             return False
         return True
 
-    def _next(self, writer: Writer) -> None:
-        """Leave the segment of a writer, and give it another one; wait for loads that keep it from that."""
+    def _next(self, writer: Writer, waits: bool) -> bool:
+        """Leave the segment of a writer, and give it another one; if it ``waits``, for loads that keep it from that."""
         ways = (self._take_open, self._take_new, self._recycle, self._take_new)  # again: recycling loses some
         end = time.monotonic() + PATIENCE
         while True:
             with self._locks.index():
                 self._leave(writer, is_open=False)
                 if any(way(writer) for way in ways):
-                    return
+                    return True
+            if not waits:
+                return False
             if not self.recycles or time.monotonic() > end:
                 break
             time.sleep(PAUSE)
         raise FileError(
             errno.EBUSY,
-            f"all {self._state['segments']} segments are being written or read, or cannot be used; "
-            "use a larger capacity_gb or a smaller segment_mb",
+            f"all of the {np.count_nonzero(self._state.generations)} segments that there are (at most "
+            f"{self._state['segments']}) are being written or read, or cannot be used; make room on the disk, or use a "
+            "larger capacity_gb or, in a new folder, a smaller segment_mb",
             "pooled",
         )
 

@@ -164,6 +164,25 @@ def test_a_quota_makes_the_oldest_pages_give_way_and_without_any_room_a_batch_fa
     assert found["with room"]
 
 
+def test_where_there_is_room_for_one_segment_large_batches_go_to_it_alone(make_store, pool, monkeypatch, log):
+    store = make_store("pooled", pool=pool, segment_mb=1, capacity_gb=8 / 1024, min_free_gb=0)
+    real, made = os.posix_fallocate, []
+
+    def one(fd, *args):
+        made.append(fd)
+        if len(made) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, *args)
+
+    monkeypatch.setattr(os, "posix_fallocate", one)
+    monkeypatch.setattr(transfers, "LARGE", 1)
+    for batch in range(100):  # 4.8 MB
+        keys = keys_of(PAGES, f"{batch}-")
+        assert store.batch_set_v1(keys, pool.page_indices(0, PAGES)) == [True] * PAGES
+        assert store.batch_get_v1(keys, pool.page_indices(0, PAGES)) == [True] * PAGES
+    assert log.lines() == []
+
+
 def test_the_index_grows_to_the_most_rows_that_words_can_tell_of(make_store, pool, monkeypatch):
     monkeypatch.setattr(opening, "LEAST_ROOM", 16)
     monkeypatch.setattr(index, "MOST_ROWS", 40)

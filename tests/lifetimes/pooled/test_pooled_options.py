@@ -20,9 +20,10 @@ from support import (
     without_capabilities,
 )
 
-from hicache_nixl.config import NixlBackendConfig
+from hicache_nixl.config import NixlBackendConfig, PooledOptions
 from hicache_nixl.errors import ConfigError, HiCacheNixlError, NewerFormatError
 from hicache_nixl.host.pools import pool_for_page_bytes
+from hicache_nixl.lifetimes.pooled.opening import geometry
 
 
 @pytest.mark.parametrize(
@@ -49,12 +50,41 @@ def test_a_wrong_value_is_an_error_that_names_the_option(option, value):
 
 
 @pytest.mark.parametrize(
-    ("key", "meant"), [("capacity", "capacity_gb"), ("lifetimes", "lifetime"), ("segment_mib", "segment_mb")]
+    ("key", "meant"),
+    [
+        ("capacity", "capacity_gb"),
+        ("lifetimes", "lifetime"),
+        ("segment_mib", "segment_mb"),
+        ("use_urin", "use_uring"),
+    ],
 )
 @pytest.mark.parametrize("form", [{}, {"plugin": {"posix": {"active": True}}}], ids=["flat", "full"])
 def test_a_misspelt_option_is_an_error_that_names_the_one_that_was_meant(key, meant, form):
     with pytest.raises(ConfigError, match=f"{key!r} is unknown; did you mean {meant}"):
         NixlBackendConfig({**form, key: 3})
+
+
+@pytest.mark.parametrize("capacity_gb", [1, 1000, 10**6, None])
+def test_a_segment_suits_the_room_and_not_the_capacity_that_is_wished(tmp_path, monkeypatch, capacity_gb):
+    real = os.statvfs(tmp_path)
+    small = os.statvfs_result([4096, 4096, *[100 << 8] * 3, *real[5:]])  # 100 MiB
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: small)
+    size, count = geometry(PooledOptions(capacity_gb=capacity_gb, min_free_gb=0), -1)
+    assert size <= 25 << 20
+    assert 2 <= count <= 4096
+
+
+@pytest.mark.parametrize("given", [{"min_free_gb": 10**6}, {"min_free_gb": 10**6, "capacity_gb": 1}])
+def test_that_no_page_can_be_stored_is_said_at_once(make_store, log, given):
+    make_store("pooled", **given)
+    (line,) = log.lines(logging.WARNING)
+    assert "no page can be stored" in line
+
+
+@pytest.mark.parametrize("option", ["capacity_gb", "min_free_gb", "segment_mb"])
+def test_a_flag_is_no_number(option):
+    with pytest.raises(ConfigError, match=f"extra_config.{option}: .*expected a number"):
+        NixlBackendConfig({"lifetime": "pooled", option: True})
 
 
 @pytest.mark.parametrize("key", ["async", "fsync", "use_gds_direct_io", "prefetch_threshold"])
