@@ -19,7 +19,9 @@ COLOURS = 128  # figures have few colours; the rest are shades at the edges of l
 EMBEDDED_PNG = re.compile(r"iVBORw0KGgo(?:[A-Za-z0-9+/]|\\n)+={0,2}")  # base64, in JSON with \n in it
 PAGE_OF_NOTEBOOK = re.compile(r"\bhtml/(\w+)\.html(?:#cell-\d+)?")
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = ("claims.csv", "provenance.json", "tables/*_ratios.csv", "tables/*_benchmarks.csv")  # kept in data/
+KEPT = ("ratios", "benchmarks", "speeds")  # tables of the notebooks
+TABLES = ("claims.csv", "provenance.json", *(f"tables/*_{name}.csv" for name in KEPT))  # kept in data/
+SPEEDS = "07_bounded_by_design_speeds.csv"
 HERO = "figures/03_before_and_after_hero.png"
 TIMES = {
     "get, page cache": "newest_get_cached",
@@ -45,7 +47,8 @@ def make_reference(run: Path, printed: str, root: Path = ROOT) -> None:
     (data / "reproduce.txt").write_text(lines)
     readme = root / "README.md"
     text = replaced(readme.read_text(), "data/reference/reproduce.txt", f"```text\n{lines}```\n")
-    readme.write_text(replaced(text, "data/reference/claims.csv", times(data / "claims.csv")))
+    text = replaced(text, "data/reference/claims.csv", times(data / "claims.csv"))
+    readme.write_text(replaced(text, f"data/reference/{SPEEDS}", speeds(data / SPEEDS)))
 
 
 def times(claims: Path) -> str:
@@ -54,6 +57,24 @@ def times(claims: Path) -> str:
         measured = {row["id"]: row["measured"].removesuffix(" (time ratio)") for row in csv.DictReader(rows)}
     head = "| time of a call, SGLang 0.5.23 = 1 | median of the ratios [95 % interval] |\n| --- | --- |\n"
     return head + "".join(f"| {call} | {measured[claim]} |\n" for call, claim in TIMES.items())
+
+
+def speeds(table: Path) -> str:
+    """Return the table of README that says how many times as fast ``pooled`` is as others."""
+    others = {
+        "sglang==0.5.23": "SGLang 0.5.23",
+        "sglang-file": "SGLang 0.5.23, backend `file`",
+        "scoped": "`scoped`",
+    }
+    head = (
+        f"| `pooled`, times as fast as | {' | '.join(others.values())} |\n| --- |{' --- |' * len(others)}\n"
+    )
+    with table.open(newline="") as rows:
+        lines = [
+            f"| {row['operation']}, {int(row['page_bytes']) >> 10} KiB | {' | '.join(row[name] for name in others)} |\n"
+            for row in csv.DictReader(rows)
+        ]
+    return head + "".join(lines)
 
 
 def replaced(text: str, name: str, block: str) -> str:

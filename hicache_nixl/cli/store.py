@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError
 from .app import AsJson, app, print_json
-from .store_output import show_compacted, show_damaged, show_facts, size_of
+from .store_output import show_compacted, show_damaged, show_damaged_rows, show_facts, size_of
 
 DAMAGED = 3  # exit code
 
@@ -62,8 +62,8 @@ def store(
     is_written, is_read), spaces (pages by number), index (file, bytes, slots,
     occupied, load), counters (gets, pages_asked, pages_found, bytes_found,
     sets, pages_stored, bytes_stored, segments_recycled), all sizes in bytes;
-    with --verify also verified (pages, bytes, repaired, damaged: a list of key,
-    segment, offset, size, problem), with --compact also compacted (freed, moved,
+    with --verify also verified (pages, bytes, damaged_rows, repaired, damaged: a
+    list of key, segment, offset, size, problem), with --compact also compacted (freed, moved,
     moved_bytes, damaged, kept).
 
     [bold]Exit codes[/]
@@ -93,9 +93,11 @@ def store(
         show_facts(facts)
         if verify:
             show_damaged(done["verified"])
+            show_damaged_rows(done["verified"]["damaged_rows"])
         if compact:
             show_compacted(done["compacted"])
-    raise typer.Exit(DAMAGED if any(result["damaged"] for result in done.values()) else 0)
+    found = any(result["damaged"] or result.get("damaged_rows") for result in done.values())
+    raise typer.Exit(DAMAGED if found else 0)
 
 
 def _verify(inspection: Any, repair: bool) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def _verify(inspection: Any, repair: bool) -> dict[str, Any]:
     return {
         "pages": len(rows),
         "bytes": total,
+        "damaged_rows": inspection.damaged_rows(),
         "repaired": len(damaged) * repair,
         "damaged": [asdict(page) for page in damaged],
     }

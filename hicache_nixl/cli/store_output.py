@@ -90,6 +90,12 @@ def show_damaged(verified: dict[str, Any]) -> None:
     )
 
 
+def show_damaged_rows(count: int) -> None:
+    """Print how many rows of the index are damaged, if any are."""
+    if count:
+        say(f"{count} rows of the index are damaged: their pages are missing until they are stored again")
+
+
 def show_compacted(compacted: dict[str, Any]) -> None:
     """Print what was moved and freed."""
     say(

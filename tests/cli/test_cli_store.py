@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pexpect
 import pytest
 from small_store import PAGE, SmallStore, damage, everything_in
@@ -81,6 +82,34 @@ class TestVerify:
             place = f"segment 0, offset {number * PAGE // 2}"
             assert f"damaged: {key}, {place}: {PAGE} bytes, other bytes than were stored\n" in answer.out
         assert answer.out.endswith("2 are damaged; they are not removed: --repair does that\n")
+
+    def test_a_damaged_index_is_told_and_ends_with_3(self, run: Run, stored):
+        (index,) = stored.glob("pooled/index.*")
+        content = bytearray(index.read_bytes())
+        rows = np.frombuffer(content, np.uint64)[512:]  # behind the header: words and rows
+        for checksum in np.flatnonzero(rows == PAGE)[:3] + 1:  # the checksum follows the size
+            rows[checksum] ^= np.uint64(1)
+        index.write_bytes(content)
+        answer = run(f"store {stored} --verify")
+        assert answer.code == 3
+        assert answer.out.endswith(
+            "17 pages with 102 KiB were read, 0 are damaged\n"
+            "3 rows of the index are damaged: their pages are missing until they are stored again\n"
+        )
+        assert json.loads(run(f"store {stored} --verify --json").out)["verified"]["damaged_rows"] == 3
+
+    @pytest.mark.parametrize(
+        ("lost", "says"),
+        [
+            ("locks", "makes it again, and keeps the pages"),
+            ("state", "its pages are lost; a server that opens it starts empty"),
+        ],
+    )
+    def test_a_store_without_one_of_its_files_says_what_a_server_does(self, run: Run, stored, lost, says):
+        (stored / "pooled" / lost).unlink()
+        answer = run(f"store {stored}")
+        assert answer.code == 2
+        assert says in answer.err
 
     def test_many_damaged_pages_are_named_in_json(self, run: Run, folder):
         with SmallStore(folder) as store:

@@ -39,7 +39,10 @@ def test_every_notebook_is_there_executed_with_figures():
 def test_it_is_the_run_whose_tables_are_in_data():
     for table in ("claims.csv", "provenance.json"):
         assert (DOCS / table).read_bytes() == (ROOT / "data/reference" / table).read_bytes()
-    assert build.times(DOCS / "claims.csv") in (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    assert build.times(DOCS / "claims.csv") in readme
+    assert build.speeds(ROOT / "data/reference" / build.SPEEDS) in readme
+    assert "get, 4 KiB | " in readme
 
 
 def test_every_link_of_its_report_leads_to_a_file():

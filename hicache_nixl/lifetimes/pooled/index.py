@@ -195,6 +195,10 @@ class Index:
         table = self._current()
         return table.count(), table.room
 
+    def damaged(self) -> int:
+        """Return how many rows do not match their guard: damaged, or being written at the moment."""
+        return self._current().damaged(self._state.generations)
+
     def live(self) -> Rows:
         """Return the rows of all pages."""
         return self._current().live(self._state.generations)

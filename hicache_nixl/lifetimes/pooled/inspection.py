@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from .segments import name_of
 from .state import COUNTERS, State
 
 BATCH_BYTES = 16 << 20  # read before their checksums are computed
+LONGEST_WRITE = 0.01  # seconds of a row, whose writer may lose the processor
 TRIES = 5  # of what a live server may replace meanwhile
 Answer = TypeVar("Answer")
 Progress = Callable[[int], None]  # is told of bytes that were read
@@ -262,6 +264,16 @@ class Inspection:
                 progress(int(batch["size"].sum()))
         return damaged, np.concatenate(bad)
 
+    def damaged_rows(self) -> int:
+        """Return how many rows of the index are damaged, so that their pages are missing."""
+        looks = []
+        for _ in range(2):  # a live server may be writing one
+            looks.append(_again(self._index.damaged))
+            if not looks[-1]:
+                break
+            time.sleep(LONGEST_WRITE)
+        return min(looks)
+
     def _problems(self, segment: int, rows: Rows) -> list[str]:
         """Return for each of some pages of a segment what is wrong with it, empty if nothing is."""
         try:
@@ -393,7 +405,7 @@ def _again(look: Callable[[], Answer]) -> Answer:
 
 def _way_out(error: Exception) -> str:
     """Say what a server does that opens such a store."""
-    if isinstance(error, FileNotFoundError):
+    if getattr(error, "errno", None) == errno.ENOENT:
         return "; a server that opens the store makes it again, and keeps the pages"
     if isinstance(error, DamagedError):
         return "; a server that opens the store keeps it as state.damaged, and starts empty"

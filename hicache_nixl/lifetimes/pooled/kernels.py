@@ -392,6 +392,15 @@ def walk(words: Words, rows: Table, first: Number, end: Number, found: Table) ->
 
 
 @unlocked
+def damaged(rows: Table, generations: ReadWords) -> Number:
+    """Return how many rows are of the generation that their segment has, and do not match their guard."""
+    count = 0
+    for place in range(len(rows)):
+        count += not _is_stale(rows[place], generations) and rows[place, GUARD] != guard_of(rows[place])
+    return count
+
+
+@unlocked
 def sweep(words: Words, rows: Table) -> Number:
     """Make stale the rows to which no word points, such as those of a process that was killed; return 0."""
     lost = np.ones(len(rows), np.bool_)

@@ -199,6 +199,10 @@ class Table:
         self.check()
         return int(np.count_nonzero(self._file.words))
 
+    def damaged(self, generations: Words) -> int:
+        """Return how many rows that are not stale do not match their guard: damaged, or being written."""
+        return int(kernels.damaged(self._file.mapped()[1], generations))
+
     def _walk(self) -> Iterator[Words]:
         """Yield copies of the rows of all words, a chunk at a time, without those that are damaged."""
         for first in range(0, self._file.slots, CHUNK):
