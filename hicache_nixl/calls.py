@@ -90,7 +90,7 @@ class Calls:
         except Exception as error:
             _log(operation, keys, error)
             return [False] * len(keys)
-        if all(outcome is MOVED for outcome in outcomes):
+        if outcomes.count(MOVED) == len(outcomes):
             return [True] * len(outcomes)
         failed: dict[int, list[str]] = {}  # keys by the identity of their error
         errors: dict[int, Exception] = {}

@@ -264,7 +264,8 @@ class HiCacheNixl(HiCacheStorage):
     def _count_leading(self, keys: Sequence[str]) -> int:
         names = self.names.of_pages(keys, self.is_zero_copy)
         found = self.lifetime.present(names, self.pages.piece_sizes if self.pages else None)
-        return sum(1 for _ in takewhile(bool, found))
+        leading = found if isinstance(found, list) else list(takewhile(bool, found))
+        return leading.index(False) if False in leading else len(leading)
 
     # -- values ----------------------------------------------------------------------------------------
 

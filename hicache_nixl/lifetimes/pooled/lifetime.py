@@ -143,7 +143,9 @@ class Lifetime:
                 part["offset"] = place.offset + np.arange(place.count) * slot
                 part["step"] = place.count * slot
             outcomes = self._transfers.write(rows, starts, sizes, places)
-            listed = np.array([outcome is MOVED for outcome in outcomes])
+            listed = np.ones(len(rows), np.bool_)
+            if outcomes.count(MOVED) < len(rows):
+                listed = np.array([outcome is MOVED for outcome in outcomes])
             with self._store.locks.index():
                 if replaced is not None:
                     listed &= self._store.index.listed(replaced)
