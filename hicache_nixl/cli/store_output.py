@@ -12,7 +12,7 @@ from ..watch.wording import span
 from .app import out, say
 
 if TYPE_CHECKING:
-    from ..lifetimes.pooled.inspection import Facts, Segment
+    from ..lifetimes.pooled.facts import Facts, Segment
 
 MOST = 20  # damaged pages that are named in the shell
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")

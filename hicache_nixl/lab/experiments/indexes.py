@@ -14,10 +14,10 @@ import lmdb
 import numpy as np
 import pandas as pd
 
-from ...lifetimes.pooled import kernels
 from ...lifetimes.pooled.locks import Locks
 from ...lifetimes.pooled.row import NAME_WORDS, ROW, ROW_WORDS, Rows, Words, words_of
 from ...lifetimes.pooled.table import Table
+from ...lifetimes.pooled.words import guard
 from ..statistics import median_of
 from .alternating import alternating, counted
 
@@ -247,7 +247,7 @@ def _rows(count: int, segment: int, seed: int = 1) -> Rows:
     rows["space"], rows["generation"] = SPACE, 1
     rows["segment"], rows["offset"] = segment + numbers // SEGMENT_ROWS, numbers % SEGMENT_ROWS << 14
     rows["step"] = rows["size"] = 1 << 13
-    kernels.guard(words_of(rows))
+    guard(words_of(rows))
     return rows
 
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from ...config import PooledOptions
 from ...errors import ConfigError, DamagedError, FileError
+from .facts import Segment
 from .folder import NAME
-from .inspection import Inspection, Progress, Segment
+from .inspection import Inspection, Progress
 from .locks import Locks
 from .opening import Store
 from .row import Rows

@@ -26,17 +26,17 @@ Word = Annotated[Any, types.uint64]
 Number = Annotated[Any, types.int64]
 Flag = Annotated[Any, types.bool_]
 Words = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 1, "C")]
-Table = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 2, "C")]
+Matrix = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 2, "C")]
 Numbers = Annotated[npt.NDArray[np.int64], types.Array(types.int64, 1, "C")]
 Flags = Annotated[npt.NDArray[np.bool_], types.Array(types.bool_, 1, "C")]
 # What is only read may also be a part of another array.
 ReadWords = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 1, "A", readonly=True)]
-ReadTable = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 2, "A", readonly=True)]
+ReadMatrix = Annotated[npt.NDArray[np.uint64], types.Array(types.uint64, 2, "A", readonly=True)]
 ReadNumbers = Annotated[npt.NDArray[np.int64], types.Array(types.int64, 1, "A", readonly=True)]
-ReadNumberTable = Annotated[npt.NDArray[np.int64], types.Array(types.int64, 2, "A", readonly=True)]
+ReadNumberMatrix = Annotated[npt.NDArray[np.int64], types.Array(types.int64, 2, "A", readonly=True)]
 
 _said: list[str] = []
-SOURCES = ("compiled.py", "kernels.py", "pieces.py", "row.py", "xxh3.py")
+SOURCES = ("compiled.py", "kernels.py", "pieces.py", "row.py", "words.py", "xxh3.py")
 
 
 @functools.cache

@@ -13,11 +13,11 @@ import numpy as np
 
 from ...errors import DamagedError, FileError
 from .folder import is_gone
-from .kernels import MOST_ROWS
 from .locks import Locks
 from .row import Rows, Words
 from .state import State
 from .table import Table
+from .words import MOST_ROWS
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from numba.core import types
 
 from .compiled import (
     Flag,
+    Matrix,
     Number,
     Numbers,
+    ReadMatrix,
+    ReadNumberMatrix,
     ReadNumbers,
-    ReadNumberTable,
-    ReadTable,
-    Table,
     compiled,
     unlocked,
 )
@@ -65,7 +65,7 @@ def joined(rows: Rows, starts: np.ndarray, sizes: np.ndarray) -> Pieces:
 
 @compiled
 def _join(
-    rows: ReadTable, starts: ReadNumberTable, sizes: ReadNumbers, host: Table, stored: Table
+    rows: ReadMatrix, starts: ReadNumberMatrix, sizes: ReadNumbers, host: Matrix, stored: Matrix
 ) -> tuple[Number, Number, Number, Number]:
     count, low, high, bits = 0, starts[0, 0], starts[0, 0], 0
     for piece in range(len(sizes)):
@@ -92,7 +92,7 @@ def _join(
 
 
 @compiled
-def looked_over(starts: ReadNumberTable, size: Number) -> tuple[Number, Number, Number]:
+def looked_over(starts: ReadNumberMatrix, size: Number) -> tuple[Number, Number, Number]:
     """Return how many of n * k pieces follow those of the page before, and the start and end of all of them."""
     follow, low, high = 0, starts[0, 0], starts[0, 0]
     for page in range(starts.shape[0]):
@@ -104,7 +104,7 @@ def looked_over(starts: ReadNumberTable, size: Number) -> tuple[Number, Number, 
 
 
 @unlocked
-def copy(starts: ReadNumberTable, size: Number, stage: Number, pages: Numbers, back: Flag) -> Number:
+def copy(starts: ReadNumberMatrix, size: Number, stage: Number, pages: Numbers, back: Flag) -> Number:
     """Copy pieces of some of n pages to their places on a stage, or ``back``: first those of all pages, then the next."""
     for piece in range(starts.shape[1]):
         for page in pages:

@@ -2,7 +2,7 @@
 
 The rows of a batch lie next to each other, in a ring: pages that were stored together are looked up together, and
 segments are recycled in the order in which they were written, so the oldest rows are the first that are stale.  The
-hash of a row's key and space names two buckets of 16 words; one of them has the place of the row, see ``kernels``.  The
+hash of a row's key and space names two buckets of 16 words; one of them has the place of the row, see ``words``.  The
 file is a header, two words for each row that it has room for, and the rows: 112 bytes for each.
 
 Only one process at a time may change the table: its caller holds a lock.  Readers need none.  A row that is
@@ -20,9 +20,10 @@ from contextlib import suppress
 import numpy as np
 
 from . import kernels
-from .kernels import MISSING, MOST_ROWS, TORN, WAYS
+from .kernels import MISSING, TORN
 from .row import GENERATION, ROW, ROW_WORDS, SPACE, Rows, Words, rows_of, words_of
 from .table_file import TableFile
+from .words import MOST_ROWS, WAYS, are_stale, guard
 
 __all__ = ["ROW", "Table"]
 
@@ -188,7 +189,7 @@ class Table:
         generations : numpy.ndarray of uint64, shape (segments,)
             The generation of each segment.
         """
-        return rows_of(np.concatenate([rows[~kernels.are_stale(rows, generations)] for rows in self._walk()]))
+        return rows_of(np.concatenate([rows[~are_stale(rows, generations)] for rows in self._walk()]))
 
     def largest_generation(self) -> int:
         """Return the largest generation of all rows, stale ones included; 0 if there are none."""
@@ -248,5 +249,5 @@ class Table:
 def _guarded(rows: Rows) -> Words:
     """Return copies of rows as words, shape (n, 12), with their guards."""
     words = words_of(rows).copy()
-    kernels.guard(words)
+    guard(words)
     return words

@@ -15,8 +15,8 @@ import numpy as np
 from ...errors import ClosedError, DamagedError, FileError, NewerFormatError
 from ...transport.folder import FILE_MODE
 from .folder import write_in_place
-from .kernels import MOST_ROWS
 from .row import ROW, ROW_WORDS
+from .words import MOST_ROWS
 
 MAGIC, FORMAT = b"hicache_nixl idx", 2
 WORDS_START = 4096  # bytes; a page of memory for the header
@@ -40,7 +40,7 @@ class TableFile:
     head : numpy.ndarray of uint64, shape (1,)
         The place in the ring of rows that is written next.
     words : numpy.ndarray of uint64, shape (slots,)
-        See the module ``kernels``.
+        See the module ``words``.
     rows : numpy.ndarray of uint64, shape (slots // 2, 12)
         The mapped rows.
     """

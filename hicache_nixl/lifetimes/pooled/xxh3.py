@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .compiled import Number, ReadNumbers, ReadNumberTable, Word, Words, compiled, unlocked
+from .compiled import Number, ReadNumberMatrix, ReadNumbers, Word, Words, compiled, unlocked
 
 LEAST = 241  # bytes of a piece
 _LANES, _STRIPE, _STRIPES = 8, 64, 16
@@ -136,7 +136,7 @@ def _digest(memory: Number, size: Number, seed: Word, sums: Words, secret: Words
 
 
 @unlocked
-def digests(starts: ReadNumberTable, sizes: ReadNumbers, found: Words) -> Number:
+def digests(starts: ReadNumberMatrix, sizes: ReadNumbers, found: Words) -> Number:
     """Compute the digests of n pages of k pieces, each seeded with that of the piece before.
 
     Parameters

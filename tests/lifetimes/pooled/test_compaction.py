@@ -9,7 +9,8 @@ import pytest
 from small_store import MIB, PAGE, SmallStore, damage, keys_of
 
 from hicache_nixl.lifetimes.pooled.compaction import Compacted, Compaction, compact
-from hicache_nixl.lifetimes.pooled.inspection import Facts, Inspection
+from hicache_nixl.lifetimes.pooled.facts import Facts
+from hicache_nixl.lifetimes.pooled.inspection import Inspection
 
 
 def facts_of(folder: Path) -> Facts:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from hicache_nixl.lifetimes.pooled import compiled as sources
 from hicache_nixl.lifetimes.pooled.compiled import Number, Words, compiled
 from hicache_nixl.lifetimes.pooled.pieces import copy
 
@@ -38,6 +40,12 @@ def test_files_of_the_cache_are_named_after_all_that_they_depend_on(cache):
     names = [path.name for path in cache.rglob("*.nb?")]
     assert names
     assert all(compiled.__globals__["_version"]() in name for name in names)
+
+
+def test_they_depend_on_every_module_with_compiled_functions():
+    folder = Path(sources.__file__).parent
+    with_some = {path.name for path in folder.glob("*.py") if "from .compiled import" in path.read_text()}
+    assert with_some <= set(sources.SOURCES)
 
 
 def test_a_damaged_cache_is_compiled_past(cache):

@@ -10,7 +10,8 @@ import pytest
 from small_store import MIB, PAGE, SmallStore, damage, everything_in, keys_of
 
 from hicache_nixl.errors import ConfigError
-from hicache_nixl.lifetimes.pooled.inspection import Damaged, Facts, Inspection
+from hicache_nixl.lifetimes.pooled.facts import Damaged, Facts
+from hicache_nixl.lifetimes.pooled.inspection import Inspection
 
 
 def facts_of(folder: Path) -> Facts:
