@@ -39,25 +39,6 @@ ALIGNMENT = 4096  # bytes; enough for O_DIRECT on ext4, XFS, NFS, ...
 # The three I/O queues of the POSIX plugin: their common names, and NIXL's flags for them.
 QUEUES = {"libaio": "use_aio", "io_uring": "use_uring", "posix_aio": "use_posix_aio"}
 
-# Keys of the flat form that are not for NIXL; SGLang adds some of them when it loads a backend dynamically.
-_NOT_FOR_NIXL = frozenset(
-    {
-        "lifetime",
-        "use_direct_io",
-        "allow_shared_folder",
-        "sync",
-        "capacity_gb",
-        "min_free_gb",
-        "segment_mb",
-        "verify",
-        "backend_name",
-        "module_path",
-        "class_name",
-        "interface_v1",
-        "active",
-    }
-)
-
 Checked = TypeVar("Checked")
 
 
@@ -162,6 +143,8 @@ class PooledOptions(BaseModel):
 
 
 _OWN = ("lifetime", "use_direct_io", "allow_shared_folder", "sync", *PooledOptions.model_fields)
+# Keys of the flat form that are not for NIXL; SGLang adds some of them when it loads a backend dynamically.
+_NOT_FOR_NIXL = {*_OWN, "backend_name", "module_path", "class_name", "interface_v1", "active"}
 # Others are near to what plugins have.
 _TOLD_APART = [
     key for key in (*_OWN, *PosixParams.model_fields) if key not in ("sync", "queue", "use_direct_io")
@@ -234,7 +217,7 @@ class NixlBackendConfig:
 
     def _refuse_misspelt(self) -> None:
         """Raise for a key that is nearly an option of this package; others may be meant for the server."""
-        known = {*_OWN, *PosixParams.model_fields, *_NOT_FOR_NIXL, "plugin"}
+        known = {*_NOT_FOR_NIXL, *PosixParams.model_fields, "plugin"}
         for key in self._extra:
             if key not in known and (meant := get_close_matches(str(key), _TOLD_APART, 1, ALMOST)):
                 raise ConfigError(f"extra_config: {key!r} is unknown; did you mean {meant[0]}?")

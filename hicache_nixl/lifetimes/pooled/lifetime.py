@@ -45,7 +45,6 @@ class Lifetime:
 
     as_released = False
     stages_copies = True
-    pool_ranges: Sequence[tuple[int, int]] = ()  # start and end of the memory of the pool
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         with ExitStack() as stack:
@@ -94,9 +93,12 @@ class Lifetime:
 
     def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""
-        self.pool_ranges = []
         self._transfers.register_memory(memory)
-        self.pool_ranges = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in memory]
+
+    @property
+    def pool_ranges(self) -> Sequence[tuple[int, int]]:
+        """Start and end of the memory of the pool."""
+        return self._transfers.pools
 
     # -- pages -----------------------------------------------------------------------------------------
 

@@ -39,6 +39,11 @@ class Transfers:
     Parameters
     ----------
     config : NixlBackendConfig
+
+    Attributes
+    ----------
+    pools : list of (int, int)
+        Start and end of the host memory of all pages.
     """
 
     def __init__(self, config: NixlBackendConfig):
@@ -48,7 +53,7 @@ class Transfers:
             self.lanes = [Lane(config, own) for _ in range(2)]
             for lane in self.lanes:
                 stack.callback(lane.close)
-            self._pools: list[Range] = []
+            self.pools: list[Range] = []
             self._helpers = {
                 direction: stack.enter_context(closing(Helper())) for direction in ("WRITE", "READ")
             }
@@ -66,10 +71,10 @@ class Transfers:
 
     def register_memory(self, memory: Sequence[torch.Tensor]) -> None:
         """Register the host memory of all pages, in place of what was registered before."""
-        self._pools = []
+        self.pools = []
         for lane in self.lanes:
             lane.register_memory(memory)
-        self._pools = list(map(range_of, memory))
+        self.pools = list(map(range_of, memory))
 
     @staticmethod
     def in_two(pages: int, page_bytes: int) -> bool:
@@ -152,7 +157,7 @@ class Transfers:
         return first + rest
 
     def _near(self, direction: str, starts: np.ndarray, sizes: np.ndarray) -> InPool:
-        return self._stages[direction].near(self._pools, starts, sizes)
+        return self._stages[direction].near(self.pools, starts, sizes)
 
     def _move(
         self, lane: Lane, direction: str, rows: Rows, starts: np.ndarray, sizes: np.ndarray
