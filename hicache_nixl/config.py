@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from .errors import ConfigError
 from .lifetimes import BY_NAME, DEFAULT_LIFETIME, RELEASED
 from .lifetimes import FILE_PER_PIECE as FILE_PER_PIECE
 from .lifetimes import LIFETIMES as LIFETIMES
+from .options import ALWAYS_BOUNDED, DIRECT_IO_VARIABLE, OWN, REFUSED, SERVER, SEVERAL_FOLDERS, TAKEN
+from .options import PLUGIN_VARIABLE as PLUGIN_VARIABLE
+from .options import STORAGE_DIR_VARIABLE as STORAGE_DIR_VARIABLE
+
+logger = logging.getLogger(__name__)
 
 FILE_PLUGINS = ("3FS", "POSIX", "GDS_MT", "GDS")  # in the order of auto mode
 OBJ_PLUGINS = ("OBJ",)
-
-PLUGIN_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_PLUGIN"
-STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
 
 DEFAULT_STORAGE_DIR = "/tmp/hicache_storage"
 
@@ -142,13 +145,10 @@ class PooledOptions(BaseModel):
     verify: Literal["checksum", "none"] = "checksum"
 
 
-_OWN = ("lifetime", "use_direct_io", "allow_shared_folder", "sync", *PooledOptions.model_fields)
-# Keys of the flat form that are not for NIXL; SGLang adds some of them when it loads a backend dynamically.
-_NOT_FOR_NIXL = {*_OWN, "backend_name", "module_path", "class_name", "interface_v1", "active"}
+# Keys of the flat form that are not for NIXL.
+_NOT_FOR_NIXL = {*OWN, *TAKEN, *SERVER, *REFUSED, "active"}
 # Others are near to what plugins have.
-_TOLD_APART = [
-    key for key in (*_OWN, *PosixParams.model_fields) if key not in ("sync", "queue", "use_direct_io")
-]
+_TOLD_APART = [key for key in (*OWN, *PosixParams.model_fields) if key not in ("sync", "queue")]
 ALMOST = 0.8  # similarity of two keys, by difflib
 
 
@@ -160,8 +160,7 @@ class NixlBackendConfig:
     Flat form: ``{"use_uring": "true"}``; parameters of the plugin that ``SGLANG_HICACHE_NIXL_BACKEND_PLUGIN``
     names, or of the plugin that auto mode selects.
 
-    Both forms accept ``"lifetime"``, ``"allow_shared_folder"`` and ``"sync"``, additions of this package, and
-    ``"use_direct_io"``, which SGLang has since 0.5.13.
+    Both forms accept additions of this package, such as ``"lifetime"``, and what ``hicache_nixl.options`` lists.
 
     Attributes
     ----------
@@ -196,7 +195,8 @@ class NixlBackendConfig:
         self._extra = dict(extra_config or {})
         self._refuse_misspelt()
         self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), tuple(BY_NAME))
-        self.use_direct_io = self._flag("use_direct_io")
+        self._refuse_cleaner()
+        self.use_direct_io = self._direct_io()
         self.allow_shared_folder = self._flag("allow_shared_folder")
         self.sync = self._flag("sync")
         for key in ("use_direct_io", "sync"):
@@ -221,9 +221,47 @@ class NixlBackendConfig:
         for key in self._extra:
             if key not in known and (meant := get_close_matches(str(key), _TOLD_APART, 1, ALMOST)):
                 raise ConfigError(f"extra_config: {key!r} is unknown; did you mean {meant[0]}?")
+            if (
+                key not in known and "plugin" in self._extra
+            ):  # without sections it is a parameter of the plugin
+                logger.warning("extra_config: %r is unknown, and has no effect", key)
+
+    def _refuse_cleaner(self) -> None:
+        """Raise for each option of SGLang's cleaner that asks for what the lifetime does not do."""
+        refused = {key: why for key, why in REFUSED.items() if key in self._extra}
+        if "l3_cleaner_enabled" in refused:
+            bounded = self.lifetime == "pooled"
+            if self._flag("l3_cleaner_enabled") == bounded:
+                del refused["l3_cleaner_enabled"]
+            elif bounded:
+                refused["l3_cleaner_enabled"] = ALWAYS_BOUNDED
+        if refused:
+            raise ConfigError("; ".join(f"{key}: {why}" for key, why in refused.items()))
+
+    def _direct_io(self) -> bool:
+        variable = os.environ.get(DIRECT_IO_VARIABLE)
+        if "use_direct_io" in self._extra or not variable:
+            return self._flag("use_direct_io")
+        return _checked(TypeAdapter(bool), variable, DIRECT_IO_VARIABLE)
 
     def _flag(self, key: str) -> bool:
         return _checked(TypeAdapter(bool), self._extra.get(key, False), key)
+
+    def storage_folder(self, file_path: Any) -> str:
+        """Return the storage folder: of the environment, else of the extra config, else the one that is given.
+
+        Parameters
+        ----------
+        file_path : str, os.PathLike or Any
+            SGLang's dynamic loader passes a dict instead of a path; it means the default.
+        """
+        if folders := folders_in(os.environ.get(STORAGE_DIR_VARIABLE) or ""):
+            if len(folders) > 1:
+                raise ConfigError(f"{STORAGE_DIR_VARIABLE} names {len(folders)} folders: {SEVERAL_FOLDERS}")
+            return folders[0]
+        given = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
+        folder = self._extra.get("file_storage_path") or os.fspath(given)
+        return _checked(TypeAdapter(str), folder, "file_storage_path")
 
     def _active_plugin(self) -> str:
         sections = self._extra["plugin"]
@@ -267,16 +305,15 @@ class NixlBackendConfig:
         }
 
 
-def storage_folder(file_path: Any) -> str:
-    """Return the storage folder: that of the environment, else the one that is given, else the default.
+def folders_in(paths: str) -> list[str]:
+    """Return the folders of a list with commas, as SGLang reads it since 0.5.23.
 
-    Parameters
-    ----------
-    file_path : str, os.PathLike or Any
-        SGLang's dynamic loader passes a dict instead of a path; it means the default.
+    Examples
+    --------
+    >>> folders_in("/mnt/a, /mnt/b,")
+    ['/mnt/a', '/mnt/b']
     """
-    given = file_path if isinstance(file_path, str | os.PathLike) else DEFAULT_STORAGE_DIR
-    return os.environ.get(STORAGE_DIR_VARIABLE) or os.fspath(given)
+    return [path.strip() for path in paths.split(",") if path.strip()]
 
 
 def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from . import lifetimes
 from .calls import Calls, one_each
-from .config import DEFAULT_STORAGE_DIR, HiCacheStorageConfig, NixlBackendConfig, storage_folder
+from .config import DEFAULT_STORAGE_DIR, HiCacheStorageConfig, NixlBackendConfig
 from .contract import HiCacheStorage
 from .errors import PageIndexError
 from .host.buffers import Pages, pages_of
@@ -61,7 +61,7 @@ class HiCacheNixl(HiCacheStorage):
         lifetime = lifetimes.load(backend_config.lifetime)
         self.names = PageNames(config, plain=lifetime.as_released)
         self.pages: Pages | None = None
-        self.lifetime = lifetime(backend_config, storage_folder(file_path))
+        self.lifetime = lifetime(backend_config, backend_config.storage_folder(file_path))
         self._calls = Calls()
         logger.info("HiCacheNixl: lifetime %s", backend_config.lifetime)
 

@@ -18,9 +18,10 @@ from jupyter_client.manager import start_new_kernel
 from support import LEFT, Left, close_below, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.config import DEFAULT_LIFETIME, FILE_PER_PIECE, PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE
+from hicache_nixl.config import DEFAULT_LIFETIME, FILE_PER_PIECE
 from hicache_nixl.host.pools import LAYOUTS, HostKVPool
 from hicache_nixl.lab.worker.releases import at_hand
+from hicache_nixl.options import VARIABLES
 
 IO_URING_SETUP = 425  # the number of the system call, on every architecture
 IO_URING_PARAMS_BYTES = 120
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove settings of the shell that would change the outcome of tests."""
-    for variable in (PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE, "AWS_DEFAULT_BUCKET"):
+    for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -173,7 +174,7 @@ def regions_alive(
 def shell_without_settings() -> Iterator[None]:
     """Fixtures of a module start workers before those of a test can clean the environment."""
     with pytest.MonkeyPatch.context() as patch:
-        for variable in (PLUGIN_VARIABLE, STORAGE_DIR_VARIABLE, "AWS_DEFAULT_BUCKET"):
+        for variable in VARIABLES:
             patch.delenv(variable, raising=False)
         yield
 

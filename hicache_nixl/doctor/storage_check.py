@@ -12,9 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from ..config import ALIGNMENT, DEFAULT_STORAGE_DIR, STORAGE_DIR_VARIABLE
+from ..config import ALIGNMENT, DEFAULT_STORAGE_DIR, STORAGE_DIR_VARIABLE, folders_in
 from ..errors import ConfigError
 from ..lab.runs.provenance import mount_of
+from ..options import SEVERAL_FOLDERS
 from ..transport.folder import refuse_shared
 
 A_DISK = "Choose a folder on a disk"
@@ -67,8 +68,13 @@ def find(given: str | None = None) -> Storage:
     """
     if given is not None:
         return _tried(given, "--storage-dir", make=False)
-    if from_environment := os.environ.get(STORAGE_DIR_VARIABLE):
-        return _tried(from_environment, STORAGE_DIR_VARIABLE, make=True)
+    if from_environment := folders_in(os.environ.get(STORAGE_DIR_VARIABLE) or ""):
+        if len(from_environment) > 1:
+            listed = Path(",".join(from_environment))
+            return Storage(
+                listed, STORAGE_DIR_VARIABLE, None, "are several folders", SEVERAL_FOLDERS.capitalize()
+            )
+        return _tried(from_environment[0], STORAGE_DIR_VARIABLE, make=True)
     return _tried(DEFAULT_STORAGE_DIR, "the default", make=True)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..config import FILE_PLUGINS, OBJ_PLUGINS, NixlBackendConfig
 from ..errors import NixlMissingError, PluginError
+from ..options import BUCKET_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +113,9 @@ def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:
         raise PluginError(f"plugin {plugin} is not part of this NIXL, which has {', '.join(sorted(listed))}")
     params = config.init_params(plugin)
     if plugin in OBJ_PLUGINS and not params.get("bucket"):
-        params["bucket"] = os.environ.get("AWS_DEFAULT_BUCKET", "")
+        params["bucket"] = os.environ.get(BUCKET_VARIABLE, "")
         if not params["bucket"]:
-            raise PluginError("OBJ needs a bucket: set plugin.obj.bucket or AWS_DEFAULT_BUCKET")
+            raise PluginError(f"OBJ needs a bucket: set plugin.obj.bucket or {BUCKET_VARIABLE}")
     try:
         agent.create_backend(plugin, params)
     except Exception as error:

@@ -30,6 +30,12 @@ class TestStorageFolder:
         assert finding.state == OK
         assert f"({STORAGE_DIR_VARIABLE}) does not exist yet; the connector creates it in" in finding.detail
 
+    def test_several_folders_of_a_server_are_a_problem(self, tmp_path, monkeypatch):
+        monkeypatch.setenv(STORAGE_DIR_VARIABLE, f"{tmp_path}/a,{tmp_path}/b")
+        storage = storage_check.find()
+        assert (storage.place, storage.problem) == (None, "are several folders")
+        assert "name one" in storage.advice
+
     def test_without_the_variable_it_is_the_connector_s_default(self):
         storage = storage_check.find()
         assert (str(storage.folder), storage.source) == ("/tmp/hicache_storage", "the default")
