@@ -1,0 +1,280 @@
+"""The Python environment of a real SGLang server: made once with pip, in the cache folder.
+
+The packages are pinned in ``data/servers``: ``common.txt`` for what all releases share (3 GB, a virtual environment), and
+a short list for each release, which is installed beside it and comes first on the path of its server.  pip resolves no
+dependencies: SGLang would ask for its CUDA packages.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ConfigError, HiCacheNixlError
+from ...resources import resource
+from ..worker.releases import CACHE_VARIABLE, cache_folder, fetch
+
+COMMON_BYTES, RELEASE_BYTES = 3_500_000_000, 450_000_000  # of disk, at most, while they are made
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # PyPI's build of torch needs the CUDA libraries
+WHOLE = ".complete"  # a file that is made last
+STEP = 30  # packages that pip installs at once
+POLL = 0.5  # seconds
+LAST_LINES = 8
+
+# What the lab needs in a release, and a file and a text that show that it is there.
+_STORAGE = "sglang/srt/mem_cache"
+_INTERFACE = {
+    "a storage backend on NIXL": (f"{_STORAGE}/storage/nixl/hicache_nixl.py", "class HiCacheNixl"),
+    "storage backends of other packages ('dynamic')": (f"{_STORAGE}/storage/backend_factory.py", "dynamic"),
+    "batch_set_v1": (f"{_STORAGE}/hicache_storage.py", "def batch_set_v1"),
+}
+
+Progress = Callable[
+    [str, int, int], object
+]  # what is done; the bytes that are there, and those that are expected
+
+
+class ServerError(HiCacheNixlError, RuntimeError):
+    """A server could not be installed or did not start, or it ended; the message has the last lines of its output."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where the packages of a server are.
+
+    Attributes
+    ----------
+    version : str
+        Of SGLang.
+    python : Path
+        The interpreter, with the packages that all releases share.
+    packages : Path
+        A folder with those of this release, to be put on its path.
+    """
+
+    version: str
+    python: Path
+    packages: Path
+
+
+def versions() -> list[str]:
+    """Return the releases whose packages are pinned.
+
+    Examples
+    --------
+    >>> versions()
+    ['0.5.11', '0.5.12', '0.5.13.post1', '0.5.23']
+    """
+    return sorted(path.stem.removeprefix("sglang-") for path in resource("data/servers").glob("sglang-*.txt"))
+
+
+def installed(version: str) -> Environment | None:
+    """Return an environment that is complete, else None."""
+    common, release = _folders(version)
+    whole = all((folder / WHOLE).exists() for folder in (common, release))
+    return Environment(version, common / "bin/python", release) if whole else None
+
+
+def install(version: str, progress: Progress = lambda doing, size, expected: None) -> Environment:
+    """Make an environment, or continue with one whose installation was interrupted.
+
+    An installation that fails is removed; one that is interrupted continues the next time, after the last step that
+    was complete.
+
+    Raises
+    ------
+    ConfigError
+        When no packages are pinned for this release, or the disk is too small.
+    ServerError
+        When pip fails; the message ends with its last lines.
+    """
+    common, release = _folders(version)
+    with _alone(common.parent):
+        if (there := installed(version)) is not None:
+            return there
+        _check_space(common, release)
+        _install(common, _pins("common"), COMMON_BYTES, "packages of all releases", progress)
+        _install(release, _pins(f"sglang-{version}"), RELEASE_BYTES, f"sglang {version}", progress, common)
+    return Environment(version, common / "bin/python", release)
+
+
+def remove() -> int:
+    """Remove all environments and models of servers; return the bytes that were freed."""
+    folder = cache_folder() / "servers"
+    freed = folder_size(folder)
+    if folder.exists():
+        with _alone(folder):
+            shutil.rmtree(folder)
+    return freed
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of the files in a folder that another process may change."""
+    total, waiting = 0, [os.fspath(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return total
+
+
+def _folders(version: str) -> tuple[Path, Path]:
+    """Return the folders of what is shared and of a release; other pins, or another Python, have other folders."""
+    _check_version(version)
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    names = []
+    for name in ("common", f"sglang-{version}"):
+        pinned = hashlib.sha256("\n".join([python, *_pins(name)]).encode()).hexdigest()[:8]
+        names.append(cache_folder() / "servers" / f"{name}-{pinned}")
+    return names[0], names[1]
+
+
+def _pins(name: str) -> list[str]:
+    lines = (resource("data/servers") / f"{name}.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def _check_version(version: str) -> None:
+    if version not in versions():
+        lacks = _lacks(fetch(version))  # raises for what is no release at all
+        known = ", ".join(versions())
+        if lacks:
+            raise ConfigError(f"sglang {version} lacks {' and '.join(lacks)}; releases that work: {known}")
+        raise ConfigError(f"sglang {version}: its packages are not pinned; releases that are: {known}")
+
+
+def _lacks(wheel: Path) -> list[str]:
+    """Name what the lab needs and a release does not have."""
+    with zipfile.ZipFile(wheel) as files:
+        names = set(files.namelist())
+        return [
+            need
+            for need, (name, text) in _INTERFACE.items()
+            if name not in names or text.encode() not in files.read(name)
+        ]
+
+
+def _check_space(*folders: Path) -> None:
+    parent = folders[0].parent
+    missing = sum(
+        expected - folder_size(folder)
+        for folder, expected in zip(folders, (COMMON_BYTES, RELEASE_BYTES), strict=True)
+        if not (folder / WHOLE).exists()
+    )
+    free = shutil.disk_usage(parent).free
+    if free < missing:
+        raise ConfigError(
+            f"not enough disk space in {parent}: {missing / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+            f"set {CACHE_VARIABLE} to a folder on a larger disk"
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only process that installs; the kernel releases the lock of one that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_name(f"{folder.name}.lock"), "w")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: {error.strerror}; set {CACHE_VARIABLE} to a folder that can be written to"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _install(
+    folder: Path,
+    pins: Sequence[str],
+    expected: int,
+    what: str,
+    progress: Progress,
+    common: Path | None = None,
+) -> None:
+    """Install packages into a new virtual environment, or into a folder by the interpreter of ``common``."""
+    if (folder / WHOLE).exists():
+        return
+    python = (common or folder) / "bin/python"
+    target = ["--upgrade", "--target", os.fspath(folder)] if common else []
+
+    def advance() -> None:
+        progress(what, folder_size(folder), expected)
+
+    try:
+        if common is None and not python.exists():
+            advance()
+            venv.create(folder, with_pip=True)
+        folder.mkdir(exist_ok=True)
+        for number, packages in enumerate(_steps(pins)):
+            done = folder / f".step-{number}"
+            if not done.exists():
+                _pip(python, [*target, *packages], folder, advance)
+                done.touch()
+    except ServerError:
+        shutil.rmtree(folder)
+        raise
+    (folder / WHOLE).touch()
+
+
+def _steps(pins: Sequence[str]) -> Iterator[list[str]]:
+    """Return what pip is asked to install, step by step: torch first, as the build for processors."""
+    yield from ([pin] for pin in pins if pin.startswith("torch=="))
+    others = [pin for pin in pins if not pin.startswith("torch==")]
+    for first in range(0, len(others), STEP):
+        yield others[first : first + STEP]
+
+
+def _pip(python: Path, arguments: Sequence[str], folder: Path, advance: Callable[[], None]) -> None:
+    """Install packages; what an interrupted pip has left of them is overwritten."""
+    options = ["--no-deps", "--ignore-installed", "--no-warn-script-location", "--disable-pip-version-check"]
+    command = [os.fspath(python), "-m", "pip", "install", *options]
+    if arguments[-1].startswith("torch=="):
+        only = ["--index-url", CPU_BUILDS, "--retries", "0", "--timeout", "15"]
+        if _run([*command, *only, *arguments], folder, advance) == "":
+            return  # else the index of the user is asked; it may have a build for processors
+    if failed := _run([*command, *arguments], folder, advance):
+        raise ServerError(f"the packages could not be installed: {failed}")
+
+
+def _run(command: Sequence[str], folder: Path, advance: Callable[[], None]) -> str:
+    """Run pip; return its last lines when it fails, else nothing.  What it unpacks lies in the folder."""
+    temporary = folder / ".pip"
+    temporary.mkdir(exist_ok=True)
+    log = temporary / "log"
+    environment = {**os.environ, "TMPDIR": os.fspath(temporary), "PIP_NO_COLOR": "1", "PYTHONPATH": ""}
+    try:
+        with (
+            open(log, "wb") as output,
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+            ) as pip,
+        ):
+            try:
+                while pip.poll() is None:
+                    advance()
+                    with suppress(subprocess.TimeoutExpired):
+                        pip.wait(POLL)
+            except BaseException:
+                pip.kill()
+                raise
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join(["pip printed", *lines]) if pip.returncode else ""
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

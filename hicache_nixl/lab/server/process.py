@@ -1,0 +1,211 @@
+"""The processes of a server: its command line, its start, and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from ...config import STORAGE_DIR_VARIABLE
+from ...errors import ConfigError
+from .environment import LAST_LINES, Environment, ServerError
+
+HERE = Path(__file__).parent
+HEALTHY = 180.0  # seconds for a server to answer
+HOST = "127.0.0.1"
+PAGE, CONTEXT, TOKENS = 64, 8192, 16384  # tokens: of a page, of a request, of the pool of the "device"
+SCHEDULER = "sglang::scheduler"
+HTTP = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+)  # a proxy does not reach this machine's loopback
+_FLAGS = (
+    "disable-cuda-graph",
+    "enable-cache-report",
+    "enable-hierarchical-cache",
+    "skip-server-warmup",
+    "skip-tokenizer-init",
+)
+# Of the host pool, and how its pages are copied to and from the device.
+LAYOUTS = {"layer_first": "direct", "page_first": "kernel", "page_first_direct": "direct"}
+_OPTIONS = {
+    "attention-backend": "torch_native",
+    "chunked-prefill-size": 4096,
+    "context-length": CONTEXT,
+    "device": "cpu",
+    "dtype": "bfloat16",
+    "hicache-ratio": 2,
+    "hicache-storage-prefetch-policy": "wait_complete",
+    "hicache-write-policy": "write_through",
+    "max-running-requests": 4,
+    "max-total-tokens": TOKENS,
+    "page-size": PAGE,
+}
+
+
+def command(
+    environment: Environment, model: Path, port: int, layout: str, backend: str, extra: Mapping[str, Any]
+) -> list[str]:
+    """Return the command line of a server."""
+    named = {
+        **_OPTIONS,
+        "hicache-io-backend": LAYOUTS[layout],
+        "hicache-mem-layout": layout,
+        "hicache-storage-backend": backend,
+        "hicache-storage-backend-extra-config": json.dumps(extra),
+        "host": HOST,
+        "model-path": model,
+        "port": port,
+    }
+    flags = [f"--{flag}" for flag in _FLAGS]
+    options = [part for name, value in named.items() for part in (f"--{name}", str(value))]
+    return [os.fspath(environment.python), "-m", "sglang.launch_server", *flags, *options]
+
+
+class Process:
+    """A running server with a keeper, which ends all of its processes; ``end`` may be called twice.
+
+    Parameters
+    ----------
+    environment : Environment
+    storage_dir : path, optional
+        By default a new folder, which is removed at the end.
+    nofile_limit : int
+        Of each process of the server; 0 for the limit of this one.
+    variables : mapping
+        More variables for its environment.
+    port : int, optional
+        By default a free one.
+    make_command : callable
+        Returns the command line for a port.
+
+    Raises
+    ------
+    ConfigError
+        When the port is taken.
+    ServerError
+        When the server ends, or is not healthy in time; nothing is left running then.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        make_command: Callable[[int], Sequence[str]],
+        *,
+        storage_dir: str | os.PathLike[str] | None = None,
+        nofile_limit: int = 0,
+        variables: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ):
+        with ExitStack() as ends:
+            self.port = _free_port(port)
+            folder = Path(tempfile.mkdtemp(prefix="hicache-nixl-server-"))
+            ends.callback(
+                shutil.rmtree, folder, ignore_errors=True
+            )  # the keeper does it when this process is killed
+            self.storage_dir = Path(storage_dir or folder / "storage").absolute()
+            self._log: IO[bytes] = ends.enter_context(tempfile.TemporaryFile())
+            environ = _environ(environment, folder, self.storage_dir, variables or {})
+            command = make_command(self.port)
+            self._start(ends, command=command, environ=environ, folder=os.fspath(folder), nofile=nofile_limit)
+            self._wait_until_healthy()
+            self.scheduler = self._find_scheduler()
+            self._ends = ends.pop_all()
+
+    @property
+    def url(self) -> str:
+        """Where the server listens."""
+        return f"http://{HOST}:{self.port}"
+
+    def end(self) -> None:
+        """End every process of the server, and remove its own folder."""
+        self._ends.close()
+
+    def log(self) -> str:
+        """Return all that the server has printed."""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
+
+    def last_lines(self) -> str:
+        """Return the last lines that the server has printed, for a message."""
+        return "\n".join(self.log().splitlines()[-LAST_LINES:])
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the keeper, and all processes of the server."""
+        keeper = psutil.Process(self._keeper.pid)
+        return [keeper, *keeper.children(recursive=True)]
+
+    def _start(self, ends: ExitStack, **what: Any) -> None:
+        """Start the keeper with what it is to run; closing its stdin ends it and the server."""
+        keeper = [sys.executable, os.fspath(HERE / "keeper.py")]
+        self._keeper = subprocess.Popen(
+            keeper, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, text=True
+        )
+        ends.callback(self._keeper.wait)
+        stdin = ends.enter_context(self._keeper.stdin)  # type: ignore[arg-type]
+        stdin.write(f"{json.dumps(what)}\n")
+        stdin.flush()
+
+    def _wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + HEALTHY
+        while time.monotonic() < deadline:
+            if (code := self._keeper.poll()) is not None:
+                raise ServerError(f"the server ended with {code} before it was healthy:\n{self.last_lines()}")
+            try:
+                with HTTP.open(f"{self.url}/health", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise ServerError(f"the server was not healthy after {HEALTHY:g} s:\n{self.last_lines()}")
+
+    def _find_scheduler(self) -> int:
+        for process in self.processes():
+            if SCHEDULER in " ".join(process.cmdline()):
+                return process.pid
+        raise ServerError(f"no process of the server is named {SCHEDULER}:\n{self.last_lines()}")
+
+
+def _free_port(wanted: int | None) -> int:
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            asked.bind((HOST, wanted or 0))
+        except OSError as error:
+            raise ConfigError(
+                f"port {wanted}: {error.strerror}; choose another, or leave it out for a free one"
+            ) from error
+        return int(asked.getsockname()[1])
+
+
+def _environ(
+    environment: Environment, folder: Path, storage_dir: Path, variables: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the variables of a server, which finds this package and nothing else that is installed beside it."""
+    storage_dir.mkdir(parents=True, exist_ok=True)
+    site = folder / "site"
+    site.mkdir()
+    (site / "hicache_nixl").symlink_to(HERE.parents[1], target_is_directory=True)
+    path = (HERE / "stand_ins", environment.packages, site)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")}
+    return {
+        **kept,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(os.fspath, path)),
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        STORAGE_DIR_VARIABLE: os.fspath(storage_dir),
+        **variables,
+    }

@@ -1,0 +1,250 @@
+"""A real SGLang server with HiCache, as an instrument: ask it, empty its caches, count its descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...config import LIFETIMES
+from ...errors import ConfigError
+from ...lifetimes.pooled.inspection import Inspection
+from ..worker.descriptors import fd_table
+from ..worker.releases import cache_folder
+from .environment import Environment, Progress, ServerError, install
+from .process import HERE, HTTP, LAYOUTS, PAGE, Process, command
+
+ANSWERED = 120.0  # seconds for a request
+QUIET = 0.4  # seconds without a new page, after which a backup is taken for complete
+BACKENDS = ("nixl", "hicache_nixl")  # SGLang's own, and the connector of this package
+MODELS = ("small", "larger")  # 0.6 and 27 million random weights
+OURS = {
+    "backend_name": "hicache_nixl",
+    "module_path": "hicache_nixl.connector",
+    "class_name": "HiCacheNixl",
+    "interface_v1": 1,
+}
+POSIX = {"plugin": {"posix": {"active": True}}}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered.
+
+    Attributes
+    ----------
+    tokens : tuple of int
+        The output.
+    first_token : float
+        Seconds from the request to the first of them, as the client sees it.
+    storage, host, device : int
+        Tokens of the prompt whose KV pages were loaded instead of computed, by where they were.
+    """
+
+    tokens: tuple[int, ...]
+    first_token: float
+    storage: int
+    host: int
+    device: int
+
+
+class Server:
+    """A server, from ``with Server(...) as server`` to the end of the block, where all of its processes have ended.
+
+    Parameters
+    ----------
+    version : str
+        Of SGLang; its environment is made when it is missing, see ``install``.
+    backend : {"nixl", "hicache_nixl"}
+        SGLang's own storage backend on NIXL, or the connector of this package.
+    lifetime : str
+        Of this package's connector.
+    options : mapping, optional
+        More of its ``extra_config``, such as ``{"capacity_gb": 4}``.
+    layout : {"page_first", "layer_first", "page_first_direct"}
+        Of the host pool.
+    nofile_limit : int, optional
+        Descriptors that each process of the server may have open; by default as many as this one.
+    storage_dir : path, optional
+        The storage folder; by default a new one, which is removed with the server.
+    model : {"small", "larger"}
+        Random weights, 0.6 or 27 million.  Either is made once.
+    variables : mapping, optional
+        More variables for the environment of the server, such as those of NIXL's telemetry.
+    port : int, optional
+        By default a free one.
+    progress : callable, optional
+        Told what is being installed, see ``install``.
+
+    Raises
+    ------
+    ConfigError, ServerError
+        By ``with``; nothing is left running then.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        backend: str = "nixl",
+        *,
+        lifetime: str = "scoped",
+        options: Mapping[str, Any] | None = None,
+        layout: str = "page_first",
+        nofile_limit: int | None = None,
+        storage_dir: str | os.PathLike[str] | None = None,
+        model: str = "small",
+        variables: Mapping[str, str] | None = None,
+        port: int | None = None,
+        progress: Progress = lambda doing, size, expected: None,
+    ):
+        _check("backend", backend, BACKENDS)
+        _check("lifetime", lifetime, LIFETIMES)
+        _check("layout", layout, list(LAYOUTS))
+        _check("model", model, MODELS)
+        self.version, self.backend, self.lifetime = version, backend, lifetime
+        self._ours = backend == "hicache_nixl"
+        self._extra = {**OURS, "lifetime": lifetime, **(options or {}), **POSIX} if self._ours else POSIX
+        self._layout, self._model, self._progress = layout, model, progress
+        self._start = partial(
+            Process, storage_dir=storage_dir, nofile_limit=nofile_limit or 0, variables=variables, port=port
+        )
+
+    def __enter__(self) -> Server:
+        environment = install(self.version, self._progress)
+        model = _model_folder(environment, self._model)
+        backend = "dynamic" if self._ours else self.backend
+        self.process = self._start(
+            environment, lambda port: command(environment, model, port, self._layout, backend, self._extra)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.end()
+
+    @property
+    def pid(self) -> int:
+        """The scheduler, which has the cache controller and the storage backend."""
+        return self.process.scheduler
+
+    @property
+    def storage_dir(self) -> Path:
+        """The storage folder."""
+        return self.process.storage_dir
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    def ask(self, tokens: Sequence[int], output: int = 4) -> Answer:
+        """Let the model continue a prompt by ``output`` tokens, the likeliest ones.
+
+        Raises
+        ------
+        ServerError
+            When the server refuses, or gives no answer; the message has the last lines of its log.
+        """
+        sampling = {"max_new_tokens": output, "temperature": 0, "ignore_eos": True}
+        body = {"input_ids": list(tokens), "stream": True, "sampling_params": sampling}
+        first, last, start = None, None, time.perf_counter()
+        with self._post("generate", body) as lines:
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    first = first or time.perf_counter() - start
+                    last = json.loads(line.removeprefix(b"data: "))
+        if first is None or last is None or "output_ids" not in last:
+            raise ServerError(f"the server gave no answer but {last}:\n{self.process.last_lines()}")
+        origin = last["meta_info"].get("cached_tokens_details") or {}
+        loaded = (int(origin.get(name) or 0) for name in ("storage", "host", "device"))
+        return Answer(tuple(last["output_ids"]), first, *loaded)
+
+    def flush(self) -> None:
+        """Let the server forget the pages of device and host; those in storage stay."""
+        with self._post("flush_cache"):
+            pass
+
+    def settle(self, pages: int | None = None, patience: float = 3.0) -> int:
+        """Wait until a backup has ended; return what ``stored`` counts then.
+
+        Parameters
+        ----------
+        pages : int, optional
+            What ``stored`` is to reach.  After ``patience`` seconds without it, the backup has failed.
+        """
+        deadline = time.monotonic() + patience
+        count, since = self.stored(), time.monotonic()
+        while True:
+            time.sleep(0.05)
+            now = time.monotonic()
+            if (found := self.stored()) != count:
+                count, since = found, now
+                deadline = now + patience
+            complete = pages is None or count >= pages or now > deadline
+            if complete and now - since > QUIET:
+                return count
+
+    # -- what it has -----------------------------------------------------------------------------------
+
+    def fds(self) -> pd.DataFrame:
+        """Return every descriptor of the scheduler, see ``fd_table``."""
+        return fd_table(self.pid, self.storage_dir)
+
+    def stored(self) -> int:
+        """Return how many files with pieces of pages are in storage; with ``pooled``, how many pages."""
+        if self._ours and self.lifetime == "pooled":
+            with Inspection(self.storage_dir) as inspection:
+                return len(inspection.rows())
+        return sum(len(files) for _, _, files in os.walk(self.storage_dir))
+
+    def log(self) -> str:
+        """Return all that the processes of the server have printed."""
+        return self.process.log()
+
+    def _post(self, path: str, body: Any = None) -> Any:
+        data = b"" if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{self.process.url}/{path}", data, headers, method="POST")
+        try:
+            return HTTP.open(request, timeout=ANSWERED)
+        except urllib.error.URLError as error:
+            raise ServerError(f"{path}: {error.reason}:\n{self.process.last_lines()}") from error
+
+
+def pages_of(tokens: Sequence[int]) -> int:
+    """Return how many whole pages a prompt has; only those are stored.
+
+    Examples
+    --------
+    >>> pages_of(range(2048 + 40))
+    32
+    """
+    return len(tokens) // PAGE
+
+
+def _check(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{option}: {value!r} is unknown; expected one of {', '.join(known)}")
+
+
+def _model_folder(environment: Environment, name: str) -> Path:
+    """Return the folder of a model, which is made once, by the transformers of a release."""
+    folder = cache_folder() / "servers" / f"model-{name}"
+    if not folder.exists():
+        path = os.pathsep.join([os.fspath(HERE / "stand_ins"), os.fspath(environment.packages)])
+        variables = {**os.environ, "PYTHONPATH": path}
+        made = subprocess.run(
+            [environment.python, HERE / "model.py", folder, name],
+            env=variables,
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode:
+            raise ServerError(f"the model could not be made:\n{made.stderr.strip()[-500:]}")
+    return folder
