@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +12,12 @@ import torch
 from . import lifetimes
 from .calls import Calls, one_each
 from .config import DEFAULT_STORAGE_DIR, HiCacheStorageConfig, NixlBackendConfig
-from .contract import HiCacheStorage
+from .contract import HiCacheStorage, PoolTransferResult
 from .errors import PageIndexError
-from .host.buffers import Pages, pages_of
+from .host.buffers import Pages
 from .interrupts import deferred
-from .names import Named, PageNames
+from .names import KV, Named, PageNames
+from .several_pools import HostPools
 from .transport.registration import Buffer
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,10 @@ class HiCacheNixl(HiCacheStorage):
         config = HiCacheStorageConfig.checked(storage_config)
         backend_config = NixlBackendConfig(config.extra_config)
         lifetime = lifetimes.load(backend_config.lifetime)
-        self.names = PageNames(config, plain=lifetime.as_released)
-        self.pages: Pages | None = None
+        names = PageNames(config, plain=lifetime.as_released)
         self.lifetime = lifetime(backend_config, backend_config.storage_folder(file_path))
         self._calls = Calls()
+        self.host_pools = HostPools(names, self.lifetime, self._calls)
         logger.info("HiCacheNixl: lifetime %s", backend_config.lifetime)
 
     # -- the batch calls of the cache controller -------------------------------------------------------
@@ -78,13 +78,19 @@ class HiCacheNixl(HiCacheStorage):
         self._calls.run(self._register_pool, mem_pool_host)
 
     def _register_pool(self, mem_pool_host: Any) -> None:
-        pages = pages_of(mem_pool_host, self.lifetime.stages_copies, self.lifetime.direct)
-        names = copy.copy(self.names)
-        names.for_pool(mem_pool_host, pages.zero_copy)
-        self.lifetime.check_pages(pages.piece_sizes, pages.most)
-        self.lifetime.register_pool(pages.memory)  # while the earlier pool still exists
+        self.host_pools.register(KV, mem_pool_host)
         super().register_mem_pool_host(mem_pool_host)
-        self.pages, self.names = pages, names
+
+    @property
+    def names(self) -> PageNames:
+        """The names of this configuration."""
+        return self.host_pools.names
+
+    @property
+    def pages(self) -> Pages | None:
+        """How pages of the KV pool become buffers; None before it is registered."""
+        kv = self.host_pools.kv
+        return None if kv is None else kv.pages
 
     @property
     def is_zero_copy(self) -> bool:
@@ -124,11 +130,67 @@ class HiCacheNixl(HiCacheStorage):
 
         ``leaky`` and ``try_finally`` do not check the bytes, like all releases of SGLang up to 0.5.23.
         """
-        return self._calls.guarded("batch_exists", keys, 0, self._count_leading, keys)
+        return self._calls.guarded("batch_exists", keys, 0, self.host_pools.count_leading, keys)
 
     def exists(self, key: str) -> bool:
         """Return whether every piece of a page is present."""
         return self.batch_exists([key]) > 0
+
+    # -- several host pools: the v2 interface ----------------------------------------------------------
+
+    def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: str) -> None:
+        """Add a host pool, or replace that of the same name.
+
+        One that cannot be served is logged; then its pages are never stored and never found.  The KV pool is the one of
+        ``register_mem_pool_host``: SGLang passes it to both.
+        """
+        name = str(getattr(host_pool_name, "value", host_pool_name))
+        if name != KV or host_pool is not getattr(self, "mem_pool_host", None):
+            register = self._register_pool if name == KV else partial(self.host_pools.register, name)
+            self._calls.guarded(f"register pool {name}", (), None, register, host_pool)
+
+    def on_host_pools_registered(self) -> None:
+        """Log which pools there are; a pool that is registered later is served, too."""
+        logger.info("host pools: %s", ", ".join(self.host_pools.by_name) or "none")
+
+    def batch_exists_v2(
+        self, keys: Sequence[str], pool_transfers: Sequence[Any] | None = None, extra_info: Any = None
+    ) -> PoolTransferResult:
+        """Look up the pages of a prefix in the KV pool and in others.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            One per page of the prefix.
+        pool_transfers : sequence of PoolTransfer
+            The other pools, each with its ``hit_policy``.  The number of their ``keys`` is that of the trailing pages.
+
+        Returns
+        -------
+        PoolTransferResult
+            SGLang's in a server; see ``hicache_nixl.contract``.  Nothing can be restored while a pool is not registered,
+            or has a policy that is unknown.
+        """
+        return self.host_pools.exists(keys, pool_transfers)
+
+    def batch_set_v2(self, transfers: Sequence[Any], extra_info: Any = None) -> dict[str, list[bool]]:
+        """Store pages of several host pools.
+
+        Parameters
+        ----------
+        transfers : sequence of PoolTransfer
+            At most one for each pool, with ``keys`` and ``host_indices``.
+
+        Returns
+        -------
+        dict of list of bool
+            By the name of the pool, one per key, as from ``batch_set_v1``.  No pool affects another.
+        """
+        return self.host_pools.set(transfers)
+
+    def batch_get_v2(self, transfers: Sequence[Any], extra_info: Any = None) -> dict[str, list[bool]]:
+        """Load pages into several host pools; parameters and return value as in ``batch_set_v2``."""
+        return self.host_pools.get(transfers)
 
     # -- tensors and (address, size) -------------------------------------------------------------------
 
@@ -210,7 +272,7 @@ class HiCacheNixl(HiCacheStorage):
     # -- the end ---------------------------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Remove the pages of this model and rank, and nothing else."""
+        """Remove the pages of this model and rank, in all host pools that are registered, and nothing else."""
         self._calls.guarded("clear", (), 0, self.lifetime.clear, self.names)
 
     def close(self) -> None:
@@ -230,42 +292,16 @@ class HiCacheNixl(HiCacheStorage):
     # -- pages -----------------------------------------------------------------------------------------
 
     def _set_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        pages, results = self._host_pages(), []
-        for names, starts in self._batches(pages, keys, host_indices):
-            with pages.leaving(starts) as buffers:
-                results += self._store(names, buffers)
-        return results
+        return self.host_pools.registered(KV).set(keys, host_indices)
 
     def _get_pages(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        pages, results = self._host_pages(), []
-        for names, starts in self._batches(pages, keys, host_indices):
-            with pages.arriving(starts) as buffers:
-                loaded = self._load(names, buffers)
-                pages.land(starts, buffers, loaded)
-                results += loaded
-        return results
-
-    def _host_pages(self) -> Pages:
-        if self.pages is None:
-            raise PageIndexError("no host pool: call register_mem_pool_host first")
-        return self.pages
-
-    def _batches(self, pages: Pages, keys: Sequence[str], host_indices: torch.Tensor) -> Iterator[Any]:
-        """Return names and places of the pages of each transfer, after checking all arguments."""
-        starts = pages.starts(len(keys), host_indices)
-        return pages.batches(self.names.of_pages(keys, pages.zero_copy), starts)
+        return self.host_pools.registered(KV).get(keys, host_indices)
 
     def _store(self, names: Named, buffers: Sequence[Buffer]) -> list[bool]:
         return self._calls.moved("WRITE", names.keys, self.lifetime.store, names, buffers)
 
     def _load(self, names: Named, buffers: Sequence[Buffer]) -> list[bool]:
         return self._calls.moved("READ", names.keys, self.lifetime.load, names, buffers)
-
-    def _count_leading(self, keys: Sequence[str]) -> int:
-        names = self.names.of_pages(keys, self.is_zero_copy)
-        found = self.lifetime.present(names, self.pages.piece_sizes if self.pages else None)
-        leading = found if isinstance(found, list) else list(takewhile(bool, found))
-        return leading.index(False) if False in leading else len(leading)
 
     # -- values ----------------------------------------------------------------------------------------
 

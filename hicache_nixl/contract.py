@@ -2,7 +2,8 @@
 
 SGLang loads a backend of another package with ``--hicache-storage-backend dynamic`` and refuses a class that
 does not inherit from SGLang's ``HiCacheStorage`` (``StorageBackendFactory``).  Inside a server, where that
-class is already loaded, it is the base class of the connector; elsewhere the class below is.
+class is already loaded, it is the base class of the connector; elsewhere the class below is.  So it is with the classes
+of the v2 interface (``batch_exists_v2`` and so on), which describe pages of several host pools.
 """
 
 from __future__ import annotations
@@ -10,11 +11,83 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+# What the classes below are in a server.
 UPSTREAM_MODULE = "sglang.srt.mem_cache.hicache_storage"
+
+
+class _PoolName(StrEnum):
+    """The host pools that most models have; see ``hicache_nixl.names`` for others."""
+
+    KV = "kv"
+    MAMBA = "mamba"
+    SWA = "swa"
+    INDEXER = "indexer"
+    DRAFT = "draft"
+
+
+class _PoolHitPolicy(StrEnum):
+    """Which pages of a pool a prefix needs.
+
+    ``ALL_PAGES``: all.  ``TRAILING_PAGES``: the last ones, as many as the transfer has keys.  ``BLOCK_GROUPS``: none;
+    the pool holds blocks of ``block_pages`` pages in another form, each under ``group_pages`` keys.
+    """
+
+    ALL_PAGES = "all_pages"
+    TRAILING_PAGES = "trailing_pages"
+    BLOCK_GROUPS = "block_groups"
+
+
+@dataclass
+class _PoolTransfer:
+    """The pages of one pool in a call, as SGLang 0.5.23 passes them; a connector looks at those described here.
+
+    Attributes
+    ----------
+    name : str
+        Of the pool.
+    host_indices : torch.Tensor, optional
+        int64 indices into the pool, as many per key as a page has tokens; for set and get.
+    keys : list of str, optional
+        One per page.
+    hit_policy : str
+    block_pages, group_pages : int
+        For ``BLOCK_GROUPS``.
+    """
+
+    name: str
+    host_indices: torch.Tensor | None = None
+    device_indices: torch.Tensor | None = None
+    keys: list[str] | None = None
+    hit_policy: str = _PoolHitPolicy.ALL_PAGES
+    nodes_to_load: list[Any] | None = None
+    indices_from_pool: str | None = None
+    block_pages: int = 0
+    group_pages: int = 0
+
+
+@dataclass
+class _PoolTransferResult:
+    """What ``batch_exists_v2`` found.
+
+    Attributes
+    ----------
+    kv_hit_pages : int
+        The longest prefix, in pages, that can be restored from all pools.
+    extra_pool_hit_pages : dict of int
+        By pool, ``kv`` among them: the longest prefix as far as this pool is concerned, if there is one.
+    restorable_prefix_pages : list of int, optional
+        All lengths of prefixes that can be restored from all pools, in ascending order.
+    """
+
+    kv_hit_pages: int
+    extra_pool_hit_pages: dict[str, int]
+    restorable_prefix_pages: list[int] | None = None
 
 
 class _HiCacheStorage(ABC):
@@ -89,5 +162,13 @@ class _HiCacheStorage(ABC):
 
 if TYPE_CHECKING or UPSTREAM_MODULE not in sys.modules:
     HiCacheStorage = _HiCacheStorage
+    PoolName = _PoolName
+    PoolTransfer = _PoolTransfer
+    PoolTransferResult = _PoolTransferResult
 else:
-    HiCacheStorage = sys.modules[UPSTREAM_MODULE].HiCacheStorage
+    _upstream = sys.modules[UPSTREAM_MODULE]
+    HiCacheStorage = _upstream.HiCacheStorage
+    PoolName = _upstream.PoolName
+    PoolTransfer = _upstream.PoolTransfer
+    PoolTransferResult = _upstream.PoolTransferResult
+PoolHitPolicy = _PoolHitPolicy  # equal to SGLang's, of which releases before 0.5.23 have two

@@ -11,6 +11,12 @@ parallelism (``+pp1of2``, ``+cp0of4``), the number type unless it is bfloat16, t
 (``+page32``).  Sharing names between these corrupted caches silently in other projects: sglang #24794,
 #33268. The name of a model that could be mistaken for such an ending (``m_0_1``, ``m+pp0of2``, ``m_k``) is
 followed by a hash; files that SGLang wrote for such a model are not found.
+
+A model with several host pools has pages in each of them.  Those of a pool other than ``kv`` are named as in SGLang
+0.5.23: ``_<pool>`` follows the suffix, then ``_k`` or ``_v``, for the state of a Mamba layer ``_temporal`` or
+``_conv_<n>``, for any other number of pieces ``_<n>``.  A Mamba state has the rank in its name, also with MLA.  Parts
+are omitted for ``page_first``, pages of 64 tokens or one, and bfloat16 or uint8 (bytes of any kind).  A pool that SGLang
+0.5.23 does not know is ``+pool_<name>`` instead of ``_<name>``, so that no model can be mistaken for it.
 """
 
 from __future__ import annotations
@@ -29,9 +35,15 @@ from .errors import ConfigError, KeyRefusedError
 NAME_MAX = 255  # bytes; the limit of ext4, XFS, tmpfs, ..., used for objects too
 KEY_BYTES = 64  # SGLang's keys: SHA-256 in hexadecimal, after "d:" for pages of a draft model
 PLAIN_DTYPE, PLAIN_PAGE_SIZE = "bfloat16", 64
+KV, MAMBA = "kv", "mamba"
+# The other pools of SGLang 0.5.23 (``PoolName``).
+_POOLS = (
+    r"mamba|(auxiliary_)?swa|indexer|draft(_indexer|_swa)?|deepseek_v4_c\d+(_indexer|_rope|_state|_scale)*"
+)
 _SGLANG_KEY_AND_MORE = re.compile(r"(d:)?[0-9a-f]{64}_")
 # Names of models that could be mistaken for the ending of a name: "m_0_1", "m+pp0of2", "m_k".
 _AMBIGUOUS_MODEL = re.compile(r"\+|_\d+_\d+(_|$)|_[kv]$")
+_AMBIGUOUS_MLA_MODEL = re.compile(rf"_({_POOLS})(_\d+)?$")  # "m_draft", where no rank stands between
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,20 @@ class Named:
     keys: Sequence[str]
     suffix: str
     endings: tuple[str, ...] = ("",)
+
+    def of(self, keys: Sequence[str]) -> Named:
+        """Return other pages that are named alike, after checking their keys.
+
+        Raises
+        ------
+        KeyRefusedError
+            For a key that is not a plain file name.
+        """
+        if not _all_plain(keys):
+            longest = max(len(os.fsencode(self.suffix + ending)) for ending in self.endings)
+            for key in keys:
+                check_key(key, longest)
+        return Named(keys, self.suffix, self.endings)
 
     @cached_property
     def names(self) -> list[str]:
@@ -89,9 +115,10 @@ class PageNames:
     def __init__(self, config: HiCacheStorageConfig, plain: bool = False):
         self._plain = plain
         model = (config.model_name or "").replace("/", "-")
-        if not plain and _AMBIGUOUS_MODEL.search(model):
+        mla_as_pool = config.is_mla_model and _AMBIGUOUS_MLA_MODEL.search(model)
+        if not plain and (mla_as_pool or _AMBIGUOUS_MODEL.search(model)):
             model += f"+{hashlib.sha256(model.encode()).hexdigest()[:12]}"
-        rank = "" if config.is_mla_model else f"_{config.tp_rank}_{config.tp_size}"
+        rank = f"_{config.tp_rank}_{config.tp_size}"
         parts = [
             f"+{kind}{index}of{size}"
             for kind, index, size in (
@@ -100,37 +127,65 @@ class PageNames:
             )
             if size > 1
         ]
-        self.suffix = f"_{model}{rank}" + ("" if plain else "".join(parts))
-        self.page_suffix = self.suffix
+        of_rank, of_all = (f"_{model}{ranks}" + ("" if plain else "".join(parts)) for ranks in (rank, ""))
+        self.suffix = of_all if config.is_mla_model else of_rank
+        self.page_suffix, self._state_suffix = self.suffix, of_rank
+        self.other_pools: dict[str, Named] = {}  # without keys
         self._pieces = ("_k",) if config.is_mla_model else ("_k", "_v")
-        self._check_length(model)
+        self._check_length(model, self.suffix)
 
     def for_pool(self, pool: Any, zero_copy: bool) -> None:
-        """Use the ``dtype``, ``layout`` and ``page_size`` of a host pool in the names of pages."""
+        """Use the ``dtype``, ``layout`` and ``page_size`` of the KV pool in the names of pages."""
+        layout = "page_first" if zero_copy else "layer_first"
+        dtypes = (PLAIN_DTYPE, "uint8") if without_memory(pool) else (PLAIN_DTYPE,)
+        self.page_suffix = self.suffix + self._parts(pool, layout, dtypes, (PLAIN_PAGE_SIZE,))
+        self._check_length(self.page_suffix, self.page_suffix)
+
+    def for_other_pool(self, name: str, pool: Any, pieces: int) -> Named:
+        """Name the pages of a pool other than ``kv``, of so many pieces; return their names without keys.
+
+        Raises
+        ------
+        ConfigError
+            When the name of the pool cannot be part of a file name.
+        """
+        if not re.fullmatch(r"\w+", name, re.ASCII):
+            raise ConfigError(f"pool {name!r}: expected a name of letters, digits and '_'")
+        suffix = self._state_suffix if name == MAMBA else self.suffix
+        suffix += self._parts(pool, "page_first", (PLAIN_DTYPE, "uint8"), (PLAIN_PAGE_SIZE, 1))
+        known = self._plain or re.fullmatch(_POOLS, name)
+        endings = tuple(
+            (f"_{name}" if known else f"+pool_{name}") + ending for ending in _endings(name, pieces)
+        )
+        self._check_length(suffix, suffix, max(endings, key=len))
+        named = Named((), suffix, endings)
+        self.other_pools = {**self.other_pools, name: named}
+        return named
+
+    def _parts(self, pool: Any, layout: str, dtypes: Sequence[str], page_sizes: Sequence[int]) -> str:
+        """Return the parts in which a pool differs from a layout, types of numbers and sizes of pages."""
         if self._plain:
-            return
+            return ""
         # SGLang's host pools store float8_e4m3fn and float8_e5m2 as uint8; the device pool has the real type
         dtype = getattr(getattr(pool, "device_pool", None), "dtype", pool.dtype)
         dtype = str(dtype).removeprefix("torch.")
-        layout = "page_first" if zero_copy else "layer_first"
-        parts = [f"+{dtype}"] if dtype != PLAIN_DTYPE else []
+        parts = [f"+{dtype}"] if dtype not in dtypes else []
         parts += [f"+{pool.layout}"] if pool.layout != layout else []
-        parts += [f"+page{pool.page_size}"] if pool.page_size != PLAIN_PAGE_SIZE else []
-        self.page_suffix = self.suffix + "".join(parts)
-        self._check_length(self.page_suffix)
+        parts += [f"+page{pool.page_size}"] if pool.page_size not in page_sizes else []
+        return "".join(parts)
 
     def of_values(self, keys: Sequence[str]) -> Named:
         """Return the names of values, after checking all keys."""
-        return self._of(keys, self.suffix, ("",))
+        return Named((), self.suffix).of(keys)
 
     def of_pages(self, keys: Sequence[str], zero_copy: bool) -> Named:
-        """Return the names of pages and their pieces, after checking all keys."""
-        return self._of(keys, self.page_suffix, self._pieces if zero_copy else ("",))
+        """Return the names of pages of the KV pool and their pieces, after checking all keys."""
+        return Named((), self.page_suffix, self._pieces if zero_copy else ("",)).of(keys)
 
     def own(self) -> list[Named]:
         """Return a ``Named`` without keys for each kind of value and page of this configuration."""
         pages = [Named((), self.page_suffix, endings) for endings in (("",), self._pieces)]
-        return [Named((), self.suffix), *pages]
+        return [Named((), self.suffix), *pages, *self.other_pools.values()]
 
     def is_own(self, name: str) -> bool:
         """Return whether a name belongs to this configuration.
@@ -138,24 +193,32 @@ class PageNames:
         Behind a key of SGLang, anything before the suffix is part of the name of another model:
         ``<key>_big_model_0_1`` also ends with ``_model_0_1``.  Any other key may contain such text.
         """
-        endings = {self.suffix, *(self.page_suffix + piece for piece in ("", *self._pieces))}
+        endings = {own.suffix + ending for own in self.own() for ending in own.endings}
         keys = {name.removesuffix(ending) for ending in endings if name.endswith(ending)}
         return any(key and not _SGLANG_KEY_AND_MORE.match(key) for key in keys)
 
-    def _of(self, keys: Sequence[str], suffix: str, pieces: tuple[str, ...]) -> Named:
-        if not _all_plain(keys):
-            longest = max(len(os.fsencode(suffix + piece)) for piece in pieces)
-            for key in keys:
-                check_key(key, longest)
-        return Named(keys, suffix, pieces)
-
-    def _check_length(self, shown: str) -> None:
-        longest = KEY_BYTES + len(os.fsencode(self.page_suffix + "_k"))
-        if "\0" in self.page_suffix or longest > NAME_MAX:
+    @staticmethod
+    def _check_length(shown: str, suffix: str, ending: str = "_k") -> None:
+        longest = KEY_BYTES + len(os.fsencode(suffix + ending))
+        if "\0" in suffix or longest > NAME_MAX:
             raise ConfigError(
                 f"model_name {shown[:40]!r} cannot be part of a file name: it contains a NUL, or with a key "
                 f"of {KEY_BYTES} bytes the name has {longest} of at most {NAME_MAX} bytes"
             )
+
+
+def without_memory(pool: Any) -> bool:
+    """Return whether a host pool only counts pages, as SGLang's ``LogicalHostPool`` does for DeepSeek V4."""
+    return getattr(pool, "kv_buffer", pool) is None
+
+
+def _endings(pool: str, pieces: int) -> list[str]:
+    """Return what follows the name of a pool in the names of the pieces of a page."""
+    if pieces == 1:
+        return [""]
+    if pool == MAMBA:
+        return ["_temporal", *(f"_conv_{number}" for number in range(pieces - 1))]
+    return ["_k", "_v"] if pieces == 2 else [f"_{number}" for number in range(pieces)]
 
 
 def _all_plain(keys: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from hicache_nixl.config import NixlBackendConfig
 from hicache_nixl.errors import ConfigError, FileError, RegistrationError
 from hicache_nixl.lifetimes.outcome import MOVED, Outcome
-from hicache_nixl.names import Named, PageNames
+from hicache_nixl.names import KV, Named, PageNames
 from hicache_nixl.transport.registration import Buffer, buffer_addresses, buffer_sizes
 
 STORES: dict[str, dict[str, bytes]] = {}  # by storage folder, which several connectors may share
@@ -30,7 +30,7 @@ class Lifetime:
     def check_pages(self, sizes: Sequence[int], most: int) -> None:
         pass
 
-    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
+    def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
         pass
 
     def store(self, pages: Named, buffers: Sequence[Buffer]) -> Sequence[Outcome]:

@@ -112,6 +112,7 @@ def test_pages_are_stored_as_objects_and_no_file_is_touched(lifetime, answers):
     everything = [True] * PAGES
     assert (found["stored"], found["loaded"], found["same"]) == (everything, everything, True)
     assert found["exists"] == PAGES
+    assert found["several"] == [True, True, True, [1, 3]], "the pages of several host pools"
     assert found["logged"] == []
     assert found["files_used"] == []
     left = LEFT[lifetime]

@@ -88,6 +88,14 @@ class PoolMap:
     ------
     ConfigError
         When the pages are not at equal distances.
+
+    Attributes
+    ----------
+    sizes : numpy.ndarray
+        int64, (k,): bytes of each piece.
+    memory : list of torch.Tensor
+        Where they are: ``kv_buffer`` if all are in it, otherwise what ``get_hybrid_pool_buffer`` returns, which pools
+        of SGLang 0.5.23 have.
     """
 
     def __init__(self, pool: Any):
@@ -102,8 +110,21 @@ class PoolMap:
         expected = starts[0] + np.array(asked)[:, None] * self._distance
         if (starts != expected).any() or (sizes.reshape(starts.shape) != self.sizes).any():
             raise ConfigError(f"mem_pool_host: pages of a {type(pool).__name__} are not at equal distances")
+        self.memory = _memory_of(pool, int(starts.min()), int((starts + self.sizes).max()))
 
     def of(self, starts: Numbers) -> Addresses:
         """Return the buffers of pages, given the first token index of each, int64 of shape (n,)."""
         pages = starts // self._page_size
         return Addresses(self._first + pages[:, None] * self._distance, self.sizes)
+
+
+def _memory_of(pool: Any, start: int, end: int) -> list[torch.Tensor]:
+    buffer = getattr(pool, "kv_buffer", None)
+    if (
+        isinstance(buffer, torch.Tensor)
+        and buffer.data_ptr() <= start
+        and end <= buffer.data_ptr() + buffer.nbytes
+    ):
+        return [buffer]
+    tensors = pool.get_hybrid_pool_buffer() if hasattr(pool, "get_hybrid_pool_buffer") else []
+    return [tensor for tensor in tensors if tensor.numel()]

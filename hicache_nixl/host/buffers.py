@@ -2,7 +2,7 @@
 
 A page that is contiguous in the pool needs no copy (``InPlace``).  Other pages (``layer_first``) are copied:
 into a new tensor for each page of a call, as in SGLang up to 0.5.12 (``Copied``), or through memory that is
-registered once and used by every call (``Staged``).
+registered once and used by every call (``Staged``).  Those of a pool without memory are markers (``Anchor``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from ..config import ALIGNMENT, ZERO_COPY_LAYOUTS
 from ..errors import ConfigError, PageIndexError
-from ..names import Named
+from ..names import Named, without_memory
 from ..transport.registration import Buffer
 from .addresses import Addresses, Numbers, PoolMap
 from .pools import aligned_tensor
@@ -109,8 +109,8 @@ class InPlace(Pages):
 
     def __init__(self, pool: Any):
         super().__init__(pool)
-        self.memory = [pool.kv_buffer]
         self._map = PoolMap(pool)
+        self.memory = self._map.memory
         self.piece_sizes = self._map.sizes.tolist()
 
     @contextmanager
@@ -193,6 +193,35 @@ class Staged(Copied):
         return Addresses(first + np.arange(count)[:, None] * size, np.array([size]))
 
 
+class Anchor:
+    """The pages of a host pool without memory, as pages of a single byte.
+
+    The KV pool of DeepSeek V4 only gives its other pools their indices.  Its pages are stored all the same, because
+    ``batch_exists`` tells the server how many pages there are; the byte is 1, as in SGLang's connector for NIXL.
+
+    Parameters
+    ----------
+    pool
+        Has ``size`` and ``page_size``.
+    """
+
+    layout, dtype, kv_buffer = "layer_first", torch.uint8, None
+
+    def __init__(self, pool: Any):
+        self.size, self.page_size = pool.size, pool.page_size
+
+    def get_data_page(self, index: int, flat: bool = True) -> torch.Tensor:
+        """Return the byte that stands for a page."""
+        return torch.ones(1, dtype=self.dtype)
+
+    def get_dummy_flat_data_page(self) -> torch.Tensor:
+        """Return a byte that the one of a page is loaded into."""
+        return torch.zeros(1, dtype=self.dtype)
+
+    def set_from_flat_data_page(self, index: int, data_page: torch.Tensor) -> None:
+        """Do nothing: there is no memory that it belongs to."""
+
+
 def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:
     """Return how the pages of a pool become buffers.
 
@@ -214,17 +243,27 @@ def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:
         raise ConfigError(
             f"mem_pool_host: expected a host pool, got {type(pool).__name__} without {', '.join(missing)}"
         )
+    copied: type[Copied] = Staged if staged else Copied
+    if without_memory(pool):
+        return copied(Anchor(pool))
     if pool.layout not in ZERO_COPY_LAYOUTS:
-        return Staged(pool) if staged else Copied(pool)
-    if direct:
-        addresses, sizes = pool.get_page_buffer_meta(torch.arange(2 * pool.page_size))
-        unaligned = any((address | size) % ALIGNMENT for address, size in zip(addresses, sizes, strict=True))
-        if unaligned and pool.get_dummy_flat_data_page().nbytes % ALIGNMENT == 0:  # or no copy is aligned
-            logger.warning(
-                "use_direct_io falls back to copies of pages: O_DIRECT needs addresses and sizes that are "
-                "multiples of %d, and a piece of a page in this pool has %d bytes",
-                ALIGNMENT,
-                sizes[0],
-            )
-            return Staged(pool)
-    return InPlace(pool)
+        return copied(pool)
+    try:
+        return Staged(pool) if direct and _to_be_aligned(pool) else InPlace(pool)
+    except NotImplementedError:  # a Mamba pool with more state than its buffers
+        return copied(pool)
+
+
+def _to_be_aligned(pool: Any) -> bool:
+    """Return whether copies of pages can be aligned for O_DIRECT, and pages are not."""
+    addresses, sizes = pool.get_page_buffer_meta(torch.arange(2 * pool.page_size))
+    unaligned = any((address | size) % ALIGNMENT for address, size in zip(addresses, sizes, strict=True))
+    if not unaligned or pool.get_dummy_flat_data_page().nbytes % ALIGNMENT:
+        return False
+    logger.warning(
+        "use_direct_io falls back to copies of pages: O_DIRECT needs addresses and sizes that are "
+        "multiples of %d, and a piece of a page in this pool has %d bytes",
+        ALIGNMENT,
+        sizes[0],
+    )
+    return True

@@ -17,7 +17,7 @@ import torch
 
 from ..config import OBJ_PLUGINS, NixlBackendConfig
 from ..errors import ConfigError, FileError, TransferError
-from ..names import Named, PageNames
+from ..names import KV, Named, PageNames
 from ..transport.agent import make_backend
 from ..transport.files import NixlFileManager, most_files
 from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
@@ -34,15 +34,15 @@ class FilePerPiece(ABC):
     as_released : bool
         True reproduces a release of SGLang: one bad piece fails its whole batch, and ``present`` does not
         compare sizes.
-    memory : sequence of torch.Tensor
-        What ``register_pool`` registered last.
+    memory : dict of sequence of torch.Tensor
+        What ``register_pool`` registered last, by host pool.
     """
 
     as_released = False
-    memory: Sequence[torch.Tensor] = ()
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         self._config = config
+        self.memory: dict[str, Sequence[torch.Tensor]] = {}
         backend = make_backend(config)
         self.registration = NixlRegistration(backend)
         self._files: NixlFileManager | None = None
@@ -70,7 +70,7 @@ class FilePerPiece(ABC):
         """Do nothing: a file has any size, and the file system that of its disk."""
 
     @abstractmethod
-    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
+    def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
         """Take host memory, see ``protocol.Lifetime``."""
 
     @abstractmethod
@@ -165,7 +165,8 @@ class FilePerPiece(ABC):
                 self._files.discard(keys)
         if self.registration.keeps_failed_io:
             self.registration.attach(make_backend(self._config))
-            self.register_pool(self.memory)
+            for pool, memory in self.memory.items():
+                self.register_pool(memory, pool)
         return fault
 
     # -- the rest --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import RegistrationError
+from ..names import KV
 from ..transport.registration import Buffer, buffer_sizes
 from .file_per_piece import FilePerPiece
 from .outcome import MOVED, Outcome
@@ -22,7 +23,7 @@ class Lifetime(FilePerPiece):
 
     as_released = True
 
-    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
+    def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
         """Do nothing: every call registers the buffers that it uses."""
 
     def register_files(self, paths: Sequence[str]) -> Any:

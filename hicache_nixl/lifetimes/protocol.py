@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ..config import NixlBackendConfig
-from ..names import Named, PageNames
+from ..names import KV, Named, PageNames
 from ..transport.registration import Buffer
 from .outcome import Outcome
 
@@ -56,13 +56,15 @@ class Lifetime(Protocol):
     def check_pages(self, sizes: Sequence[int], most: int) -> None:
         """Raise ``ConfigError`` if so many pages of these pieces in bytes, the most of a call, cannot be stored."""
 
-    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
-        """Take the host memory in which the buffers of later calls lie, in place of any earlier memory.
+    def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
+        """Take the memory of a host pool, in which buffers of later calls lie, in place of any earlier memory of it.
 
         Parameters
         ----------
         memory : sequence of torch.Tensor
             Contiguous tensors; empty when each call brings its own buffers.
+        pool : str
+            Name of the host pool; the memory of the others stays as it is.
         """
 
     def store(self, pages: Named, buffers: Sequence[Buffer]) -> Sequence[Outcome]:

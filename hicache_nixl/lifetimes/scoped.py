@@ -21,9 +21,17 @@ import torch
 
 from ..config import NixlBackendConfig
 from ..interrupts import deferred
+from ..names import KV
 from ..transport.files import READ, WRITE
 from ..transport.folder import NOT_OPEN
-from ..transport.registration import Buffer, StorageTuple, buffer_addresses, buffer_sizes, growing_pause
+from ..transport.registration import (
+    Buffer,
+    RegisteredPools,
+    StorageTuple,
+    buffer_addresses,
+    buffer_sizes,
+    growing_pause,
+)
 from .file_per_piece import FilePerPiece
 from .outcome import MOVED, Outcome
 
@@ -48,19 +56,13 @@ class Lifetime(FilePerPiece):
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         super().__init__(config, storage_dir)
-        self._pool = ExitStack()
-        self._pool_ranges: list[tuple[int, int]] = []
+        self._pools = RegisteredPools(self.registration)
         self._owners: set[RegisteredFiles] = set()
 
-    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
-        """Register the host memory of all pages, in place of what was registered before."""
-        self._pool_ranges = []
-        self._pool.close()
-        for tensor in memory:
-            start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-            self._pool.enter_context(self.registration.registered_buffers([(start, size)]))
-            self._pool_ranges.append((start, start + size))
-        self.memory = memory
+    def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
+        """Register the memory of a host pool, in place of what was registered of it before."""
+        self._pools.replace(pool, memory)
+        self.memory = {**self.memory, pool: memory}
 
     def register_files(self, paths: Sequence[str]) -> RegisteredFiles:
         """Open and register files; the owner that is returned closes them, and so does ``close()``."""
@@ -104,16 +106,14 @@ class Lifetime(FilePerPiece):
             self.registration.run(handle, growing_pause)
 
     def _registered(self, buffers: Sequence[Buffer]) -> AbstractContextManager[Any]:
-        """Hold buffers registered for this call, unless they lie in the memory of the pool."""
-        if isinstance(buffers[0], tuple):
-            first, last = min(buffers)[0], max(map(sum, buffers))
-            if any(start <= first and last <= end for start, end in self._pool_ranges):
-                return nullcontext()
+        """Hold buffers registered for this call, unless they lie in the memory of a pool."""
+        if isinstance(buffers[0], tuple) and self._pools.contain(buffers):
+            return nullcontext()
         return self.registration.registered_buffers(buffers)
 
     def close(self) -> None:
         """Close what ``register_files`` opened and the folder, deregister the pool, and drop the agent."""
-        with closing(self.registration), self._pool, ExitStack() as files:
+        with closing(self.registration), closing(self._pools), ExitStack() as files:
             if self._files is not None:
                 files.callback(self._files.close)
             for owner in list(self._owners):

@@ -12,7 +12,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import chain, repeat
+from operator import add
 from typing import Any, TypeAlias
 
 import torch
@@ -202,6 +204,51 @@ class NixlRegistration:
             time.sleep(max(0.0, self._failed[-1][0] + 1 - time.monotonic()))
             self._failed.clear()
         self.agent = None
+
+
+class RegisteredPools:
+    """The memory of host pools, each registered until it is replaced, or until ``close()``.
+
+    Parameters
+    ----------
+    registration : NixlRegistration
+    """
+
+    def __init__(self, registration: NixlRegistration):
+        self._registration = registration
+        self._held: dict[str, ExitStack] = {}
+        # Replaced, not changed: calls on other pools read it meanwhile.
+        self._ranges: dict[str, list[tuple[int, int]]] = {}
+
+    def replace(self, pool: str, memory: Sequence[torch.Tensor]) -> None:
+        """Register the memory of a pool, in place of what was registered of it before."""
+        others = {name: ranges for name, ranges in self._ranges.items() if name != pool}
+        self._ranges, ranges = others, []
+        held = self._held.setdefault(pool, ExitStack())
+        held.close()
+        for start, size in zip(buffer_addresses(memory), buffer_sizes(memory), strict=True):
+            held.enter_context(self._registration.registered_buffers([(start, size)]))
+            ranges.append((start, start + size))
+        self._ranges = {**others, pool: ranges}
+
+    def contain(self, buffers: Sequence[Buffer]) -> bool:
+        """Return whether all buffers lie in the memory of pools."""
+        ranges = list(chain(*self._ranges.values()))
+        starts, sizes = buffer_addresses(buffers), buffer_sizes(buffers)
+        ends = list(map(add, starts, sizes))
+        if _inside(min(starts), max(ends), ranges):
+            return True
+        return all(map(_inside, starts, ends, repeat(ranges)))  # a page may have pieces in several tensors
+
+    def close(self) -> None:
+        """End all registrations.  May be called twice."""
+        with ExitStack() as stack:
+            for held in self._held.values():
+                stack.callback(held.close)
+
+
+def _inside(start: int, end: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    return any(first <= start and end <= last for first, last in ranges)
 
 
 def _deregister(agent: Any, registration: Any) -> None:

@@ -11,6 +11,7 @@ import logging
 import sys
 from collections import Counter
 
+import several
 from support import keys_of, make_pool, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
@@ -67,7 +68,9 @@ def answers_of(lifetime: str, port: str) -> dict[str, object]:
         exists = store.batch_exists([*keys, "missing"])
         ours, lines[:] = list(lines), []
         missing = store.batch_get_v1([keys[0], "missing", keys[2]], indices)
+        left = alive["regions"]
         return {
+            "several": several_answers(store),
             "stored": stored,
             "loaded": loaded,
             "same": same,
@@ -76,8 +79,25 @@ def answers_of(lifetime: str, port: str) -> dict[str, object]:
             "logged": ours,
             "logged_missing": list(lines),
             "files_used": list(files_used),
-            "registrations_left": alive["regions"],
+            "registrations_left": left,
         }
+
+
+def several_answers(store: HiCacheNixl) -> list[object]:
+    """Store, find and load pages of several host pools; the window of one of them has a hole."""
+    pools = several.several_pools()
+    several.register(store, pools)
+    keys = several.hashed(4)
+    asked = [several.transfer(name, pool, keys) for name, pool in pools.items() if name != "swa"]
+    holes = several.transfer("swa", pools["swa"], [keys[0], keys[2]], [0, 2])
+    stored = store.batch_set_v2([*asked, holes])
+    pages = {name: several.page_of(pool, 2) for name, pool in pools.items()}
+    several.scramble_all(pools)
+    loaded = store.batch_get_v2([*asked, holes])
+    same = all(several.page_of(pool, 2) == pages[name] for name, pool in pools.items())
+    window = several.PoolTransfer("swa", keys=keys[:1], hit_policy="trailing_pages")
+    found = store.batch_exists_v2(keys, [several.PoolTransfer("mamba"), window])
+    return [stored == loaded, all(map(all, loaded.values())), same, found.restorable_prefix_pages]
 
 
 port, *lifetimes = sys.argv[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -36,28 +37,29 @@ class Lane:
         backend = make_backend(config)
         self.registration = NixlRegistration(backend)
         self._memory: dict[Range, Any] = {}  # registrations
-        self._pools: list[Range] = []  # those of them that are replaced
+        self._ranges: dict[str, list[Range]] = {"": list(map(range_of, own))}  # of them, by host pool
         self._files: dict[int, Any] = {}  # registrations by descriptor
         self._changing = threading.Lock()
         self._one_at_a_time: AbstractContextManager[Any] = (
             threading.Lock() if backend.keeps_failed_io else nullcontext()
         )
         try:
-            self._register(map(range_of, own))
+            self._register(self._ranges[""])
         except BaseException:
             self.close()
             raise
 
-    def register_memory(self, memory: Sequence[torch.Tensor]) -> None:
-        """Register host memory, in place of what was registered before."""
+    def register_memory(self, memory: Sequence[torch.Tensor], pool: str) -> None:
+        """Register the memory of a host pool, in place of what was registered of it before."""
         with self._one_at_a_time, self._changing:
-            while self._pools:
-                if held := self._memory.pop(self._pools.pop(), None):
-                    self.registration.deregister(held)
-            self._pools = list(map(range_of, memory))
-            self._register(self._pools)
+            before = self._ranges.pop(pool, [])
+            others = set(chain(*self._ranges.values()))  # two pools may be views of the same memory
+            for unneeded in (self._memory.keys() & before) - others:
+                self.registration.deregister(self._memory.pop(unneeded))
+            self._ranges[pool] = list(map(range_of, memory))
+            self._register([needed for needed in self._ranges[pool] if needed not in self._memory])
 
-    def _register(self, ranges: Any) -> None:
+    def _register(self, ranges: Sequence[Range]) -> None:
         for start, end in ranges:
             self._memory[start, end] = self.registration.register([(start, end - start, 0, "")], "DRAM")
 
@@ -110,9 +112,19 @@ class Lane:
 
     def _registered(self, pieces: Pieces) -> AbstractContextManager[Any]:
         """Hold buffers registered for this call, unless they lie in the memory that is."""
-        if any(first <= pieces.start and pieces.end <= last for first, last in list(self._memory)):
+        if self._holds(pieces):
             return nullcontext()
         return self.registration.registered_buffers(list(map(tuple, pieces.host[:, :2].tolist())))
+
+    def _holds(self, pieces: Pieces) -> bool:
+        ranges = list(self._memory)
+        if any(first <= pieces.start and pieces.end <= last for first, last in ranges):
+            return True
+        starts, ends = pieces.host[:, 0], pieces.host[:, 0] + pieces.host[:, 1]
+        inside = [
+            (starts >= first) & (ends <= last) for first, last in ranges
+        ]  # a page may be in several tensors
+        return bool(np.logical_or.reduce(inside).all())
 
     def _after_failure(self) -> None:
         """Replace an agent that fails for ever after one failure; files are registered again when needed."""

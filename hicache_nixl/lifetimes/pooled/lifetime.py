@@ -22,7 +22,7 @@ from ...errors import (
 )
 from ...host.addresses import Addresses
 from ...interrupts import deferred
-from ...names import Named, PageNames
+from ...names import KV, Named, PageNames
 from ...transport.registration import Buffer
 from ..outcome import MOVED, Outcome
 from .folder import open_file
@@ -91,9 +91,9 @@ class Lifetime:
         """Raise ``ConfigError`` if a page is larger than a segment, or a call larger than the store."""
         self._store.check_pages(max(sizes) * len(sizes), most)
 
-    def register_pool(self, memory: Sequence[torch.Tensor]) -> None:
-        """Register the host memory of all pages, in place of what was registered before."""
-        self._transfers.register_memory(memory)
+    def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
+        """Register the memory of a host pool, in place of what was registered of it before."""
+        self._transfers.register_memory(memory, pool)
 
     @property
     def pool_ranges(self) -> Sequence[tuple[int, int]]:

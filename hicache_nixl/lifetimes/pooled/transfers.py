@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,6 @@ class Transfers:
     Parameters
     ----------
     config : NixlBackendConfig
-
-    Attributes
-    ----------
-    pools : list of (int, int)
-        Start and end of the host memory of all pages.
     """
 
     def __init__(self, config: NixlBackendConfig):
@@ -53,7 +49,7 @@ class Transfers:
             self.lanes = [Lane(config, own) for _ in range(2)]
             for lane in self.lanes:
                 stack.callback(lane.close)
-            self.pools: list[Range] = []
+            self._pools: dict[str, list[Range]] = {}
             self._helpers = {
                 direction: stack.enter_context(closing(Helper())) for direction in ("WRITE", "READ")
             }
@@ -69,12 +65,17 @@ class Transfers:
         for lane in self.lanes:
             lane.forget_files()
 
-    def register_memory(self, memory: Sequence[torch.Tensor]) -> None:
-        """Register the host memory of all pages, in place of what was registered before."""
-        self.pools = []
+    def register_memory(self, memory: Sequence[torch.Tensor], pool: str) -> None:
+        """Register the memory of a host pool, in place of what was registered of it before."""
+        self._pools = {name: ranges for name, ranges in self._pools.items() if name != pool}
         for lane in self.lanes:
-            lane.register_memory(memory)
-        self.pools = list(map(range_of, memory))
+            lane.register_memory(memory, pool)
+        self._pools = {**self._pools, pool: list(map(range_of, memory))}
+
+    @property
+    def pools(self) -> list[Range]:
+        """Start and end of the memory of all host pools."""
+        return list(chain(*self._pools.values()))
 
     @staticmethod
     def in_two(pages: int, page_bytes: int) -> bool:

@@ -1,0 +1,266 @@
+"""The host pools of a model, and the calls of SGLang's controller that concern several of them: the v2 interface.
+
+Beside the KV pool (``kv``) a model may have pools for the state of Mamba layers, for sliding windows, for the indexer of
+sparse attention, and those of a draft model.  The page of a key has a part in each of them, which is stored under a
+name, and with a layout and size, of that pool.
+
+The rules are those of ``hicache_storage.py`` and of its ``file`` backend in SGLang 0.5.23.  A call never raises: a pool
+that is not registered, or whose pages cannot be moved or looked up, is False, or 0 pages, with one line in the log, and
+the other pools go on.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from .calls import Calls, is_list, one_each
+from .contract import PoolHitPolicy, PoolName, PoolTransferResult
+from .errors import ConfigError, PageIndexError
+from .host.buffers import Pages, pages_of
+from .lifetimes.protocol import Lifetime
+from .names import KV, Named, PageNames
+
+logger = logging.getLogger(__name__)
+
+Verdict = tuple[int, Collection[int] | None]
+
+
+@dataclass(frozen=True)
+class HostPool:
+    """A host pool whose pages are stored and loaded.
+
+    Attributes
+    ----------
+    what : str
+        What is said of it in the log.
+    pages : Pages
+        How they become buffers.
+    named : Named
+        How they are named; without keys.
+    """
+
+    what: str
+    pages: Pages
+    named: Named
+    lifetime: Lifetime
+    calls: Calls
+
+    def set(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
+        """Store pages; return for each whether it was."""
+        results: list[bool] = []
+        for names, starts in self._batches(keys, host_indices):
+            with self.pages.leaving(starts) as buffers:
+                results += self.calls.moved(
+                    f"WRITE{self.what}", names.keys, self.lifetime.store, names, buffers
+                )
+        return results
+
+    def get(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
+        """Load pages; return for each whether it was."""
+        results: list[bool] = []
+        for names, starts in self._batches(keys, host_indices):
+            with self.pages.arriving(starts) as buffers:
+                loaded = self.calls.moved(f"READ{self.what}", names.keys, self.lifetime.load, names, buffers)
+                self.pages.land(starts, buffers, loaded)
+                results += loaded
+        return results
+
+    def present(self, keys: Sequence[str]) -> Iterable[bool]:
+        """Return for each page whether it is stored; maybe lazily."""
+        return self.lifetime.present(self.named.of(keys), self.pages.piece_sizes)
+
+    def _batches(self, keys: Sequence[str], host_indices: torch.Tensor) -> Iterator[Any]:
+        """Return names and places of the pages of each transfer, after checking all arguments."""
+        starts = self.pages.starts(len(keys), host_indices)
+        return self.pages.batches(self.named.of(keys), starts)
+
+
+class HostPools:
+    """The pools of one connector by name.
+
+    Parameters
+    ----------
+    names : PageNames
+        Replaced, not changed, when a pool is registered.
+    lifetime : Lifetime
+    calls : Calls
+    """
+
+    def __init__(self, names: PageNames, lifetime: Lifetime, calls: Calls):
+        self.names, self._lifetime, self._calls = names, lifetime, calls
+        self.by_name: dict[str, HostPool] = {}
+
+    @property
+    def kv(self) -> HostPool | None:
+        """The KV pool; None before it is registered."""
+        return self.by_name.get(KV)
+
+    def register(self, name: str, host_pool: Any) -> None:
+        """Add a pool, in place of any earlier one of this name.
+
+        Raises
+        ------
+        ConfigError, RegistrationError
+            The earlier pool and its names stay in use, but its memory need not be registered any more.
+        """
+        pages = pages_of(host_pool, self._lifetime.stages_copies, self._lifetime.direct)
+        names = copy.copy(self.names)
+        if name == KV:
+            names.for_pool(pages.pool, pages.zero_copy)
+            named = names.of_pages((), pages.zero_copy)
+        else:
+            named = names.for_other_pool(name, pages.pool, len(pages.piece_sizes))
+        self._lifetime.check_pages(pages.piece_sizes, pages.most)
+        self._lifetime.register_pool(pages.memory, name)  # while the earlier pool still exists
+        what = "" if name == KV else f" of pool {name},"
+        pool = HostPool(what, pages, named, self._lifetime, self._calls)
+        self.by_name = {**self.by_name, name: pool}
+        self.names = names
+
+    def registered(self, name: str) -> HostPool:
+        """Return a pool.
+
+        Raises
+        ------
+        PageIndexError
+            When it was not registered.
+        """
+        if name in self.by_name:
+            return self.by_name[name]
+        method = "register_mem_pool_host" if name == KV else "register_mem_host_pool_v2"
+        raise PageIndexError(f"no host pool{'' if name == KV else f' {name}'}: call {method} first")
+
+    def count_leading(self, keys: Sequence[str]) -> int:
+        """Return the number of leading pages of the KV pool that are stored."""
+        if self.kv is None:
+            return _leading(self._lifetime.present(self.names.of_pages(keys, False), None))
+        return _leading(self.kv.present(keys))
+
+    # -- the calls that concern several pools ----------------------------------------------------------
+
+    def set(self, transfers: Any) -> dict[str, list[bool]]:
+        """Store the pages of several pools, see ``HiCacheNixl.batch_set_v2``."""
+        return self._move("batch_set_v2", transfers, HostPool.set)
+
+    def get(self, transfers: Any) -> dict[str, list[bool]]:
+        """Load the pages of several pools, see ``HiCacheNixl.batch_get_v2``."""
+        return self._move("batch_get_v2", transfers, HostPool.get)
+
+    def _move(
+        self, operation: str, transfers: Any, action: Callable[..., list[bool]]
+    ) -> dict[str, list[bool]]:
+        """Move the pages of one pool after the other; each is a call of its own, which logs its own error."""
+
+        def move(transfer: Any, keys: Sequence[str]) -> list[bool]:
+            pool = self.registered(_name(transfer))
+            if keys and transfer.host_indices is None:
+                raise PageIndexError(f"{len(keys)} keys and no host indices")
+            return action(pool, keys, transfer.host_indices) if keys else []
+
+        results = {}
+        for transfer in self._listed(operation, transfers):
+            keys = getattr(transfer, "keys", None)
+            keys = [] if keys is None else keys
+            of_pool, failed = f"{operation} of pool {_name(transfer)}", one_each(False, keys)
+            results[_key(transfer)] = self._calls.guarded(of_pool, keys, failed, move, transfer, keys)
+        return results
+
+    def exists(self, keys: Sequence[str], transfers: Any) -> PoolTransferResult:
+        """Look up the pages of several pools, see ``HiCacheNixl.batch_exists_v2``."""
+        kv_pages = self._calls.guarded("batch_exists_v2", keys, 0, self.count_leading, keys)
+        hits: dict[str, int] = {PoolName.KV: kv_pages} if kv_pages else {}
+        restorable, refused = list(range(1, kv_pages + 1)), False
+        for transfer in self._listed("batch_exists_v2", transfers):
+            if not restorable and getattr(transfer, "hit_policy", None) != PoolHitPolicy.BLOCK_GROUPS:
+                continue
+            of_pool = f"batch_exists_v2 of pool {_name(transfer)}"
+            verdict = self._calls.guarded(of_pool, keys, None, self._verdict, transfer, keys, kv_pages)
+            if verdict is None:
+                refused = True
+                continue
+            pages, ends = verdict
+            if pages:
+                hits[_key(transfer)] = pages
+            if ends is not None:
+                restorable = [end for end in restorable if end in ends]
+        restorable = [] if refused else restorable
+        result = PoolTransferResult(restorable[-1] if restorable else 0, hits)
+        result.restorable_prefix_pages = restorable  # no argument before SGLang 0.5.23
+        return result
+
+    def _verdict(self, transfer: Any, keys: Sequence[str], kv_pages: int) -> Verdict:
+        """Return how many leading pages a pool has, and the prefixes (in pages) that can be restored from it.
+
+        None instead of prefixes when the pool has no say in it.
+        """
+        pool, policy = self.registered(_name(transfer)), transfer.hit_policy
+        if policy == PoolHitPolicy.ALL_PAGES:
+            pages = _leading(pool.present(keys[:kv_pages]))
+            return pages, range(1, pages + 1)
+        if policy == PoolHitPolicy.TRAILING_PAGES:
+            ends = _window_ends(pool.present(keys[:kv_pages]), len(transfer.keys or ()) or 1)
+            return max(ends, default=0), ends
+        if policy == PoolHitPolicy.BLOCK_GROUPS:
+            return _block_pages(pool, keys, transfer.block_pages, transfer.group_pages), None
+        known = ", ".join(policy.value for policy in PoolHitPolicy)
+        raise ConfigError(f"hit policy {str(policy)!r} is unknown; expected one of {known}")
+
+    def _listed(self, operation: str, transfers: Any) -> Sequence[Any]:
+        if transfers is None or is_list(transfers):
+            return transfers or ()
+        logger.error("%s: expected a list of transfers, got %s", operation, type(transfers).__name__)
+        return ()
+
+
+def _name(transfer: Any) -> str:
+    """Return the name of the pool of a transfer, whose type may be an enumeration of SGLang's."""
+    name = getattr(transfer, "name", None)
+    return str(getattr(name, "value", name))
+
+
+def _key(transfer: Any) -> str:
+    """Return the name of the pool as it was given."""
+    name = getattr(transfer, "name", None)
+    return name if isinstance(name, str) else str(name)
+
+
+def _leading(found: Iterable[bool]) -> int:
+    """Return the number of pages before the first that is missing."""
+    leading = found if isinstance(found, list) else list(takewhile(bool, found))
+    return leading.index(False) if False in leading else len(leading)
+
+
+def _window_ends(found: Iterable[bool], window: int) -> set[int]:
+    """Return the lengths of prefixes whose last ``window`` pages are all present.
+
+    Examples
+    --------
+    >>> _window_ends([True, False, True, True, True], 2)
+    {1, 4, 5}
+    """
+    ends, run = set(), 0
+    for end, there in enumerate(found, start=1):
+        run = run + 1 if there else 0
+        if run >= min(window, end):
+            ends.add(end)
+    return ends
+
+
+def _block_pages(pool: HostPool, keys: Sequence[str], block: int, group: int) -> int:
+    """Return the pages that the leading complete groups cover: each of a block of pages, under its last keys.
+
+    SGLang 0.5.23 defines this policy and has no backend that implements it.  A block depends on all its pages, and of
+    their keys only the last ones, which are hashes of all before them, tell blocks apart.
+    """
+    if not 0 < group <= block:
+        raise ConfigError(f"block_groups: {group} keys for a block of {block} pages")
+    ends = range(block, len(keys) + 1, block)
+    found = list(pool.present([key for end in ends for key in keys[end - group : end]])) if ends else []
+    return _leading([all(found[first : first + group]) for first in range(0, len(found), group)]) * block
