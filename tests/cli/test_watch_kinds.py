@@ -102,7 +102,7 @@ class TestEveryKind:
         with opening(tmp_path, "call") as pid:
             answer = run(f"watch {pid} --storage-dir {tmp_path} {SHORT}")
         assert answer.code == 0
-        assert "no leak seen in 1 s: storage files do not grow" in answer.out
+        assert re.search(r"no leak seen in \d s: storage files do not grow", answer.out)
 
     def test_too_early_to_tell_says_how_long_to_watch(self, run: Run, tmp_path):
         with opening(tmp_path, "call") as pid:

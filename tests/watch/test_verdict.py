@@ -232,6 +232,19 @@ class TestTooEarly:
         more = (sample(second, 64 * (second % 2), limit) for second in range(20, int(20 + 1.1 * still) + 8))
         assert watched([*flat, *more], horizon=early.horizon).state == "no leak"
 
+    @pytest.mark.parametrize("stretch", [6, 8, 10, 14])
+    @pytest.mark.parametrize(("files", "seconds"), [(20, 5), (48, 12)])
+    def test_calls_without_a_pause_are_settled_sooner_the_fewer_files_they_open(
+        self, files, seconds, stretch
+    ):
+        """Ten samples a second, many in a row during a call; 3300 per minute would matter."""
+        watch, states = Watch(horizon=0.1), []
+        for at in range(10 * seconds + 1):
+            watch.add(sample(at / 10, files * (at // stretch % 2), limit=20_000))
+            states.append(watch.state)
+        assert set(states) == {"undecided", "no leak"}
+        assert states[-1] == "no leak"
+
     def test_without_a_limit_nothing_that_does_not_grow_matters(self):
         assert watched(dataclasses.replace(one, limit=None) for one in FLAT).state == "no leak"
 
