@@ -184,12 +184,14 @@ class TestAll:
         with (
             opening(tmp_path, "call", title="sglang::scheduler_TP0") as healthy,
             opening(tmp_path, "socket", title="sglang::scheduler_TP1") as leaking,
-            opening(tmp_path, "socket", title="sglang::detokenizer"),
+            opening(tmp_path, "socket", title="sglang::detokenizer") as other,
         ):
             answer = run(f"watch --all --storage-dir {tmp_path} {SHORT} --json")
         assert answer.code == 3
         states = {one["pid"]: one["state"] for one in json.loads(answer.out)["processes"]}
-        assert states == {healthy: "no leak", leaking: "leak"}
+        # the machine may run other schedulers
+        ours = {pid: state for pid, state in states.items() if pid in (healthy, leaking, other)}
+        assert ours == {healthy: "no leak", leaking: "leak"}
         assert f"process {leaking} (sglang::scheduler_TP1):" in answer.err
 
 
