@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from .config import HiCacheStorageConfig, NixlBackendConfig
 from .errors import ClosedError, HiCacheNixlError, KeyRefusedError
 from .interrupts import deferred
 from .lifetimes.outcome import MOVED, Outcome
@@ -65,7 +66,7 @@ class Calls:
                 raise KeyRefusedError(f"expected a list of keys, got {type(keys).__name__}")
             return self._run(action, *args)
         except Exception as error:  # any error: the server's thread must go on
-            _log(operation, keys, error)
+            self._failed(operation, keys, error)
         return failure
 
     def moved(
@@ -88,7 +89,7 @@ class Calls:
         try:
             outcomes = action(*args)
         except Exception as error:
-            _log(operation, keys, error)
+            self._failed(operation, keys, error)
             return [False] * len(keys)
         if outcomes.count(MOVED) == len(outcomes):
             return [True] * len(outcomes)
@@ -99,8 +100,18 @@ class Calls:
                 errors[id(outcome.error)] = outcome.error
                 failed.setdefault(id(outcome.error), []).append(key)
         for which, cause in errors.items():
-            _log(operation, failed[which], cause)
+            self._failed(operation, failed[which], cause)
         return [outcome.moved for outcome in outcomes]
+
+    def _failed(self, operation: str, keys: Sequence[Any], error: Exception) -> None:
+        _log(operation, keys, error)
+
+    def watch(self, lifetime: Any) -> None:
+        """Do nothing: nothing is measured."""
+
+    def stats(self) -> Any:
+        """Return the transfers since the last call: None, since nothing is measured."""
+        return None
 
     def close(self) -> None:
         """Refuse calls from now on and wait for running ones; may be called twice.
@@ -114,6 +125,15 @@ class Calls:
         with self._changed:
             self._closed = True
             return self._changed.wait_for(lambda: not self._running, INTERRUPTED_AFTER)
+
+
+def calls_of(config: HiCacheStorageConfig, backend: NixlBackendConfig, folder: str) -> Calls:
+    """Return the calls of a connector, which are measured if the option ``metrics`` is on."""
+    if not backend.metrics:
+        return Calls()
+    from .metrics import MeasuredCalls
+
+    return MeasuredCalls(config, backend, folder)
 
 
 def is_list(keys: Any) -> bool:

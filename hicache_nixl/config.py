@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
@@ -119,6 +119,7 @@ def _no_flag(value: Any) -> Any:
 
 
 _NOT_A_FLAG = BeforeValidator(_no_flag)
+_PORT: TypeAdapter[int | None] = TypeAdapter(Annotated[int, _NOT_A_FLAG, Field(ge=0, le=65535)] | None)
 
 
 class PooledOptions(BaseModel):
@@ -176,6 +177,12 @@ class NixlBackendConfig:
         Whether ``scoped`` stores pages so that after a power cut each is whole or missing.
     pooled : PooledOptions
         The options of ``pooled``.
+    metrics : bool
+        Whether calls are measured, see ``hicache_nixl.metrics``.
+    metrics_port : int or None
+        Where the connector itself serves what it measured; 0 for any port, None for nowhere.
+    agent_made : callable or None
+        Is called with each agent of NIXL that is made for this configuration.
 
     Raises
     ------
@@ -199,6 +206,11 @@ class NixlBackendConfig:
         self.use_direct_io = self._direct_io()
         self.allow_shared_folder = self._flag("allow_shared_folder")
         self.sync = self._flag("sync")
+        self.metrics = self._flag("metrics")
+        self.metrics_port = _checked(_PORT, self._extra.get("metrics_port"), "metrics_port")
+        if self.metrics_port is not None and not self.metrics:
+            raise ConfigError("metrics_port: set metrics to true as well, or omit it")
+        self.agent_made: Callable[[Any], None] | None = None
         for key in ("use_direct_io", "sync"):
             if getattr(self, key) and self.lifetime in RELEASED:
                 raise ConfigError(

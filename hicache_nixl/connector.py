@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from . import lifetimes
-from .calls import Calls, one_each
+from .calls import calls_of, one_each
 from .config import DEFAULT_STORAGE_DIR, HiCacheStorageConfig, NixlBackendConfig
 from .contract import HiCacheStorage, PoolTransferResult
 from .errors import PageIndexError
@@ -60,8 +60,14 @@ class HiCacheNixl(HiCacheStorage):
         backend_config = NixlBackendConfig(config.extra_config)
         lifetime = lifetimes.load(backend_config.lifetime)
         names = PageNames(config, plain=lifetime.as_released)
-        self.lifetime = lifetime(backend_config, backend_config.storage_folder(file_path))
-        self._calls = Calls()
+        folder = backend_config.storage_folder(file_path)
+        self._calls = calls_of(config, backend_config, folder)
+        try:
+            self.lifetime = lifetime(backend_config, folder)
+        except BaseException:
+            self._calls.close()
+            raise
+        self._calls.watch(self.lifetime)
         self.host_pools = HostPools(names, self.lifetime, self._calls)
         logger.info("HiCacheNixl: lifetime %s", backend_config.lifetime)
 
@@ -268,6 +274,10 @@ class HiCacheNixl(HiCacheStorage):
         sizes = sizes or one_each(0, keys)
         register = self.lifetime.register_objects
         return self._calls.guarded("register_objects", keys, None, register, keys, sizes)
+
+    def get_stats(self) -> Any:
+        """Return the transfers since the last call, as SGLang's ``StorageMetrics``; None without ``metrics``."""
+        return self._calls.stats()
 
     # -- the end ---------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ OWN = {
     "capacity_gb": "`pooled`: GiB of the store",
     "min_free_gb": "`pooled`: GiB of the file system that stay free",
     "segment_mb": "`pooled`: MiB of a segment",
+    "metrics": "count pages, bytes, hits, misses, failures, times and what is open, for Prometheus; default false",
+    "metrics_port": "also serve them on 127.0.0.1, at this port plus the rank of tensor parallelism; 0 for any port",
     "verify": '`pooled`: `"checksum"` or `"none"`',
 }
 PARAMS = {

@@ -92,6 +92,8 @@ def make_backend(config: NixlBackendConfig) -> NixlBackend:
     name = f"hicache_nixl_{uuid.uuid4()}"
     locked = api.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW  # the server calls from several threads
     agent = api.nixl_agent(name, api.nixl_agent_config(backends=[], sync_mode=locked))
+    if config.agent_made is not None:
+        config.agent_made(agent)
     if config.plugin == "auto":
         plugin = create_first(agent, config, FILE_PLUGINS + OBJ_PLUGINS)
     else:

@@ -95,6 +95,13 @@ class Lifetime:
         """Register the memory of a host pool, in place of what was registered of it before."""
         self._transfers.register_memory(memory, pool)
 
+    @healed
+    def size(self) -> tuple[int, int]:
+        """Return the bytes of the store behind which there is room, and those that it may have."""
+        state = self._store.state
+        state.check()
+        return int(state.segments["used"].sum()), state["segments"] * state["segment_bytes"]
+
     @property
     def pool_ranges(self) -> Sequence[tuple[int, int]]:
         """Start and end of the memory of the pool."""
