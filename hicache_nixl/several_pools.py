@@ -110,17 +110,18 @@ class HostPools:
         ConfigError, RegistrationError
             The earlier pool and its names stay in use, but its memory need not be registered any more.
         """
-        pages = pages_of(host_pool, self._lifetime.stages_copies, self._lifetime.direct)
+        kept = self._lifetime
+        pages = pages_of(host_pool, kept.stages_copies, kept.direct, kept.even_pieces)
         names = copy.copy(self.names)
         if name == KV:
             names.for_pool(pages.pool, pages.zero_copy)
             named = names.of_pages((), pages.zero_copy)
         else:
             named = names.for_other_pool(name, pages.pool, len(pages.piece_sizes))
-        self._lifetime.check_pages(pages.piece_sizes, pages.most)
-        self._lifetime.register_pool(pages.memory, name)  # while the earlier pool still exists
+        kept.check_pages(pages.piece_sizes, pages.most)
+        kept.register_pool(pages.memory, name)  # while the earlier pool still exists
         what = "" if name == KV else f" of pool {name},"
-        pool = HostPool(what, pages, named, self._lifetime, self._calls)
+        pool = HostPool(what, pages, named, kept, self._calls)
         self.by_name = {**self.by_name, name: pool}
         self.names = names
 

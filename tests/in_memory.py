@@ -22,7 +22,7 @@ STORES: dict[str, dict[str, bytes]] = {}  # by storage folder, which several con
 class Lifetime:
     """Pages are copied into a dict and out of it."""
 
-    as_released = stages_copies = direct = False
+    as_released = stages_copies = even_pieces = direct = False
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         self.pieces = STORES.setdefault(storage_dir, {})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import storage_config
 
@@ -88,3 +91,33 @@ def test_other_files_of_the_folder_are_not_own():
     assert not any(
         map(names.is_own, ["", "notes.txt", "_model_0_1", "_model_0_1_k", "a_model_0_2", "a_model"])
     )
+
+
+# -- several host pools ----------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(["m", "k", "0", "1", "mamba", "temporal", "conv", "swa", "draft", "indexer", "pool"])
+WORD_MODELS = st.lists(WORDS, min_size=1, max_size=4).map("_".join)
+POOLS = st.sampled_from(["kv", "mamba", "swa", "draft", "draft_swa", "indexer", "new", "draft_new", "page32"])
+OF_A_POOL = st.tuples(WORD_MODELS, st.booleans(), st.integers(0, 1), POOLS, st.integers(1, 3))
+
+
+def names_in(model, mla, rank, pool, pieces, key):
+    """Return the names of a page in one pool of one configuration, and all names of that configuration."""
+    names = PageNames(storage_config(model=model, mla=mla, tp_rank=rank, tp_size=2))
+    if pool == "kv":
+        return names.of_pages([key], zero_copy=pieces > 1).names, names
+    shape = SimpleNamespace(layout="page_first", dtype=torch.bfloat16, page_size=64)
+    return names.for_other_pool(pool, shape, pieces).of([key]).names, names
+
+
+@settings(max_examples=1000)
+@given(one=OF_A_POOL, other=OF_A_POOL, same_model=st.booleans())
+def test_no_page_of_a_pool_has_the_name_of_another_model_or_pool(one, other, same_model):
+    other = (*one[:3], *other[3:]) if same_model else other
+    (names, of_one), (others, of_other) = (names_in(*given, key="a" * 64) for given in (one, other))
+    assert all(map(of_one.is_own, names))
+    assert all(map(of_other.is_own, others))
+    if one[0] != other[0] or (same_model and one[3] != other[3]):
+        assert not set(names) & set(others)
+    if one[0] != other[0]:
+        assert not any(map(of_one.is_own, others))

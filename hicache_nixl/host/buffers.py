@@ -27,6 +27,7 @@ from .pools import aligned_tensor
 logger = logging.getLogger(__name__)
 
 LARGEST_CALL = 128  # pages of one set or get of SGLang's controller
+UNEVEN = 1.5
 STAGED_BYTES = 2**28  # for each direction; limits the number of large pages
 
 
@@ -222,7 +223,7 @@ class Anchor:
         """Do nothing: there is no memory that it belongs to."""
 
 
-def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:
+def pages_of(pool: Any, staged: bool, direct: bool = False, even: bool = False) -> Pages:
     """Return how the pages of a pool become buffers.
 
     Parameters
@@ -232,6 +233,9 @@ def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:
     direct : bool
         Whether files are opened with O_DIRECT: pages that are not aligned for it are copied, as in SGLang
         since 0.5.13.
+    even : bool
+        Whether pages are copied whose pieces are so different that ``UNEVEN`` times the room would be needed if each
+        were as large as the largest: the states of Mamba layers are.
 
     Raises
     ------
@@ -249,7 +253,11 @@ def pages_of(pool: Any, staged: bool, direct: bool = False) -> Pages:
     if pool.layout not in ZERO_COPY_LAYOUTS:
         return copied(pool)
     try:
-        return Staged(pool) if direct and _to_be_aligned(pool) else InPlace(pool)
+        if direct and _to_be_aligned(pool):
+            return Staged(pool)
+        pages = InPlace(pool)
+        sizes = pages.piece_sizes
+        return Staged(pool) if even and max(sizes) * len(sizes) > UNEVEN * sum(sizes) else pages
     except NotImplementedError:  # a Mamba pool with more state than its buffers
         return copied(pool)
 

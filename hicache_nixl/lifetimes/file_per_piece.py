@@ -38,7 +38,7 @@ class FilePerPiece(ABC):
         What ``register_pool`` registered last, by host pool.
     """
 
-    as_released = False
+    as_released = even_pieces = False
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         self._config = config

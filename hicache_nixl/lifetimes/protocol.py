@@ -38,6 +38,8 @@ class Lifetime(Protocol):
     stages_copies : bool
         Whether pages that are not contiguous in the pool are copied through memory that is registered once
         (``register_pool``) instead of a new tensor for each page.
+    even_pieces : bool
+        Whether each piece of a page takes as much room as the largest; a page of very different pieces is then copied.
     direct : bool
         Whether buffers should be aligned for O_DIRECT where possible.
 
@@ -49,6 +51,7 @@ class Lifetime(Protocol):
 
     as_released: bool
     stages_copies: bool
+    even_pieces: bool
     direct: bool
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str): ...

@@ -44,7 +44,7 @@ class Lifetime:
     """A fixed number of descriptors and registrations for the life of the store; see ``protocol.Lifetime``."""
 
     as_released = False
-    stages_copies = True
+    stages_copies = even_pieces = True
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         with ExitStack() as stack:
