@@ -1,8 +1,9 @@
 # make reproduce   the whole investigation, headless, into runs/
 # make test        the tests, except those marked slow
-# make test-all    all tests
+# make test-all    all tests, except those with real servers
 # make check       formatting, lint and types
 # make lab         the notebooks in JupyterLab
+# make test-server the tests with real SGLang servers; installs 3.5 GB once
 # make test-pythons the tests of the connector, with the other supported Pythons that are installed
 # make reference   a new reference run, and its results in README.md and docs/
 # make lock        new pins in requirements.lock
@@ -17,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 # Tests and notebooks start many processes, which would compile the package and the tests again each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test test-all test-pythons check lab reference lock clean
+.PHONY: reproduce test test-all test-server test-pythons check lab reference lock clean
 
 reproduce: $(INSTALLED)
 	$(VENV)/bin/hicache-nixl reproduce $(ARGS)
@@ -25,10 +26,16 @@ reproduce: $(INSTALLED)
 # Two processes.  A module runs in one of them, since its tests may share fixtures.
 PYTEST := $(VENV)/bin/pytest -n 2 --dist loadfile
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not server" $(ARGS)
 
 test-all: $(INSTALLED)
 	$(PYTEST) $(ARGS)
+
+# One process, since a server takes 2 GB and both cores.  Where nothing can be installed, the tests are skipped with the reason.
+SERVERS := 0.5.11 0.5.23
+test-server: $(INSTALLED)
+	-$(VENV)/bin/hicache-nixl server install $(SERVERS)
+	$(VENV)/bin/pytest -m server tests/lab/server $(ARGS)
 
 # The other supported Pythons, each with its own .venv-VERSION.  PYENV_VERSION lets pyenv's shims find them.
 OTHER_PYTHONS := 3.12 3.13

@@ -12,7 +12,7 @@ import torch
 from . import lifetimes
 from .calls import calls_of, one_each
 from .config import DEFAULT_STORAGE_DIR, HiCacheStorageConfig, NixlBackendConfig
-from .contract import HiCacheStorage, PoolTransferResult
+from .contract import HiCacheStorage, PoolTransferResult, check_upstream
 from .errors import PageIndexError
 from .host.buffers import Pages
 from .interrupts import deferred
@@ -56,6 +56,7 @@ class HiCacheNixl(HiCacheStorage):
         deferred(self._construct, storage_config, file_path)
 
     def _construct(self, storage_config: Any, file_path: Any) -> None:
+        check_upstream()
         config = HiCacheStorageConfig.checked(storage_config)
         backend_config = NixlBackendConfig(config.extra_config)
         lifetime = lifetimes.load(backend_config.lifetime)

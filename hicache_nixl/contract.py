@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .errors import ConfigError
+
 # What the classes below are in a server.
 UPSTREAM_MODULE = "sglang.srt.mem_cache.hicache_storage"
+NEEDED = ("register_mem_pool_host", "batch_set_v1", "batch_get_v1", "batch_exists")  # of its HiCacheStorage
+TESTED_RELEASES = "0.5.11 to 0.5.23"
 
 
 class _PoolName(StrEnum):
@@ -165,10 +169,30 @@ if TYPE_CHECKING or UPSTREAM_MODULE not in sys.modules:
     PoolName = _PoolName
     PoolTransfer = _PoolTransfer
     PoolTransferResult = _PoolTransferResult
-else:
+else:  # what a release does not have is refused when a connector is constructed, with a message
     _upstream = sys.modules[UPSTREAM_MODULE]
-    HiCacheStorage = _upstream.HiCacheStorage
-    PoolName = _upstream.PoolName
-    PoolTransfer = _upstream.PoolTransfer
-    PoolTransferResult = _upstream.PoolTransferResult
+    HiCacheStorage = getattr(_upstream, "HiCacheStorage", _HiCacheStorage)
+    PoolName = getattr(_upstream, "PoolName", _PoolName)
+    PoolTransfer = getattr(_upstream, "PoolTransfer", _PoolTransfer)
+    PoolTransferResult = getattr(_upstream, "PoolTransferResult", _PoolTransferResult)
 PoolHitPolicy = _PoolHitPolicy  # equal to SGLang's, of which releases before 0.5.23 have two
+
+
+def check_upstream() -> None:
+    """Check the SGLang of this process, where there is one.
+
+    Raises
+    ------
+    ConfigError
+        When its ``HiCacheStorage`` lacks a method that the cache controller has to call; names version and methods.
+    """
+    upstream = sys.modules.get(UPSTREAM_MODULE)
+    if upstream is None:
+        return
+    storage = getattr(upstream, "HiCacheStorage", object)
+    if missing := [name for name in NEEDED if not hasattr(storage, name)]:
+        version = getattr(sys.modules.get("sglang"), "__version__", "of an unknown version")
+        raise ConfigError(
+            f"SGLang {version}: its HiCacheStorage has no {' and no '.join(missing)}; expected one of the releases that "
+            f"work: {TESTED_RELEASES}"
+        )

@@ -22,7 +22,7 @@ from .streams import guarded
 
 INTERRUPTED = 130  # exit code
 LARGEST_PAGE = 2**30  # bytes
-PATHS = ("--csv", "--png", "--html", "--out", "--storage-dir", "--sglang")  # options of all commands
+PATHS = ("--csv", "--png", "--html", "--out", "--storage-dir", "--sglang", "--log")  # options of all commands
 SUFFIXES = {"--png": ".png", "--html": ".html"}  # of new files
 
 
@@ -69,6 +69,7 @@ app = typer.Typer(
         hicache-nixl reproduce    the whole investigation, in about 4 minutes
         hicache-nixl watch PID    whether a running server leaks
         hicache-nixl bench        how fast pages are stored and loaded
+        hicache-nixl server       a real SGLang server, without a GPU
 
     --install-completion completes commands and options in your shell.
     """,

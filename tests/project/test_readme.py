@@ -18,19 +18,27 @@ from hicache_nixl.lab import execute as reproduction
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 LINKS = re.findall(r"\]\(([^)]+)\)", README)
-HEADINGS = re.findall(r"^## (.+)$", README, re.MULTILINE)
-ANCHORS = ["#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in HEADINGS]
+ANCHORS, ANCHORS_BELOW = (
+    [
+        "#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        for heading in re.findall(rf"^{level} (.+)$", README, re.MULTILINE)
+    ]
+    for level in ("##", "###")
+)
 CLASSIFIERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
 PYTHONS = [entry.rsplit(" ", 1)[1] for entry in CLASSIFIERS if re.search(r":: 3\.\d+$", entry)]
 COMMANDS = [line[2:].split("#")[0].strip() for line in README.splitlines() if line.startswith("$ ")]
 COMMAND = typer.main.get_command(app)
 
 
-def options_of(arguments: list[str]) -> None:
+def options_of(arguments: list[str], command=COMMAND, parent=None) -> None:
     """Parse a command line of hicache-nixl; raises when it has an option that does not exist."""
-    with COMMAND.make_context("hicache-nixl", list(arguments)) as context:
-        name, subcommand, rest = COMMAND.resolve_command(context, list(arguments))
-        subcommand.make_context(name, rest, parent=context)
+    with command.make_context("hicache-nixl", list(arguments), parent=parent) as context:
+        name, subcommand, rest = command.resolve_command(context, list(arguments))
+        if hasattr(subcommand, "commands"):
+            options_of(rest, subcommand, context)
+        else:
+            subcommand.make_context(name, rest, parent=context)
 
 
 def test_there_is_something_to_check():
@@ -48,7 +56,7 @@ def test_a_link_leads_to_a_file_of_the_project(link):
 
 @pytest.mark.parametrize("link", sorted({link for link in LINKS if link.startswith("#")}))
 def test_a_link_within_the_page_leads_to_a_heading(link):
-    assert link in ANCHORS
+    assert link in ANCHORS + ANCHORS_BELOW
 
 
 def test_the_contents_list_every_heading():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from support import _open_fds, answer_of, files_in, make_pool, run_python, scram
 from hicache_nixl import HiCacheNixl
 from hicache_nixl import config as configuration
 from hicache_nixl.config import PLUGIN_VARIABLE, QUEUES, STORAGE_DIR_VARIABLE, NixlBackendConfig
+from hicache_nixl.contract import UPSTREAM_MODULE
 from hicache_nixl.errors import ConfigError, HiCacheNixlError, NixlMissingError, PluginError
 from hicache_nixl.transport import agent as plugins
 
@@ -218,6 +221,9 @@ class HiCacheStorage(ABC):
     def batch_set(self, keys, values=None, target_locations=None, target_sizes=None): ...
     @abstractmethod
     def exists(self, key): ...
+    def batch_exists(self, keys, extra_info=None): ...
+    def batch_get_v1(self, keys, host_indices, extra_info=None): ...
+    def batch_set_v1(self, keys, host_indices, extra_info=None): ...
 
 module = types.ModuleType("sglang.srt.mem_cache.hicache_storage")
 module.HiCacheStorage = HiCacheStorage
@@ -233,6 +239,41 @@ with HiCacheNixl(storage_config(), {str(tmp_path)!r}) as store:
     print(json.dumps([issubclass(HiCacheNixl, HiCacheStorage), early, late, store.batch_exists(keys_of(2))]))
 """
     assert answer_of(run_python("-c", code)) == [True, [False, False], [True, True], 2]
+
+
+def test_an_sglang_with_another_interface_is_refused_with_what_it_lacks(tmp_path):
+    """The connector loads, since SGLang's loader only checks its base; its constructor says what is wrong."""
+    code = f"""
+import json, sys, types
+storage = types.ModuleType("sglang.srt.mem_cache.hicache_storage")
+storage.HiCacheStorage = type("HiCacheStorage", (), dict(batch_exists=None, batch_get_v1=None))
+sys.modules[storage.__name__] = storage
+sys.modules["sglang"] = types.ModuleType("sglang")
+sys.modules["sglang"].__version__ = "0.4.10"
+
+from hicache_nixl.connector import HiCacheNixl
+from hicache_nixl.errors import ConfigError
+from support import storage_config
+try:
+    HiCacheNixl(storage_config(), {str(tmp_path / "pages")!r})
+except ConfigError as error:
+    print(json.dumps([issubclass(HiCacheNixl, storage.HiCacheStorage), str(error)]))
+"""
+    assert answer_of(run_python("-c", code)) == [
+        True,
+        "SGLang 0.4.10: its HiCacheStorage has no register_mem_pool_host and no batch_set_v1; expected one of the "
+        "releases that work: 0.5.11 to 0.5.23",
+    ]
+    assert not (tmp_path / "pages").exists()
+
+
+def test_a_module_without_the_class_lacks_everything(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, UPSTREAM_MODULE, ModuleType("empty"))
+    monkeypatch.delitem(sys.modules, "sglang", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"^SGLang of an unknown version: .* no register_mem_pool_host and no .*"
+    ):
+        HiCacheNixl(storage_config(), str(tmp_path / "pages"))
 
 
 def test_outside_a_server_the_base_stands_in_for_it():

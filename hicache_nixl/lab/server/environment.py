@@ -13,16 +13,21 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import psutil
 
 from ...errors import ConfigError, HiCacheNixlError
 from ...resources import resource
-from ..worker.releases import CACHE_VARIABLE, cache_folder, fetch
+from ..worker.releases import CACHE_VARIABLE, cache_folder, fetch, reason
+from .keeper import KILLED, kept
 
 COMMON_BYTES, RELEASE_BYTES = 3_500_000_000, 450_000_000  # of disk, at most, while they are made
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # PyPI's build of torch needs the CUDA libraries
@@ -46,6 +51,10 @@ Progress = Callable[
 
 class ServerError(HiCacheNixlError, RuntimeError):
     """A server could not be installed or did not start, or it ended; the message has the last lines of its output."""
+
+
+class _RefusedError(ServerError):
+    """pip cannot install these packages, however often it is asked."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +97,13 @@ def installed(version: str) -> Environment | None:
 def install(version: str, progress: Progress = lambda doing, size, expected: None) -> Environment:
     """Make an environment, or continue with one whose installation was interrupted.
 
-    An installation that fails is removed; one that is interrupted continues the next time, after the last step that
-    was complete.
+    An installation that fails is removed; one that is interrupted, or whose pip is killed, continues the next time
+    after the last step that was complete.
 
     Raises
     ------
     ConfigError
-        When no packages are pinned for this release, or the disk is too small.
+        When there is no such release, no packages are pinned for it, or the disk is too small.
     ServerError
         When pip fails; the message ends with its last lines.
     """
@@ -109,13 +118,36 @@ def install(version: str, progress: Progress = lambda doing, size, expected: Non
 
 
 def remove() -> int:
-    """Remove all environments and models of servers; return the bytes that were freed."""
-    folder = cache_folder() / "servers"
-    freed = folder_size(folder)
-    if folder.exists():
-        with _alone(folder):
-            shutil.rmtree(folder)
+    """Remove all environments and models of servers; return the bytes that were freed.
+
+    Raises
+    ------
+    ConfigError
+        When a server runs from them.
+    """
+    folder = servers_folder()
+    if users := _users(folder):
+        raise ConfigError(f"{folder} is used by process {users[0]}; end the server first")
+    freed = folder_size(folder) + folder_size(_removed(folder))
+    with _alone(folder):
+        _discard(folder)
     return freed
+
+
+def servers_folder() -> Path:
+    """Return where environments and models are kept."""
+    return cache_folder() / "servers"
+
+
+def sizes() -> dict[str, int]:
+    """Return the bytes on disk of each release that is pinned, also of one that is incomplete.
+
+    ``"common"`` stands for what they share, ``"other"`` for models and for environments of other pins.
+    """
+    found = {version: folder_size(_folders(version)[1]) for version in versions()}
+    found["common"] = folder_size(_folders(versions()[0])[0])
+    found["other"] = folder_size(servers_folder()) - sum(found.values())
+    return found
 
 
 def folder_size(folder: Path) -> int:
@@ -141,7 +173,7 @@ def _folders(version: str) -> tuple[Path, Path]:
     names = []
     for name in ("common", f"sglang-{version}"):
         pinned = hashlib.sha256("\n".join([python, *_pins(name)]).encode()).hexdigest()[:8]
-        names.append(cache_folder() / "servers" / f"{name}-{pinned}")
+        names.append(servers_folder() / f"{name}-{pinned}")
     return names[0], names[1]
 
 
@@ -185,6 +217,24 @@ def _check_space(*folders: Path) -> None:
         )
 
 
+def _discard(folder: Path) -> None:
+    """Remove a folder under another name, so that an interruption leaves nothing that looks complete."""
+    removed = _removed(folder)
+    shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    shutil.rmtree(removed)
+
+
+def _users(folder: Path) -> list[int]:
+    """Return the processes whose interpreter is in a folder."""
+    running = {one.pid: one.info["cmdline"] or [""] for one in psutil.process_iter(["cmdline"])}
+    return [pid for pid, command in running.items() if command[0].startswith(f"{folder}{os.sep}")]
+
+
+def _removed(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.removed")
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Be the only process that installs; the kernel releases the lock of one that ends."""
@@ -213,24 +263,36 @@ def _install(
         return
     python = (common or folder) / "bin/python"
     target = ["--upgrade", "--target", os.fspath(folder)] if common else []
-
-    def advance() -> None:
-        progress(what, folder_size(folder), expected)
-
+    steps = list(_steps(pins))
     try:
-        if common is None and not python.exists():
-            advance()
-            venv.create(folder, with_pip=True)
-        folder.mkdir(exist_ok=True)
-        for number, packages in enumerate(_steps(pins)):
-            done = folder / f".step-{number}"
-            if not done.exists():
-                _pip(python, [*target, *packages], folder, advance)
-                done.touch()
-    except ServerError:
-        shutil.rmtree(folder)
+        _step(folder, "venv", lambda: _make_folder(folder, is_venv=common is None))
+        for number, packages in enumerate(steps, 1):
+            doing = f"{what}, step {number} of {len(steps)}"
+            advance = partial(_advance, progress, doing, folder, expected)
+            _step(folder, str(number), partial(_pip, python, [*target, *packages], folder, advance))
+    except _RefusedError:
+        _discard(folder)
         raise
     (folder / WHOLE).touch()
+
+
+def _step(folder: Path, name: str, act: Callable[[], object]) -> None:
+    """Do a part of an installation, unless it was completed before."""
+    done = folder / f".step-{name}"
+    if not done.exists():
+        act()
+        done.touch()
+
+
+def _make_folder(folder: Path, is_venv: bool) -> None:
+    if is_venv:
+        venv.create(folder, with_pip=True, clear=True)
+    else:
+        folder.mkdir(exist_ok=True)
+
+
+def _advance(progress: Progress, doing: str, folder: Path, expected: int) -> None:
+    progress(doing, folder_size(folder), expected)
 
 
 def _steps(pins: Sequence[str]) -> Iterator[list[str]]:
@@ -247,34 +309,33 @@ def _pip(python: Path, arguments: Sequence[str], folder: Path, advance: Callable
     command = [os.fspath(python), "-m", "pip", "install", *options]
     if arguments[-1].startswith("torch=="):
         only = ["--index-url", CPU_BUILDS, "--retries", "0", "--timeout", "15"]
-        if _run([*command, *only, *arguments], folder, advance) == "":
-            return  # else the index of the user is asked; it may have a build for processors
-    if failed := _run([*command, *arguments], folder, advance):
-        raise ServerError(f"the packages could not be installed: {failed}")
+        try:
+            _run([*command, *only, *arguments], folder, advance)
+            return
+        except _RefusedError:
+            pass  # the index of the user may have a build for processors
+    _run([*command, *arguments], folder, advance)
 
 
-def _run(command: Sequence[str], folder: Path, advance: Callable[[], None]) -> str:
-    """Run pip; return its last lines when it fails, else nothing.  What it unpacks lies in the folder."""
+def _run(command: Sequence[str], folder: Path, advance: Callable[[], None]) -> None:
+    """Run pip, which unpacks inside the folder."""
     temporary = folder / ".pip"
     temporary.mkdir(exist_ok=True)
-    log = temporary / "log"
-    environment = {**os.environ, "TMPDIR": os.fspath(temporary), "PIP_NO_COLOR": "1", "PYTHONPATH": ""}
-    try:
-        with (
-            open(log, "wb") as output,
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
-            ) as pip,
-        ):
-            try:
-                while pip.poll() is None:
-                    advance()
-                    with suppress(subprocess.TimeoutExpired):
-                        pip.wait(POLL)
-            except BaseException:
-                pip.kill()
-                raise
-        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        return "\n".join(["pip printed", *lines]) if pip.returncode else ""
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    environ = {**os.environ, "TMPDIR": os.fspath(temporary), "PIP_NO_COLOR": "1", "PYTHONPATH": ""}
+    with tempfile.TemporaryFile("w+") as output:
+        with kept(command, environ, temporary, output) as pip:
+            while pip.poll() is None:
+                advance()
+                with suppress(subprocess.TimeoutExpired):
+                    pip.wait(POLL)
+        output.seek(0)
+        _check_ended(pip.returncode, output.read())
+
+
+def _check_ended(code: int, printed: str) -> None:
+    """Raise unless pip has ended with 0; a pip that was killed would have done its work."""
+    if code < 0 or code > KILLED:
+        raise ServerError("pip was killed; install again to continue after the last step that was complete")
+    if code:
+        last = "\n".join(printed.splitlines()[-LAST_LINES:])
+        raise _RefusedError(f"the packages could not be installed: {reason(printed)}\npip printed:\n{last}")

@@ -1,8 +1,8 @@
-"""Run a server and end all of its processes: when its parent says so, and when the parent has gone.
+"""Run a command and end all of its processes: when the parent says so, and when the parent has gone.
 
-The parent writes a line of JSON to stdin, the arguments of ``keep``, and closes it when the server is to end; the kernel
-closes it for a parent that is killed.  A process of the server whose own parent ends becomes a child of this one, so that
-none is overlooked.
+``kept`` starts this file as a process.  The parent writes a line of JSON to its stdin, the arguments of ``keep``, and closes
+it when the command is to end; the kernel closes it for a parent that is killed.  A process whose own parent ends becomes a
+child of the keeper, so that none is overlooked.
 """
 
 from __future__ import annotations
@@ -17,16 +17,58 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import psutil
 
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of <linux/prctl.h>
 PATIENCE = 10.0  # seconds for processes to end by themselves
+KILLED = (
+    128  # a command that a signal has ended has this exit code and the number of the signal, as in a shell
+)
 _prctl = ctypes.CDLL(None).prctl
 
 
-def keep(command: Sequence[str], environ: Mapping[str, str], folder: str, nofile: int) -> int:
+@contextmanager
+def kept(
+    command: Sequence[str | os.PathLike[str]],
+    environ: Mapping[str, str],
+    folder: Path,
+    output: IO[Any],
+    nofile: int = 0,
+    patience: float = PATIENCE,
+) -> Iterator[subprocess.Popen[str]]:
+    """Yield a keeper that runs a command, see ``keep``; at the end, every process of the command has ended."""
+    what = {
+        "command": [os.fspath(part) for part in command],
+        "environ": dict(environ),
+        "folder": os.fspath(folder),
+        "nofile": nofile,
+        "patience": patience,
+    }
+    keeper = subprocess.Popen(
+        [sys.executable, os.path.abspath(__file__)],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert keeper.stdin is not None
+    try:
+        with keeper.stdin:
+            keeper.stdin.write(f"{json.dumps(what)}\n")
+            keeper.stdin.flush()
+            yield keeper
+    finally:
+        keeper.wait()
+
+
+def keep(
+    command: Sequence[str], environ: Mapping[str, str], folder: str, nofile: int, patience: float
+) -> int:
     """Run a command until it ends or stdin is closed; end what it has started; return its exit code.
 
     Parameters
@@ -35,10 +77,11 @@ def keep(command: Sequence[str], environ: Mapping[str, str], folder: str, nofile
         Removed at the end.
     nofile : int
         The limit of open descriptors; 0 for the one that is set.
+    patience : float
+        Seconds between SIGTERM and SIGKILL.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal; the parent decides
+    # Ctrl-C reaches all processes of a terminal; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -55,15 +98,16 @@ def keep(command: Sequence[str], environ: Mapping[str, str], folder: str, nofile
         )
         ended = os.pidfd_open(server.pid)
         select.select([sys.stdin, ended], [], [])
-        return server.poll() or 0
+        code = server.poll() or 0
+        return code if code >= 0 else KILLED - code
     finally:
-        _end_all()
+        _end_all(patience)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_all() -> None:
+def _end_all(patience: float) -> None:
     """End every process below this one: by SIGTERM, and by SIGKILL where that was not enough."""
-    me, deadline = psutil.Process(), time.monotonic() + PATIENCE
+    me, deadline = psutil.Process(), time.monotonic() + patience
     _signal(me.children(recursive=True), signal.SIGTERM)
     while alive := me.children(recursive=True):
         _reap()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -21,6 +21,7 @@ import psutil
 from ...config import STORAGE_DIR_VARIABLE
 from ...errors import ConfigError
 from .environment import LAST_LINES, Environment, ServerError
+from .keeper import KILLED, kept
 
 HERE = Path(__file__).parent
 HEALTHY = 180.0  # seconds for a server to answer
@@ -30,6 +31,7 @@ SCHEDULER = "sglang::scheduler"
 HTTP = urllib.request.build_opener(
     urllib.request.ProxyHandler({})
 )  # a proxy does not reach this machine's loopback
+FAILED = (OSError, http.client.HTTPException)  # of a request to a server that is not there, or goes away
 _FLAGS = (
     "disable-cuda-graph",
     "enable-cache-report",
@@ -87,13 +89,15 @@ class Process:
         More variables for its environment.
     port : int, optional
         By default a free one.
+    log : file, optional
+        An open file for what the server prints, to be written and read; by default one that nobody sees.
     make_command : callable
         Returns the command line for a port.
 
     Raises
     ------
     ConfigError
-        When the port is taken.
+        When the port is taken, or the storage folder cannot be made.
     ServerError
         When the server ends, or is not healthy in time; nothing is left running then.
     """
@@ -107,18 +111,18 @@ class Process:
         nofile_limit: int = 0,
         variables: Mapping[str, str] | None = None,
         port: int | None = None,
+        log: IO[bytes] | None = None,
     ):
         with ExitStack() as ends:
             self.port = _free_port(port)
             folder = Path(tempfile.mkdtemp(prefix="hicache-nixl-server-"))
-            ends.callback(
-                shutil.rmtree, folder, ignore_errors=True
-            )  # the keeper does it when this process is killed
-            self.storage_dir = Path(storage_dir or folder / "storage").absolute()
-            self._log: IO[bytes] = ends.enter_context(tempfile.TemporaryFile())
+            # The keeper does this as well, for a process that is killed.
+            ends.callback(shutil.rmtree, folder, ignore_errors=True)
+            self.storage_dir = _storage_folder(Path(storage_dir or folder / "storage").absolute())
+            self._log = log or ends.enter_context(tempfile.TemporaryFile())
             environ = _environ(environment, folder, self.storage_dir, variables or {})
             command = make_command(self.port)
-            self._start(ends, command=command, environ=environ, folder=os.fspath(folder), nofile=nofile_limit)
+            self._keeper = ends.enter_context(kept(command, environ, folder, self._log, nofile_limit))
             self._wait_until_healthy()
             self.scheduler = self._find_scheduler()
             self._ends = ends.pop_all()
@@ -141,33 +145,31 @@ class Process:
         """Return the last lines that the server has printed, for a message."""
         return "\n".join(self.log().splitlines()[-LAST_LINES:])
 
+    def ended(self) -> str:
+        """Return how the server has ended, with the cause and its last lines; nothing while it runs."""
+        code = self._keeper.poll()
+        if code is None:
+            return ""
+        how = f"was ended by signal {code - KILLED}" if code > KILLED else f"ended with {code}"
+        return f"the server {how}{_cause(self.log())}:\n{self.last_lines()}"
+
     def processes(self) -> list[psutil.Process]:
         """Return the keeper, and all processes of the server."""
         keeper = psutil.Process(self._keeper.pid)
         return [keeper, *keeper.children(recursive=True)]
 
-    def _start(self, ends: ExitStack, **what: Any) -> None:
-        """Start the keeper with what it is to run; closing its stdin ends it and the server."""
-        keeper = [sys.executable, os.fspath(HERE / "keeper.py")]
-        self._keeper = subprocess.Popen(
-            keeper, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, text=True
-        )
-        ends.callback(self._keeper.wait)
-        stdin = ends.enter_context(self._keeper.stdin)  # type: ignore[arg-type]
-        stdin.write(f"{json.dumps(what)}\n")
-        stdin.flush()
-
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + HEALTHY
         while time.monotonic() < deadline:
-            if (code := self._keeper.poll()) is not None:
-                raise ServerError(f"the server ended with {code} before it was healthy:\n{self.last_lines()}")
+            if ended := self.ended():
+                raise ServerError(ended)
             try:
                 with HTTP.open(f"{self.url}/health", timeout=5):
                     return
-            except OSError:
+            except FAILED:
                 time.sleep(0.2)
-        raise ServerError(f"the server was not healthy after {HEALTHY:g} s:\n{self.last_lines()}")
+        cause = _cause(self.log())
+        raise ServerError(f"the server was not healthy after {HEALTHY:g} s{cause}:\n{self.last_lines()}")
 
     def _find_scheduler(self) -> int:
         for process in self.processes():
@@ -176,7 +178,34 @@ class Process:
         raise ServerError(f"no process of the server is named {SCHEDULER}:\n{self.last_lines()}")
 
 
+def _cause(log: str) -> str:
+    r"""Return the last error that was printed, to be put behind what happened.
+
+    Examples
+    --------
+    >>> _cause("ValueError: first\n  File x\nOSError: [Errno 24] Too many open files\naborted")
+    ': OSError: [Errno 24] Too many open files'
+    >>> _cause("loading")
+    ''
+    """
+    errors = re.findall(r"^[\w.]*(?:Error|Exception): .+$", log, re.MULTILINE)
+    return f": {errors[-1]}" if errors else ""
+
+
+def _storage_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"storage folder {folder}: {error.strerror}; expected one that can be written to"
+        ) from error
+    return folder
+
+
 def _free_port(wanted: int | None) -> int:
+    if wanted is not None and not 0 < wanted < 65536:
+        raise ConfigError(f"port {wanted}: expected 1 to 65535; leave it out for a free one")
     with socket.socket() as asked:
         asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
@@ -22,7 +21,7 @@ from ...lifetimes.pooled.inspection import Inspection
 from ..worker.descriptors import fd_table
 from ..worker.releases import cache_folder
 from .environment import Environment, Progress, ServerError, install
-from .process import HERE, HTTP, LAYOUTS, PAGE, Process, command
+from .process import FAILED, HERE, HTTP, LAYOUTS, PAGE, Process, command
 
 ANSWERED = 120.0  # seconds for a request
 QUIET = 0.4  # seconds without a new page, after which a backup is taken for complete
@@ -83,6 +82,8 @@ class Server:
         More variables for the environment of the server, such as those of NIXL's telemetry.
     port : int, optional
         By default a free one.
+    log : file, optional
+        An open file for what the server prints, to be written and read; by default one that nobody sees.
     progress : callable, optional
         Told what is being installed, see ``install``.
 
@@ -105,6 +106,7 @@ class Server:
         model: str = "small",
         variables: Mapping[str, str] | None = None,
         port: int | None = None,
+        log: IO[bytes] | None = None,
         progress: Progress = lambda doing, size, expected: None,
     ):
         _check("backend", backend, BACKENDS)
@@ -116,7 +118,12 @@ class Server:
         self._extra = {**OURS, "lifetime": lifetime, **(options or {}), **POSIX} if self._ours else POSIX
         self._layout, self._model, self._progress = layout, model, progress
         self._start = partial(
-            Process, storage_dir=storage_dir, nofile_limit=nofile_limit or 0, variables=variables, port=port
+            Process,
+            storage_dir=storage_dir,
+            nofile_limit=nofile_limit or 0,
+            variables=variables,
+            port=port,
+            log=log,
         )
 
     def __enter__(self) -> Server:
@@ -153,14 +160,18 @@ class Server:
         """
         sampling = {"max_new_tokens": output, "temperature": 0, "ignore_eos": True}
         body = {"input_ids": list(tokens), "stream": True, "sampling_params": sampling}
-        first, last, start = None, None, time.perf_counter()
-        with self._post("generate", body) as lines:
-            for line in lines:
-                if line.startswith(b"data: {"):
-                    first = first or time.perf_counter() - start
-                    last = json.loads(line.removeprefix(b"data: "))
-        if first is None or last is None or "output_ids" not in last:
-            raise ServerError(f"the server gave no answer but {last}:\n{self.process.last_lines()}")
+        first, last, whole, start = None, {}, False, time.perf_counter()
+        try:
+            with self._post("generate", body) as lines:
+                for line in lines:
+                    if line.startswith(b"data: {"):
+                        first = first or time.perf_counter() - start
+                        last = json.loads(line.removeprefix(b"data: "))
+                    whole = whole or line.startswith(b"data: [DONE]")
+        except FAILED as error:
+            raise self._no_answer(error) from error
+        if first is None or not whole or "output_ids" not in last:
+            raise self._no_answer(last.get("error", "it broke off"))
         origin = last["meta_info"].get("cached_tokens_details") or {}
         loaded = (int(origin.get(name) or 0) for name in ("storage", "host", "device"))
         return Answer(tuple(last["output_ids"]), first, *loaded)
@@ -213,8 +224,11 @@ class Server:
         request = urllib.request.Request(f"{self.process.url}/{path}", data, headers, method="POST")
         try:
             return HTTP.open(request, timeout=ANSWERED)
-        except urllib.error.URLError as error:
-            raise ServerError(f"{path}: {error.reason}:\n{self.process.last_lines()}") from error
+        except FAILED as error:
+            raise self._no_answer(error) from error
+
+    def _no_answer(self, what: object) -> ServerError:
+        return ServerError(f"the server gave no answer: {what}; its last lines:\n{self.process.last_lines()}")
 
 
 def pages_of(tokens: Sequence[int]) -> int:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "sglang=="
 INSTALLED = "sglang@"
 CACHE_VARIABLE = "HICACHE_NIXL_CACHE"
+UNREACHED = "pip reached no package registry"
 PATIENCE = 20  # seconds that pip waits for a registry, twice
 # One wheel for every Python and machine, so that one hash holds: the connector in it is plain Python.
 ANY_MACHINE = [
@@ -261,16 +262,17 @@ def _pip_download(version: str, folder: str) -> None:
                 raise
         if pip.returncode:
             output.seek(0)
-            raise ReleaseError(version, f"is not available: {_reason(output.read())}")
+            why = reason(output.read())
+            if why == UNREACHED:
+                why += "; none is needed when the wheel is in the cache folder"
+            raise ReleaseError(version, f"is not available: {why}")
 
 
-def _reason(output: str) -> str:
+def reason(output: str) -> str:
     """Return the line of pip's output that names the reason."""
     answered = re.search(r"from versions: (?!none)", output)
     if not answered and re.search(r"connection|resolve|timed out|unreachable|refused", output, re.IGNORECASE):
-        return (
-            "pip download reached no package registry; none is needed when the wheel is in the cache folder"
-        )
+        return UNREACHED
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     line = (errors or lines or ["pip printed nothing"])[-1]

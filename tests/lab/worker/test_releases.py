@@ -189,7 +189,7 @@ class TestFetch:
         with pytest.raises(ReleaseError) as caught:
             fetch("0.5.11")
         assert str(caught.value) == (
-            "sglang==0.5.11 is not available: pip download reached no package registry; "
+            "sglang==0.5.11 is not available: pip reached no package registry; "
             f"none is needed when the wheel is in the cache folder{KNOWN}"
         )
         assert contents(cache) == {}
