@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ from .environment import LAST_LINES, Environment, ServerError
 from .keeper import KILLED, kept
 
 HERE = Path(__file__).parent
-HEALTHY = 180.0  # seconds for a server to answer
+HEALTHY = 300.0  # seconds for a server to answer; 15 on an idle machine
 HOST = "127.0.0.1"
 PAGE, CONTEXT, TOKENS = 64, 8192, 16384  # tokens: of a page, of a request, of the pool of the "device"
 SCHEDULER = "sglang::scheduler"
@@ -173,8 +173,9 @@ class Process:
 
     def _find_scheduler(self) -> int:
         for process in self.processes():
-            if SCHEDULER in " ".join(process.cmdline()):
-                return process.pid
+            with suppress(psutil.Error):  # one that has ended
+                if SCHEDULER in " ".join(process.cmdline()):
+                    return process.pid
         raise ServerError(f"no process of the server is named {SCHEDULER}:\n{self.last_lines()}")
 
 
@@ -234,6 +235,7 @@ def _environ(
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(os.fspath, path)),
         "SGLANG_USE_CPU_ENGINE": "1",
+        "TMPDIR": os.fspath(folder),  # where SGLang leaves files and sockets behind
         "TOKENIZERS_PARALLELISM": "false",
         STORAGE_DIR_VARIABLE: os.fspath(storage_dir),
         **variables,

@@ -79,6 +79,11 @@ class TestStart:
         assert psutil.Process().children() == []
         assert list(temporary.iterdir()) == []
 
+    def test_temporary_files_are_in_the_folder_that_is_removed(self, temporary):
+        with pytest.raises(ServerError, match=f":\n{temporary}/hicache-nixl-server-"):
+            Process(NOWHERE, shell("mktemp"))
+        assert list(temporary.iterdir()) == []
+
     def test_a_process_that_is_no_sglang_is_refused(self, make_server, temporary):
         def start() -> None:
             Process(NOWHERE, lambda port: [sys.executable, str(FAKE), str(port), "answer", "other"])
