@@ -13,6 +13,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import psutil
 import pytest
 from processes import have_ended, wait_until
@@ -119,6 +120,25 @@ class TestInstall:
                 remove()
             user.kill()
         assert installed(VERSION) == made
+
+
+@pytest.mark.slow
+def test_a_bar_shows_step_size_and_time_in_a_terminal(index, tmp_path, fresh_venv):
+    arguments = ["-c", PROGRAM, str(tmp_path / "resources"), str(fresh_venv)]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    shown = pexpect.spawn(
+        sys.executable,
+        arguments,
+        env={**os.environ, "PYTHONPATH": path, "TERM": "xterm"},
+        timeout=60,
+        encoding="utf-8",
+        dimensions=(24, 120),
+    )
+    shown.expect(r"packages of all releases, step 1 of 2 .* MiB of about 3.3 GiB .*0:00:")
+    shown.expect(rf"sglang {VERSION} is installed, in \d+ s: hicache-nixl server run {VERSION}")
+    shown.expect(pexpect.EOF)
+    shown.close()
+    assert shown.exitstatus == 0
 
 
 class TestInterrupted:
