@@ -23,7 +23,16 @@ from .errors import ConfigError
 from .lifetimes import BY_NAME, DEFAULT_LIFETIME, RELEASED
 from .lifetimes import FILE_PER_PIECE as FILE_PER_PIECE
 from .lifetimes import LIFETIMES as LIFETIMES
-from .options import ALWAYS_BOUNDED, DIRECT_IO_VARIABLE, OWN, REFUSED, SERVER, SEVERAL_FOLDERS, TAKEN
+from .options import (
+    ALWAYS_BOUNDED,
+    DIRECT_IO_VARIABLE,
+    INTERFACE_V1,
+    OWN,
+    REFUSED,
+    SERVER,
+    SEVERAL_FOLDERS,
+    TAKEN,
+)
 from .options import PLUGIN_VARIABLE as PLUGIN_VARIABLE
 from .options import STORAGE_DIR_VARIABLE as STORAGE_DIR_VARIABLE
 
@@ -201,6 +210,8 @@ class NixlBackendConfig:
             raise ConfigError(f"extra_config: expected a dict, got a {type(extra_config).__name__}")
         self._extra = dict(extra_config or {})
         self._refuse_misspelt()
+        if "module_path" in self._extra and not self._extra.get("interface_v1"):
+            raise ConfigError(f"interface_v1: {INTERFACE_V1}")
         self.lifetime = _one_of("lifetime", self._extra.get("lifetime", DEFAULT_LIFETIME), tuple(BY_NAME))
         self._refuse_cleaner()
         self.use_direct_io = self._direct_io()

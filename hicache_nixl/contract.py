@@ -23,6 +23,7 @@ from .errors import ConfigError
 UPSTREAM_MODULE = "sglang.srt.mem_cache.hicache_storage"
 NEEDED = ("register_mem_pool_host", "batch_set_v1", "batch_get_v1", "batch_exists")  # of its HiCacheStorage
 TESTED_RELEASES = "0.5.11 to 0.5.23"
+CONTEXT_MODULE = "sglang.srt.runtime_context"  # of SGLang 0.5.23
 
 
 class _PoolName(StrEnum):
@@ -196,3 +197,12 @@ def check_upstream() -> None:
             f"SGLang {version}: its HiCacheStorage has no {' and no '.join(missing)}; expected one of the releases that "
             f"work: {TESTED_RELEASES}"
         )
+
+
+def kv_cache_dtype() -> str | None:
+    """Return ``--kv-cache-dtype`` of the server that this is in, None elsewhere and in releases up to 0.5.13."""
+    context = sys.modules.get(CONTEXT_MODULE)
+    try:
+        return None if context is None else str(context.get_model().kv_cache_dtype)
+    except (AttributeError, ValueError):  # SGLang is imported, but this is no server
+        return None

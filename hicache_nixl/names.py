@@ -30,11 +30,15 @@ from functools import cached_property
 from typing import Any
 
 from .config import HiCacheStorageConfig
+from .contract import kv_cache_dtype
 from .errors import ConfigError, KeyRefusedError
 
 NAME_MAX = 255  # bytes; the limit of ext4, XFS, tmpfs, ..., used for objects too
 KEY_BYTES = 64  # SGLang's keys: SHA-256 in hexadecimal, after "d:" for pages of a draft model
 PLAIN_DTYPE, PLAIN_PAGE_SIZE = "bfloat16", 64
+PLAIN_DTYPES = (PLAIN_DTYPE, "uint8", "float8_e4m3fn")  # of pools other than kv, some of which store bytes
+# What SGLang stores as uint8, by --kv-cache-dtype: "auto" stores bytes only for a checkpoint of the first type.
+FLOAT8 = {"auto": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 KV, MAMBA = "kv", "mamba"
 # The other pools of SGLang 0.5.23 (``PoolName``).
 _POOLS = (
@@ -137,7 +141,7 @@ class PageNames:
     def for_pool(self, pool: Any, zero_copy: bool) -> None:
         """Use the ``dtype``, ``layout`` and ``page_size`` of the KV pool in the names of pages."""
         layout = "page_first" if zero_copy else "layer_first"
-        dtypes = (PLAIN_DTYPE, "uint8") if without_memory(pool) else (PLAIN_DTYPE,)
+        dtypes = PLAIN_DTYPES if without_memory(pool) else (PLAIN_DTYPE,)
         self.page_suffix = self.suffix + self._parts(pool, layout, dtypes, (PLAIN_PAGE_SIZE,))
         self._check_length(self.page_suffix, self.page_suffix)
 
@@ -152,7 +156,7 @@ class PageNames:
         if not re.fullmatch(r"\w+", name, re.ASCII):
             raise ConfigError(f"pool {name!r}: expected a name of letters, digits and '_'")
         suffix = self._state_suffix if name == MAMBA else self.suffix
-        suffix += self._parts(pool, "page_first", (PLAIN_DTYPE, "uint8"), (PLAIN_PAGE_SIZE, 1))
+        suffix += self._parts(pool, "page_first", PLAIN_DTYPES, (PLAIN_PAGE_SIZE, 1))
         known = self._plain or re.fullmatch(_POOLS, name)
         endings = tuple(
             (f"_{name}" if known else f"+pool_{name}") + ending for ending in _endings(name, pieces)
@@ -166,9 +170,7 @@ class PageNames:
         """Return the parts in which a pool differs from a layout, types of numbers and sizes of pages."""
         if self._plain:
             return ""
-        # SGLang's host pools store float8_e4m3fn and float8_e5m2 as uint8; the device pool has the real type
-        dtype = getattr(getattr(pool, "device_pool", None), "dtype", pool.dtype)
-        dtype = str(dtype).removeprefix("torch.")
+        dtype = _number_type(pool)
         parts = [f"+{dtype}"] if dtype not in dtypes else []
         parts += [f"+{pool.layout}"] if pool.layout != layout else []
         parts += [f"+page{pool.page_size}"] if pool.page_size not in page_sizes else []
@@ -210,6 +212,17 @@ class PageNames:
 def without_memory(pool: Any) -> bool:
     """Return whether a host pool only counts pages, as SGLang's ``LogicalHostPool`` does for DeepSeek V4."""
     return getattr(pool, "kv_buffer", pool) is None
+
+
+def _number_type(pool: Any) -> str:
+    """Return the type of a pool's numbers, also where SGLang stores 8-bit types as uint8.
+
+    The device pool has the real type, and up to SGLang 0.5.13 a host pool knows it.  In 0.5.23 the server is asked.
+    """
+    dtype = getattr(getattr(pool, "device_pool", None), "dtype", pool.dtype)
+    name = str(dtype).removeprefix("torch.")
+    asked = kv_cache_dtype() if name == "uint8" else None
+    return name if asked is None else FLOAT8.get(asked, f"uint8_{asked}")
 
 
 def _endings(pool: str, pieces: int) -> list[str]:

@@ -39,11 +39,12 @@ TAKEN = {
     "file_storage_path": "the storage folder, which `--file-storage-path` of the server sets, too",
     "l3_cleaner_enabled": "false, except with `pooled`; true with `pooled`, which drops its oldest pages",
 }
+INTERFACE_V1 = "set it to 1; without it SGLang stores pages as values, and then never finds them"
 SERVER = {
     "backend_name": "read by the loader",
     "module_path": "read by the loader",
     "class_name": "read by the loader",
-    "interface_v1": "set it to 1: pages are then moved without a copy",
+    "interface_v1": INTERFACE_V1,
     "prefetch_threshold": "read by the cache",
     "prefetch_timeout_base": "read by the cache",
     "prefetch_timeout_per_ki_token": "read by the cache",

@@ -209,6 +209,8 @@ def test_what_sglang_s_dynamic_loader_adds_is_not_passed_to_nixl():
     [
         ({"lifetime": "eternal"}, ["lifetime", "'eternal'", *LIFETIMES]),
         ({"lifetime": None}, ["lifetime", *LIFETIMES]),
+        ({"module_path": "hicache_nixl.connector"}, ["interface_v1", "set it to 1", "never finds"]),
+        ({"module_path": "hicache_nixl.connector", "interface_v1": 0}, ["interface_v1", "set it to 1"]),
         ({"lifetime": "Scoped"}, ["lifetime", "'Scoped'", *LIFETIMES]),
         (
             {"lifetime": "leaky", "use_direct_io": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from itertools import product
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import storage_config
 
+from hicache_nixl.contract import CONTEXT_MODULE
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.host.pools import LAYOUTS, ZERO_COPY_LAYOUTS
 from hicache_nixl.lifetimes.pooled.keys import numbers_of, space_of
@@ -220,6 +222,38 @@ def test_types_of_8_bits_have_different_names_though_sglang_stores_both_as_uint8
         made.for_pool(pool, True)
         names |= set(made.of_pages([KEY], True).names)
     assert len(names) == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [
+        ("fp8_e4m3", "+float8_e4m3fn"),
+        ("auto", "+float8_e4m3fn"),
+        ("fp8_e5m2", "+float8_e5m2"),
+        ("mxfp8", "+uint8_mxfp8"),
+    ],
+)
+def test_in_0_5_23_whose_host_pools_do_not_know_the_device_pool_the_server_has_the_type(
+    monkeypatch, asked, part
+):
+    context = SimpleNamespace(get_model=lambda: SimpleNamespace(kv_cache_dtype=asked))
+    monkeypatch.setitem(sys.modules, CONTEXT_MODULE, context)
+    pool = SimpleNamespace(dtype=torch.uint8, layout="page_first", page_size=64)
+    names = PageNames(storage_config())
+    names.for_pool(pool, True)
+    assert names.page_suffix == f"_org-model_0_1{part}"
+    other = names.for_other_pool("swa", pool, 2)
+    assert other.suffix == "_org-model_0_1" + ("" if "e4m3" in part else part)
+
+
+def test_sglang_that_is_imported_outside_a_server_tells_no_type(monkeypatch):
+    def not_published():
+        raise ValueError("config namespace 'model' is not published")
+
+    monkeypatch.setitem(sys.modules, CONTEXT_MODULE, SimpleNamespace(get_model=not_published))
+    names = PageNames(storage_config())
+    names.for_pool(SimpleNamespace(dtype=torch.uint8, layout="page_first", page_size=64), True)
+    assert names.page_suffix == "_org-model_0_1+uint8"
 
 
 def test_a_part_that_makes_a_name_too_long_is_an_error():

@@ -192,7 +192,7 @@ def test_the_parameters_of_the_table_are_those_that_the_plugin_posix_takes():
 @pytest.mark.parametrize("form", [{}, POSIX], ids=["flat", "full"])
 @pytest.mark.parametrize("key", [*SERVER, "file_storage_path"])
 def test_what_the_server_reads_is_not_passed_to_nixl(form, key, log):
-    config = NixlBackendConfig({**form, key: 1})
+    config = NixlBackendConfig({"interface_v1": 1, **form, key: 1})
     assert config.init_params("POSIX") == config.init_params(OBJ_PLUGINS[0]) == {}
     assert log.lines(level=0) == []
 
