@@ -5,6 +5,17 @@
 """
 
 from .environment import Environment, ServerError, install, installed, remove, versions
+from .process import environ_of
 from .server import Answer, Server
 
-__all__ = ["Answer", "Environment", "Server", "ServerError", "install", "installed", "remove", "versions"]
+__all__ = [
+    "Answer",
+    "Environment",
+    "Server",
+    "ServerError",
+    "environ_of",
+    "install",
+    "installed",
+    "remove",
+    "versions",
+]

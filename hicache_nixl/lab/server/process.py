@@ -120,7 +120,7 @@ class Process:
             ends.callback(shutil.rmtree, folder, ignore_errors=True)
             self.storage_dir = _storage_folder(Path(storage_dir or folder / "storage").absolute())
             self._log = log or ends.enter_context(tempfile.TemporaryFile())
-            environ = _environ(environment, folder, self.storage_dir, variables or {})
+            environ = environ_of(environment, folder, self.storage_dir, variables or {})
             command = make_command(self.port)
             self._keeper = ends.enter_context(kept(command, environ, folder, self._log, nofile_limit))
             self._wait_until_healthy()
@@ -218,10 +218,13 @@ def _free_port(wanted: int | None) -> int:
         return int(asked.getsockname()[1])
 
 
-def _environ(
+def environ_of(
     environment: Environment, folder: Path, storage_dir: Path, variables: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the variables of a server, which finds this package and nothing else that is installed beside it."""
+    """Return the variables of a server, which finds this package and nothing else that is installed beside it.
+
+    Makes ``storage_dir``, and in ``folder`` a folder ``site`` with a link to this package.
+    """
     storage_dir.mkdir(parents=True, exist_ok=True)
     site = folder / "site"
     site.mkdir()
