@@ -61,10 +61,16 @@ class Calls:
     def _guarded(
         self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
     ) -> Answer:
+        return self.part(operation, keys, failure, self._run, action, *args)
+
+    def part(
+        self, operation: str, keys: Sequence[Any], failure: Answer, action: Callable[..., Answer], *args: Any
+    ) -> Answer:
+        """Run an action that is a part of a call; on an error log one line and return ``failure``."""
         try:
             if not is_list(keys):
                 raise KeyRefusedError(f"expected a list of keys, got {type(keys).__name__}")
-            return self._run(action, *args)
+            return action(*args)
         except Exception as error:  # any error: the server's thread must go on
             self._failed(operation, keys, error)
         return failure
@@ -149,9 +155,12 @@ def one_each(answer: Answer, keys: Any) -> list[Answer]:
 def _log(operation: str, keys: Sequence[Any], error: Exception) -> None:
     """Log one line; with a traceback where the error is not one of ours."""
     listed = keys if is_list(keys) else [keys]
-    count, first = len(listed), listed[0] if listed else "(none)"
-    shown = repr(first) if isinstance(first, str) else type(first).__name__
+    of_keys = ""
+    if listed:
+        first = listed[0]
+        shown = repr(first) if isinstance(first, str) else type(first).__name__
+        of_keys = f" of {len(listed)}, first {shown}"
     if isinstance(error, HiCacheNixlError):
-        logger.error("%s of %d, first %s: %s", operation, count, shown, error)
+        logger.error("%s%s: %s", operation, of_keys, error)
     else:
-        logger.error("%s of %d, first %s: unexpected error", operation, count, shown, exc_info=error)
+        logger.error("%s%s: unexpected error", operation, of_keys, exc_info=error)

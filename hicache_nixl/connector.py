@@ -80,13 +80,17 @@ class HiCacheNixl(HiCacheStorage):
         Raises
         ------
         ConfigError, RegistrationError
-            An earlier pool and its names stay in use, but its memory need not be registered any more.
+            An earlier pool and its names stay in use, but its memory may no longer be registered.
         """
         self._calls.run(self._register_pool, mem_pool_host)
 
     def _register_pool(self, mem_pool_host: Any) -> None:
-        self.host_pools.register(KV, mem_pool_host)
-        super().register_mem_pool_host(mem_pool_host)
+        group = getattr(
+            mem_pool_host, "anchor_entry", None
+        )  # SGLang 0.5.11 to 0.5.13 pass all pools of a model here
+        kv = mem_pool_host if group is None else group.host_pool
+        self.host_pools.register(KV, kv)
+        super().register_mem_pool_host(kv)
 
     @property
     def names(self) -> PageNames:
@@ -148,17 +152,29 @@ class HiCacheNixl(HiCacheStorage):
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: str) -> None:
         """Add a host pool, or replace that of the same name.
 
-        One that cannot be served is logged; then its pages are never stored and never found.  The KV pool is the one of
-        ``register_mem_pool_host``: SGLang passes it to both.
+        One that cannot be served is logged; then its pages are never stored and never found, nor are those of an earlier
+        pool of the same name.  The KV pool is the one of ``register_mem_pool_host``: SGLang passes it to both.
         """
         name = str(getattr(host_pool_name, "value", host_pool_name))
-        if name != KV or host_pool is not getattr(self, "mem_pool_host", None):
-            register = self._register_pool if name == KV else partial(self.host_pools.register, name)
-            self._calls.guarded(f"register pool {name}", (), None, register, host_pool)
+        kv = self.host_pools.kv
+        if name != KV or kv is None or host_pool is not self.mem_pool_host:
+            self._calls.guarded(f"register pool {name}", (), None, self._register_pool_v2, name, host_pool)
+
+    def _register_pool_v2(self, name: str, host_pool: Any) -> None:
+        register = self._register_pool if name == KV else partial(self.host_pools.register, name)
+        try:
+            register(host_pool)
+        except BaseException:
+            self.host_pools.refuse(name)
+            raise
 
     def on_host_pools_registered(self) -> None:
-        """Log which pools there are; a pool that is registered later is served, too."""
+        """Log which pools there are, and whether a store has room for a call of each of them.
+
+        A pool that is registered later is served, too.
+        """
         logger.info("host pools: %s", ", ".join(self.host_pools.by_name) or "none")
+        self._calls.guarded("on_host_pools_registered", (), None, self.host_pools.warn_of_room)
 
     def batch_exists_v2(
         self, keys: Sequence[str], pool_transfers: Sequence[Any] | None = None, extra_info: Any = None

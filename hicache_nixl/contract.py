@@ -39,8 +39,9 @@ class _PoolName(StrEnum):
 class _PoolHitPolicy(StrEnum):
     """Which pages of a pool a prefix needs.
 
-    ``ALL_PAGES``: all.  ``TRAILING_PAGES``: the last ones, as many as the transfer has keys.  ``BLOCK_GROUPS``: none;
-    the pool holds blocks of ``block_pages`` pages in another form, each under ``group_pages`` keys.
+    ``ALL_PAGES``: all.  ``TRAILING_PAGES``: the last ones, as many as the transfer has keys.  ``BLOCK_GROUPS``: limits
+    nothing; the pool reports how many pages its leading complete blocks cover.  It holds blocks of ``block_pages`` pages
+    in another form, each under ``group_pages`` keys.
     """
 
     ALL_PAGES = "all_pages"
@@ -176,7 +177,7 @@ else:  # what a release does not have is refused when a connector is constructed
     PoolName = getattr(_upstream, "PoolName", _PoolName)
     PoolTransfer = getattr(_upstream, "PoolTransfer", _PoolTransfer)
     PoolTransferResult = getattr(_upstream, "PoolTransferResult", _PoolTransferResult)
-PoolHitPolicy = _PoolHitPolicy  # equal to SGLang's, of which releases before 0.5.23 have two
+PoolHitPolicy = _PoolHitPolicy  # equal to SGLang's; releases before 0.5.23 know only the first two policies
 
 
 def check_upstream() -> None:

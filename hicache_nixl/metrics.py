@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from .calls import Calls, is_list
 from .config import HiCacheStorageConfig, NixlBackendConfig
+from .contract import PoolName
 from .errors import HiCacheNixlError, MissingError
 from .host.addresses import Addresses
 from .interrupts import deferred
@@ -280,8 +281,9 @@ class MeasuredCalls(Calls):
     def _asking(self, asked: int, action: Callable[..., Answer]) -> Callable[..., Answer]:
         def counted(*args: Any) -> Answer:
             answer = action(*args)
-            if isinstance(answer, int):  # of another pool than that of keys and values it is something else
-                self._note(self.metrics.looked_up, asked, answer)
+            # of several pools those of keys and values count
+            found = getattr(answer, "extra_pool_hit_pages", {PoolName.KV: answer}).get(PoolName.KV, 0)
+            self._note(self.metrics.looked_up, asked, found)
             return answer
 
         return counted
@@ -320,7 +322,7 @@ def kind_of(operation: str) -> str:
 
     Examples
     --------
-    >>> [kind_of(name) for name in ("batch_set_v2 of pool swa", "READ of pool swa", "batch_exists", "clear")]
+    >>> [kind_of(name) for name in ("batch_set_v2 (pool swa)", "READ (pool swa)", "batch_exists", "clear")]
     ['set', 'get', 'exists', 'clear']
     """
     words = operation.partition(" ")[0].split("_")

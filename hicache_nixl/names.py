@@ -15,8 +15,10 @@ followed by a hash; files that SGLang wrote for such a model are not found.
 A model with several host pools has pages in each of them.  Those of a pool other than ``kv`` are named as in SGLang
 0.5.23: ``_<pool>`` follows the suffix, then ``_k`` or ``_v``, for the state of a Mamba layer ``_temporal`` or
 ``_conv_<n>``, for any other number of pieces ``_<n>``.  A Mamba state has the rank in its name, also with MLA.  Parts
-are omitted for ``page_first``, pages of 64 tokens or one, and bfloat16 or uint8 (bytes of any kind).  A pool that SGLang
-0.5.23 does not know is ``+pool_<name>`` instead of ``_<name>``, so that no model can be mistaken for it.
+are omitted for ``page_first``, pages of 64 tokens or one, and bfloat16 or uint8 (bytes of any kind).  The number type of
+a Mamba layer's temporal state is a part unless it is float32 (``+temporal_float16``), those of states beside it always
+are (``+beside_int32``).  A pool that SGLang 0.5.23 does not know is ``+pool_<name>`` instead of ``_<name>``, so that no
+model can be mistaken for it.
 """
 
 from __future__ import annotations
@@ -134,6 +136,7 @@ class PageNames:
         of_rank, of_all = (f"_{model}{ranks}" + ("" if plain else "".join(parts)) for ranks in (rank, ""))
         self.suffix = of_all if config.is_mla_model else of_rank
         self.page_suffix, self._state_suffix = self.suffix, of_rank
+        self._one_rank_stores = config.is_mla_model and config.tp_size > 1
         self.other_pools: dict[str, Named] = {}  # without keys
         self._pieces = ("_k",) if config.is_mla_model else ("_k", "_v")
         self._check_length(model, self.suffix)
@@ -151,10 +154,15 @@ class PageNames:
         Raises
         ------
         ConfigError
-            When the name of the pool cannot be part of a file name.
+            When the name of the pool cannot be part of a file name, or its pages are not those of all ranks.
         """
         if not re.fullmatch(r"\w+", name, re.ASCII):
             raise ConfigError(f"pool {name!r}: expected a name of letters, digits and '_'")
+        if self._one_rank_stores and name != MAMBA and hasattr(pool, "v_buffer"):
+            raise ConfigError(
+                f"pool {name} has the heads of one rank, and SGLang stores the pages of an MLA model on rank 0 only; "
+                f"expected a pool whose pages are the same on all ranks, or a tp_size of 1"
+            )
         suffix = self._state_suffix if name == MAMBA else self.suffix
         suffix += self._parts(pool, "page_first", PLAIN_DTYPES, (PLAIN_PAGE_SIZE, 1))
         known = self._plain or re.fullmatch(_POOLS, name)
@@ -172,6 +180,12 @@ class PageNames:
             return ""
         dtype = _number_type(pool)
         parts = [f"+{dtype}"] if dtype not in dtypes else []
+        temporal = str(getattr(pool, "temporal_dtype", "float32")).removeprefix("torch.")
+        parts += [f"+temporal_{temporal}"] if temporal != "float32" else []
+        beside = [
+            str(state.dtype).removeprefix("torch.") for state in getattr(pool, "slot_state_buffers", ())
+        ]
+        parts += [f"+beside_{'_'.join(beside)}"] if beside else []
         parts += [f"+{pool.layout}"] if pool.layout != layout else []
         parts += [f"+page{pool.page_size}"] if pool.page_size not in page_sizes else []
         return "".join(parts)
@@ -211,7 +225,7 @@ class PageNames:
 
 def without_memory(pool: Any) -> bool:
     """Return whether a host pool only counts pages, as SGLang's ``LogicalHostPool`` does for DeepSeek V4."""
-    return getattr(pool, "kv_buffer", pool) is None
+    return getattr(pool, "kv_buffer", pool) is None and getattr(pool, "size_per_token", None) == 0
 
 
 def _number_type(pool: Any) -> str:

@@ -4,15 +4,16 @@ Beside the KV pool (``kv``) a model may have pools for the state of Mamba layers
 sparse attention, and those of a draft model.  The page of a key has a part in each of them, which is stored under a
 name, and with a layout and size, of that pool.
 
-The rules are those of ``hicache_storage.py`` and of its ``file`` backend in SGLang 0.5.23.  A call never raises: a pool
-that is not registered, or whose pages cannot be moved or looked up, is False, or 0 pages, with one line in the log, and
-the other pools go on.
+The rules are those of ``hicache_storage.py`` and of its ``file`` backend in SGLang 0.5.23.  A pool may not be
+registered, or its pages cannot be moved or looked up.  The answer for such a pool is False, or 0 pages; one line is
+logged and the other pools go on.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -23,9 +24,9 @@ import torch
 from .calls import Calls, is_list, one_each
 from .contract import PoolHitPolicy, PoolName, PoolTransferResult
 from .errors import ConfigError, PageIndexError
-from .host.buffers import Pages, pages_of
+from .host.buffers import LARGEST_CALL, Pages, Slots, pages_of
 from .lifetimes.protocol import Lifetime
-from .names import KV, Named, PageNames
+from .names import KV, Named, PageNames, without_memory
 
 logger = logging.getLogger(__name__)
 
@@ -52,20 +53,20 @@ class HostPool:
     lifetime: Lifetime
     calls: Calls
 
-    def set(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        """Store pages; return for each whether it was."""
+    def set(self, keys: Sequence[str], host_indices: torch.Tensor, most: int | None = None) -> list[bool]:
+        """Store pages, at most so many in one transfer; return for each whether it was."""
         results: list[bool] = []
-        for names, starts in self._batches(keys, host_indices):
+        for names, starts in self._batches(keys, host_indices, most):
             with self.pages.leaving(starts) as buffers:
                 results += self.calls.moved(
                     f"WRITE{self.what}", names.keys, self.lifetime.store, names, buffers
                 )
         return results
 
-    def get(self, keys: Sequence[str], host_indices: torch.Tensor) -> list[bool]:
-        """Load pages; return for each whether it was."""
+    def get(self, keys: Sequence[str], host_indices: torch.Tensor, most: int | None = None) -> list[bool]:
+        """Load pages, at most so many in one transfer; return for each whether it was."""
         results: list[bool] = []
-        for names, starts in self._batches(keys, host_indices):
+        for names, starts in self._batches(keys, host_indices, most):
             with self.pages.arriving(starts) as buffers:
                 loaded = self.calls.moved(f"READ{self.what}", names.keys, self.lifetime.load, names, buffers)
                 self.pages.land(starts, buffers, loaded)
@@ -76,10 +77,10 @@ class HostPool:
         """Return for each page whether it is stored; maybe lazily."""
         return self.lifetime.present(self.named.of(keys), self.pages.piece_sizes)
 
-    def _batches(self, keys: Sequence[str], host_indices: torch.Tensor) -> Iterator[Any]:
+    def _batches(self, keys: Sequence[str], host_indices: torch.Tensor, most: int | None) -> Iterator[Any]:
         """Return names and places of the pages of each transfer, after checking all arguments."""
         starts = self.pages.starts(len(keys), host_indices)
-        return self.pages.batches(self.named.of(keys), starts)
+        return self.pages.batches(self.named.of(keys), starts, most)
 
 
 class HostPools:
@@ -96,6 +97,8 @@ class HostPools:
     def __init__(self, names: PageNames, lifetime: Lifetime, calls: Calls):
         self.names, self._lifetime, self._calls = names, lifetime, calls
         self.by_name: dict[str, HostPool] = {}
+        self._refused: set[str] = set()
+        self._slots, self._registering = Slots(), threading.Lock()
 
     @property
     def kv(self) -> HostPool | None:
@@ -108,22 +111,37 @@ class HostPools:
         Raises
         ------
         ConfigError, RegistrationError
-            The earlier pool and its names stay in use, but its memory need not be registered any more.
+            The earlier pool and its names stay in use, but its memory may no longer be registered.
         """
+        with self._registering:
+            self._register(name, host_pool)
+            self._refused.discard(name)
+
+    def _register(self, name: str, host_pool: Any) -> None:
         kept = self._lifetime
-        pages = pages_of(host_pool, kept.stages_copies, kept.direct, kept.even_pieces)
+        pages = pages_of(host_pool, kept.stages_copies, kept.direct, kept.even_pieces, self._slots)
         names = copy.copy(self.names)
         if name == KV:
             names.for_pool(pages.pool, pages.zero_copy)
             named = names.of_pages((), pages.zero_copy)
+        elif without_memory(pages.pool):
+            raise ConfigError(
+                f"pool {name}: a {type(host_pool).__name__} has no memory, as only a KV pool may"
+            )
         else:
             named = names.for_other_pool(name, pages.pool, len(pages.piece_sizes))
-        kept.check_pages(pages.piece_sizes, pages.most)
+        kept.check_pages((pages.piece_sizes, pages.most))
         kept.register_pool(pages.memory, name)  # while the earlier pool still exists
-        what = "" if name == KV else f" of pool {name},"
+        what = "" if name == KV else f" (pool {name})"
         pool = HostPool(what, pages, named, kept, self._calls)
         self.by_name = {**self.by_name, name: pool}
         self.names = names
+
+    def refuse(self, name: str) -> None:
+        """Serve no pool of a name, not even an earlier one: the server uses one that could not be registered."""
+        with self._registering:
+            self._refused.add(name)
+            self.by_name = {other: pool for other, pool in self.by_name.items() if other != name}
 
     def registered(self, name: str) -> HostPool:
         """Return a pool.
@@ -136,13 +154,23 @@ class HostPools:
         if name in self.by_name:
             return self.by_name[name]
         method = "register_mem_pool_host" if name == KV else "register_mem_host_pool_v2"
-        raise PageIndexError(f"no host pool{'' if name == KV else f' {name}'}: call {method} first")
+        why = "it could not be registered" if name in self._refused else f"call {method} first"
+        raise PageIndexError(f"no host pool{'' if name == KV else f' {name}'}: {why}")
+
+    def warn_of_room(self) -> None:
+        """Log a warning if the largest calls of all pools cannot be stored together."""
+        try:
+            self._lifetime.check_pages(
+                *((pool.pages.piece_sizes, pool.pages.most) for pool in self.by_name.values())
+            )
+        except ConfigError as error:
+            logger.warning("a page is useless where it is stored in some of its host pools only: %s", error)
 
     def count_leading(self, keys: Sequence[str]) -> int:
         """Return the number of leading pages of the KV pool that are stored."""
-        if self.kv is None:
+        if self.kv is None and KV not in self._refused:
             return _leading(self._lifetime.present(self.names.of_pages(keys, False), None))
-        return _leading(self.kv.present(keys))
+        return _leading(self.registered(KV).present(keys))
 
     # -- the calls that concern several pools ----------------------------------------------------------
 
@@ -157,44 +185,53 @@ class HostPools:
     def _move(
         self, operation: str, transfers: Any, action: Callable[..., list[bool]]
     ) -> dict[str, list[bool]]:
-        """Move the pages of one pool after the other; each is a call of its own, which logs its own error."""
+        listed = self._listed(operation, transfers)
+        failed = {_key(transfer): one_each(False, _keys(transfer)) for transfer in listed}
+        return self._calls.guarded(operation, listed, failed, self._move_each, operation, listed, action)
 
-        def move(transfer: Any, keys: Sequence[str]) -> list[bool]:
-            pool = self.registered(_name(transfer))
-            if keys and transfer.host_indices is None:
-                raise PageIndexError(f"{len(keys)} keys and no host indices")
-            return action(pool, keys, transfer.host_indices) if keys else []
-
+    def _move_each(
+        self, operation: str, transfers: Sequence[Any], action: Callable[..., list[bool]]
+    ) -> dict[str, list[bool]]:
+        """Move the pages of one pool after the other; each logs its own error."""
         results = {}
-        for transfer in self._listed(operation, transfers):
-            keys = getattr(transfer, "keys", None)
-            keys = [] if keys is None else keys
-            of_pool, failed = f"{operation} of pool {_name(transfer)}", one_each(False, keys)
-            results[_key(transfer)] = self._calls.guarded(of_pool, keys, failed, move, transfer, keys)
+        for transfer in transfers:
+            keys, of_pool = _keys(transfer), f"{operation} (pool {_name(transfer)})"
+            failed = one_each(False, keys)
+            results[_key(transfer)] = self._calls.part(
+                of_pool, keys, failed, self._move_one, transfer, action
+            )
         return results
+
+    def _move_one(self, transfer: Any, action: Callable[..., list[bool]]) -> list[bool]:
+        pool, keys = self.registered(_name(transfer)), _keys(transfer)
+        if keys and transfer.host_indices is None:
+            raise PageIndexError(f"{len(keys)} keys and no host indices")
+        return action(pool, keys, transfer.host_indices, LARGEST_CALL) if keys else []
 
     def exists(self, keys: Sequence[str], transfers: Any) -> PoolTransferResult:
         """Look up the pages of several pools, see ``HiCacheNixl.batch_exists_v2``."""
-        kv_pages = self._calls.guarded("batch_exists_v2", keys, 0, self.count_leading, keys)
+        nothing = _result({}, [])
+        return self._calls.guarded("batch_exists_v2", keys, nothing, self._exists, keys, transfers)
+
+    def _exists(self, keys: Sequence[str], transfers: Any) -> PoolTransferResult:
+        kv_pages = self._calls.part("batch_exists_v2", keys, 0, self.count_leading, keys)
         hits: dict[str, int] = {PoolName.KV: kv_pages} if kv_pages else {}
         restorable, refused = list(range(1, kv_pages + 1)), False
         for transfer in self._listed("batch_exists_v2", transfers):
-            if not restorable and getattr(transfer, "hit_policy", None) != PoolHitPolicy.BLOCK_GROUPS:
+            gates = getattr(transfer, "hit_policy", None) != PoolHitPolicy.BLOCK_GROUPS
+            if gates and not restorable:
                 continue
-            of_pool = f"batch_exists_v2 of pool {_name(transfer)}"
-            verdict = self._calls.guarded(of_pool, keys, None, self._verdict, transfer, keys, kv_pages)
+            of_pool = f"batch_exists_v2 (pool {_name(transfer)})"
+            verdict = self._calls.part(of_pool, keys, None, self._verdict, transfer, keys, kv_pages)
             if verdict is None:
-                refused = True
+                refused |= gates
                 continue
             pages, ends = verdict
             if pages:
                 hits[_key(transfer)] = pages
             if ends is not None:
                 restorable = [end for end in restorable if end in ends]
-        restorable = [] if refused else restorable
-        result = PoolTransferResult(restorable[-1] if restorable else 0, hits)
-        result.restorable_prefix_pages = restorable  # no argument before SGLang 0.5.23
-        return result
+        return _result(hits, [] if refused else restorable)
 
     def _verdict(self, transfer: Any, keys: Sequence[str], kv_pages: int) -> Verdict:
         """Return how many leading pages a pool has, and the prefixes (in pages) that can be restored from it.
@@ -218,6 +255,19 @@ class HostPools:
             return transfers or ()
         logger.error("%s: expected a list of transfers, got %s", operation, type(transfers).__name__)
         return ()
+
+
+def _result(hits: dict[str, int], restorable: list[int]) -> PoolTransferResult:
+    result = PoolTransferResult(restorable[-1] if restorable else 0, hits)
+    result.restorable_prefix_pages = (
+        restorable  # set here, because older releases' constructor does not take it
+    )
+    return result
+
+
+def _keys(transfer: Any) -> Any:
+    keys = getattr(transfer, "keys", None)
+    return [] if keys is None else keys
 
 
 def _name(transfer: Any) -> str:
@@ -257,8 +307,8 @@ def _window_ends(found: Iterable[bool], window: int) -> set[int]:
 def _block_pages(pool: HostPool, keys: Sequence[str], block: int, group: int) -> int:
     """Return the pages that the leading complete groups cover: each of a block of pages, under its last keys.
 
-    SGLang 0.5.23 defines this policy and has no backend that implements it.  A block depends on all its pages, and of
-    their keys only the last ones, which are hashes of all before them, tell blocks apart.
+    SGLang 0.5.23 defines this policy and has no backend that implements it.  A key is a hash of its page and of all
+    pages before.  So blocks that differ in any page differ in their last keys.
     """
     if not 0 < group <= block:
         raise ConfigError(f"block_groups: {group} keys for a block of {block} pages")

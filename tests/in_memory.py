@@ -27,7 +27,7 @@ class Lifetime:
     def __init__(self, config: NixlBackendConfig, storage_dir: str):
         self.pieces = STORES.setdefault(storage_dir, {})
 
-    def check_pages(self, sizes: Sequence[int], most: int) -> None:
+    def check_pages(self, *calls: tuple[Sequence[int], int]) -> None:
         pass
 
     def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hicache_nixl.contract import PoolTransfer
 from hicache_nixl.host.pools import MlaHostPool, MultiHeadHostPool, aligned_tensor
 
 PAGES = 8  # of every pool
+OTHERS = ("mamba", "swa", "indexer", "draft")
 
 
 class StatePool:
@@ -23,13 +24,19 @@ class StatePool:
 
     layout, page_size, dtype = "page_first", 1, torch.bfloat16
 
-    def __init__(self, slots: int = PAGES, convolutions: int = 2):
-        self.size = slots
-        self.temporal_buffer = aligned_tensor((slots, 3, 1, 32), torch.float32)
-        self.conv_buffer = [aligned_tensor((slots, 3, 1, 4 + n), self.dtype) for n in range(convolutions)]
+    def __init__(
+        self,
+        slots: int = PAGES,
+        temporal: torch.dtype = torch.float32,
+        beside: Sequence[torch.dtype] = (),
+    ):
+        self.size, self.temporal_dtype = slots, temporal
+        self.temporal_buffer = aligned_tensor((slots, 3, 1, 32), temporal)
+        self.conv_buffer = [aligned_tensor((slots, 3, 1, 4 + n), self.dtype) for n in range(2)]
+        self.slot_state_buffers = [aligned_tensor((slots, 4), dtype) for dtype in beside]
 
     def get_hybrid_pool_buffer(self) -> list[torch.Tensor]:
-        return [self.temporal_buffer, *self.conv_buffer]
+        return [self.temporal_buffer, *self.conv_buffer, *self.slot_state_buffers]
 
     def get_page_buffer_meta(self, indices: torch.Tensor) -> tuple[list[int], list[int]]:
         rows = [tensor[index] for index in indices.tolist() for tensor in self.get_hybrid_pool_buffer()]
@@ -59,7 +66,7 @@ class StatePoolWithMore(StatePool):
 class LogicalPool:
     """A KV pool without memory, as SGLang has it for DeepSeek V4."""
 
-    layout, page_size, dtype, kv_buffer = "layer_first", 64, torch.uint8, None
+    layout, page_size, dtype, kv_buffer, size_per_token = "layer_first", 64, torch.uint8, None, 0
     size = PAGES * page_size
 
 
@@ -111,6 +118,18 @@ def transfer(
     """Return a transfer of pages, the first ones unless they are given."""
     pages = range(len(keys)) if pages is None else pages
     return PoolTransfer(name, host_indices=indices_of(pool, pages), keys=keys, **more)
+
+
+def transfers_of(pools: dict[str, Any], keys: list[str], **more: Any) -> list[PoolTransfer]:
+    return [transfer(name, pool, keys, **more) for name, pool in pools.items()]
+
+
+def each(names: Iterable[str], answer: Sequence[bool]) -> dict[str, list[bool]]:
+    return {name: list(answer) for name in names}
+
+
+def pages_of(pools: dict[str, Any], count: int) -> dict[str, list[bytes]]:
+    return {name: [page_of(pool, page) for page in range(count)] for name, pool in pools.items()}
 
 
 def hashed(count: int, prefix: str = "page") -> list[str]:

@@ -2,7 +2,8 @@
 
 A page that is contiguous in the pool needs no copy (``InPlace``).  Other pages (``layer_first``) are copied:
 into a new tensor for each page of a call, as in SGLang up to 0.5.12 (``Copied``), or through memory that is
-registered once and used by every call (``Staged``).  Those of a pool without memory are markers (``Anchor``).
+registered once and used by every call of every pool (``Staged``).  Those of a pool without memory are markers
+(``Anchor``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,9 @@ from .pools import aligned_tensor
 
 logger = logging.getLogger(__name__)
 
-LARGEST_CALL = 128  # pages of one set or get of SGLang's controller
+LARGEST_CALL = 128  # pages of a v1 call of SGLang's controller, and of a transfer of our v2 calls
 UNEVEN = 1.5
-STAGED_BYTES = 2**28  # for each direction; limits the number of large pages
+STAGED_BYTES = 2**28  # for each direction; limits the number of large pages in a transfer
 
 
 class Pages(ABC):
@@ -56,7 +58,7 @@ class Pages(ABC):
 
     @property
     def most(self) -> int:
-        """How many pages one transfer of SGLang's controller may have."""
+        """How many pages one transfer may have."""
         return self.batch or min(LARGEST_CALL, self.pool.size // self.pool.page_size)
 
     def starts(self, pages: int, indices: torch.Tensor) -> Numbers:
@@ -67,7 +69,13 @@ class Pages(ABC):
         PageIndexError
             Unless they are those of so many whole pages of the pool.
         """
+        if not isinstance(indices, torch.Tensor):
+            raise PageIndexError(f"host indices: expected a tensor, got {type(indices).__name__}")
         pool, tokens = self.pool, indices.numpy()
+        if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+            raise PageIndexError(
+                f"host indices: expected integers of one dimension, got {indices.dtype} of {tokens.ndim}"
+            )
         if not pages or len(tokens) != pages * pool.page_size:
             raise PageIndexError(
                 f"{pages} keys and {len(tokens)} host indices do not match: "
@@ -84,9 +92,11 @@ class Pages(ABC):
             raise PageIndexError(f"a page of {pool.page_size} tokens cannot start inside a page")
         return starts
 
-    def batches(self, pages: Named, starts: Numbers) -> Iterator[tuple[Named, Numbers]]:
-        """Yield the pages of each transfer, and where they start."""
-        batch = self.batch or len(pages.keys)
+    def batches(
+        self, pages: Named, starts: Numbers, most: int | None = None
+    ) -> Iterator[tuple[Named, Numbers]]:
+        """Yield the pages of each transfer, at most so many, and where they start."""
+        batch = self.batch or most or len(pages.keys)
         for first, (_, part) in enumerate(pages.parts(batch)):
             yield part, starts[first * batch : (first + 1) * batch]
 
@@ -156,19 +166,41 @@ class Copied(Pages):
                 self.pool.set_from_flat_data_page(start, page)
 
 
-class Staged(Copied):
-    """Pages in slots of preallocated memory, separate for each direction: a set never waits for a get."""
+class Slots:
+    """Memory for copies of pages, separate for each direction: a set never waits for a get.
 
-    def __init__(self, pool: Any):
+    All host pools of a connector share it.  It is only ever replaced by memory of at least twice the size, so that all
+    that was allocated is less than four times what the largest pool needs.
+    """
+
+    def __init__(self) -> None:
+        self.busy = [threading.Lock() for _ in ("leaving", "arriving")]
+        self._memory: list[torch.Tensor] = []
+        self._allocated = 0
+
+    def of(self, needed: int) -> list[torch.Tensor]:
+        """Return memory of at least so many bytes for each direction."""
+        if not self._memory or self._memory[0].numel() < needed:
+            size = 1 << (needed - 1).bit_length()
+            self._memory = [aligned_tensor((size,), torch.uint8) for _ in self.busy]
+            self._allocated += size * len(self._memory)
+            logger.info("%.1f MiB of host memory for copies of pages", self._allocated / 2**20)
+        return self._memory
+
+
+class Staged(Copied):
+    """Pages in slots of preallocated memory."""
+
+    def __init__(self, pool: Any, slots: Slots):
         super().__init__(pool)
         page = pool.get_dummy_flat_data_page()
         fitting = max(1, STAGED_BYTES // page.nbytes)
         self.batch = min(LARGEST_CALL, fitting, pool.size // pool.page_size)
+        self.memory, self._busy = slots.of(self.batch * page.nbytes), slots.busy
         self._slots = [
-            aligned_tensor((self.batch, page.numel()), page.dtype) for _ in ("leaving", "arriving")
+            memory[: self.batch * page.nbytes].view(page.dtype).view(self.batch, page.numel())
+            for memory in self.memory
         ]
-        self._busy = [threading.Lock() for _ in self._slots]
-        self.memory = self._slots
 
     @contextmanager
     def leaving(self, starts: Numbers) -> Iterator[Sequence[Buffer]]:
@@ -206,7 +238,7 @@ class Anchor:
         Has ``size`` and ``page_size``.
     """
 
-    layout, dtype, kv_buffer = "layer_first", torch.uint8, None
+    layout, dtype, kv_buffer, size_per_token = "layer_first", torch.uint8, None, 0
 
     def __init__(self, pool: Any):
         self.size, self.page_size = pool.size, pool.page_size
@@ -223,7 +255,9 @@ class Anchor:
         """Do nothing: there is no memory that it belongs to."""
 
 
-def pages_of(pool: Any, staged: bool, direct: bool = False, even: bool = False) -> Pages:
+def pages_of(
+    pool: Any, staged: bool, direct: bool = False, even: bool = False, slots: Slots | None = None
+) -> Pages:
     """Return how the pages of a pool become buffers.
 
     Parameters
@@ -236,42 +270,57 @@ def pages_of(pool: Any, staged: bool, direct: bool = False, even: bool = False) 
     even : bool
         Whether pages are copied whose pieces are so different that ``UNEVEN`` times the room would be needed if each
         were as large as the largest: the states of Mamba layers are.
+    slots : Slots, optional
+        That memory; its own unless it is given.
 
     Raises
     ------
     ConfigError
-        When it is not a host pool, such as None.
+        When it is not a host pool, such as None, or does not give its pages.
     """
-    missing = [name for name in ("layout", "page_size", "size", "dtype") if not hasattr(pool, name)]
-    if missing:
-        raise ConfigError(
-            f"mem_pool_host: expected a host pool, got {type(pool).__name__} without {', '.join(missing)}"
-        )
-    copied: type[Copied] = Staged if staged else Copied
+    kind = type(pool).__name__
+    if missing := [name for name in ("layout", "page_size", "size", "dtype") if not hasattr(pool, name)]:
+        raise ConfigError(f"mem_pool_host: expected a host pool, got {kind} without {', '.join(missing)}")
+    slots = slots or Slots()
+    copied = partial(Staged, slots=slots) if staged else Copied
     if without_memory(pool):
         return copied(Anchor(pool))
-    if pool.layout not in ZERO_COPY_LAYOUTS:
-        return copied(pool)
+    if getattr(pool, "kv_buffer", pool) is None:
+        raise ConfigError(f"mem_pool_host: a {kind} without memory (kv_buffer), whose pages have bytes")
     try:
-        if direct and _to_be_aligned(pool):
-            return Staged(pool)
-        pages = InPlace(pool)
-        sizes = pages.piece_sizes
-        return Staged(pool) if even and max(sizes) * len(sizes) > UNEVEN * sum(sizes) else pages
+        in_place = _in_place(pool)
+        if in_place is None:
+            return copied(pool)
+        uneven = even and max(in_place.piece_sizes) * len(in_place.piece_sizes) > UNEVEN * sum(
+            in_place.piece_sizes
+        )
+        return Staged(pool, slots) if uneven or (direct and _to_be_aligned(pool)) else in_place
+    except NotImplementedError as error:
+        raise ConfigError(f"mem_pool_host: the pages of a {kind} cannot be stored: {error}") from error
+
+
+def _in_place(pool: Any) -> InPlace | None:
+    """Return the pages of a pool in its memory; None where a page is not contiguous, or the pool does not say where."""
+    try:
+        return InPlace(pool) if pool.layout in ZERO_COPY_LAYOUTS else None
     except NotImplementedError:  # a Mamba pool with more state than its buffers
-        return copied(pool)
+        return None
 
 
 def _to_be_aligned(pool: Any) -> bool:
     """Return whether copies of pages can be aligned for O_DIRECT, and pages are not."""
-    addresses, sizes = pool.get_page_buffer_meta(torch.arange(2 * pool.page_size))
-    unaligned = any((address | size) % ALIGNMENT for address, size in zip(addresses, sizes, strict=True))
-    if not unaligned or pool.get_dummy_flat_data_page().nbytes % ALIGNMENT:
+    pieces = zip(*pool.get_page_buffer_meta(torch.arange(2 * pool.page_size)), strict=True)
+    unaligned = [(address, size) for address, size in pieces if (address | size) % ALIGNMENT]
+    try:
+        if not unaligned or pool.get_dummy_flat_data_page().nbytes % ALIGNMENT:
+            return False
+    except NotImplementedError:  # keys and values of different sizes: no copies
         return False
     logger.warning(
         "use_direct_io falls back to copies of pages: O_DIRECT needs addresses and sizes that are "
-        "multiples of %d, and a piece of a page in this pool has %d bytes",
+        "multiples of %d, and a piece of a page in this pool has %d bytes at address %d",
         ALIGNMENT,
-        sizes[0],
+        unaligned[0][1],
+        unaligned[0][0],
     )
     return True

@@ -172,7 +172,13 @@ class HostKVPool:
 
 
 class MultiHeadHostPool(HostKVPool):
-    """Separate keys and values: multi-head, grouped-query and multi-query attention."""
+    """Separate keys and values: multi-head, grouped-query and multi-query attention.
+
+    Attributes
+    ----------
+    k_buffer, v_buffer : torch.Tensor
+        The planes of ``kv_buffer``.
+    """
 
     def __init__(
         self,
@@ -186,6 +192,7 @@ class MultiHeadHostPool(HostKVPool):
         dtype: torch.dtype = torch.bfloat16,
     ):
         super().__init__(2, layers, kv_heads, head_dim, page_size, pages, layout, dtype)
+        self.k_buffer, self.v_buffer = self.kv_buffer
 
 
 class MlaHostPool(HostKVPool):

@@ -66,7 +66,7 @@ class FilePerPiece(ABC):
             raise ConfigError("OBJ stores objects and opens no files; use register_objects")
         return self._files
 
-    def check_pages(self, sizes: Sequence[int], most: int) -> None:
+    def check_pages(self, *calls: tuple[Sequence[int], int]) -> None:
         """Do nothing: a file has any size, and the file system that of its disk."""
 
     @abstractmethod
@@ -164,10 +164,23 @@ class FilePerPiece(ABC):
             if writing:  # some of the new bytes may be in the files
                 self._files.discard(keys)
         if self.registration.keeps_failed_io:
-            self.registration.attach(make_backend(self._config))
-            for pool, memory in self.memory.items():
-                self.register_pool(memory, pool)
+            self._replace_agent()
         return fault
+
+    def _replace_agent(self) -> None:
+        """Go on with a new agent; errors are only logged, since the caller handles that of a transfer."""
+        try:
+            self.registration.attach(make_backend(self._config))
+        except Exception as error:  # the next transfer fails, too, and tries it again
+            logger.error("after a failed transfer the agent cannot be replaced: %s", error)
+            return
+        for pool, memory in self.memory.items():
+            try:
+                self.register_pool(memory, pool)
+            except Exception as error:
+                logger.error(
+                    "pool %s: after a failed transfer each call registers its buffers: %s", pool, error
+                )
 
     # -- the rest --------------------------------------------------------------------------------------
 

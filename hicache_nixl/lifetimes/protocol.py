@@ -56,8 +56,14 @@ class Lifetime(Protocol):
 
     def __init__(self, config: NixlBackendConfig, storage_dir: str): ...
 
-    def check_pages(self, sizes: Sequence[int], most: int) -> None:
-        """Raise ``ConfigError`` if so many pages of these pieces in bytes, the most of a call, cannot be stored."""
+    def check_pages(self, *calls: tuple[Sequence[int], int]) -> None:
+        """Raise ``ConfigError`` if the pages of some calls cannot be stored together.
+
+        Parameters
+        ----------
+        calls : (sequence of int, int)
+            Bytes of each piece of a page, and the most pages of a call; a pair for each host pool.
+        """
 
     def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
         """Take the memory of a host pool, in which buffers of later calls lie, in place of any earlier memory of it.

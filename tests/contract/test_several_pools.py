@@ -7,29 +7,26 @@ import several
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from several import PAGES, hashed, page_of, register, several_pools, transfer
+from several import (
+    OTHERS,
+    PAGES,
+    each,
+    hashed,
+    page_of,
+    pages_of,
+    register,
+    several_pools,
+    transfer,
+    transfers_of,
+)
 from stores import ALONE, BY_PIECE, STORES
 from support import LEFT, close_below, names_open
 
 from hicache_nixl.contract import PoolHitPolicy, PoolTransfer
-from hicache_nixl.errors import RegistrationError
 from hicache_nixl.host.pools import LAYOUTS
 
-OTHERS = ("mamba", "swa", "indexer", "draft")
 ALL, TRAILING, GROUPS = PoolHitPolicy
 BOUNDED = ("scoped", "pooled")
-
-
-def transfers_of(pools, keys, **more):
-    return [transfer(name, pool, keys, **more) for name, pool in pools.items()]
-
-
-def each(names, answer):
-    return {name: list(answer) for name in names}
-
-
-def pages_of(pools, count):
-    return {name: [page_of(pool, page) for page in range(count)] for name, pool in pools.items()}
 
 
 @pytest.fixture
@@ -137,15 +134,46 @@ def test_files_are_named_as_in_sglang_0_5_23(store, pools, raw):
 
 
 @pytest.mark.parametrize("lifetime", BY_PIECE)
-def test_of_an_mla_model_only_a_mamba_state_belongs_to_a_rank(make_store, lifetime, pools, raw):
-    (key,) = hashed(1)
-    pools["kv"] = several.make_pool(True, "page_first", PAGES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_of_an_mla_model_only_a_mamba_state_belongs_to_a_rank(make_store, lifetime, layout, raw, log):
+    """Rank 0 stores all other pages, so heads of each rank, as those of a draft model may be, are refused."""
+    (key,), pools = hashed(1), several_pools(layout)
+    pools["kv"] = several.make_pool(True, layout, PAGES)
     store = make_store(lifetime, mla=True, tp_rank=1, tp_size=2)
     register(store, pools)
+    lines = log.lines()
+    assert [line.split(":")[0] for line in lines] == ["register pool swa", "register pool draft"]
+    assert "draft has the heads of one rank" in lines[1]
+    answers = store.batch_set_v2(transfers_of(pools, [key]))
+    assert answers == {name: [name not in ("swa", "draft")] for name in pools}
+    if layout == "page_first":
+        names = [f"_org-model_1_2{end}" for end in PIECES["mamba"]] + ["_org-model_k"]
+        assert raw.names() == sorted(key + name for name in [*names, "_org-model_indexer"])
+
+
+@pytest.mark.parametrize("lifetime", BY_PIECE)
+def test_with_a_single_rank_an_mla_model_may_have_pools_with_heads(make_store, lifetime, pools, raw):
+    (key,) = hashed(1)
+    pools["kv"] = several.make_pool(True, "page_first", PAGES)
+    store = make_store(lifetime, mla=True)
+    register(store, pools)
     store.batch_set_v2(transfers_of(pools, [key]))
-    names = [f"_org-model_1_2{end}" for end in PIECES["mamba"]] + ["_org-model_k"]
+    names = [f"_org-model_0_1{end}" for end in PIECES["mamba"]] + ["_org-model_k"]
     names += [f"_org-model{end}" for name in ("swa", "indexer", "draft") for end in PIECES[name]]
     assert raw.names() == sorted(key + name for name in names)
+
+
+@pytest.mark.parametrize("lifetime", ALONE)
+def test_states_of_another_type_of_the_same_size_are_not_found(make_store, lifetime, pools):
+    """SGLang's pool has the type of the convolutions in ``dtype``, and that of the temporal state elsewhere."""
+    keys = hashed(1)
+    types = {"temporal": torch.float16, "beside": (torch.int32,)}, {"temporal": torch.bfloat16}, {}
+    states = [several.StatePool(**given) for given in types]
+    for state in states:
+        store = make_store(lifetime, pool=pools["kv"])
+        store.register_mem_host_pool_v2(state, "mamba")
+        assert store.batch_get_v2([transfer("mamba", state, keys)]) == {"mamba": [False]}
+        assert store.batch_set_v2([transfer("mamba", state, keys)]) == {"mamba": [True]}
 
 
 @pytest.mark.parametrize("lifetime", ALONE)
@@ -294,135 +322,31 @@ def test_block_groups_count_whole_groups_and_limit_nothing(store, pools, log, st
     assert (found.kv_hit_pages, found.restorable_prefix_pages) == (0, [])
     assert [line for line in log.lines() if "block_groups" not in line] == []
     store.batch_set_v1(keys[:5], pools["kv"].page_indices(0, 5))
-    if 0 < group <= block:
-        assert store.batch_exists_v2(keys, asked).restorable_prefix_pages == [1, 2, 3, 4, 5]
-
-
-# -- what is unknown, or fails ---------------------------------------------------------------------------
-
-
-def test_a_pool_that_is_not_registered_is_false_and_the_others_go_on(store, pools, log):
-    keys = hashed(2)
-    asked = [transfer("no such", pools["swa"], keys), *transfers_of(pools, keys)]
-    answer = each(pools, [True, True]) | {"no such": [False, False]}
-    assert store.batch_set_v2(asked) == answer
-    assert "no host pool no such: call register_mem_host_pool_v2 first" in log.line()
-    assert store.batch_get_v2(asked) == answer
-    assert "no such" in log.line()
-    found = store.batch_exists_v2(keys, asked)
-    assert (found.kv_hit_pages, found.restorable_prefix_pages) == (0, [])
-    assert found.extra_pool_hit_pages == dict.fromkeys(pools, 2)
-    assert "no such" in log.line()
-
-
-def test_a_policy_that_is_unknown_finds_nothing_in_that_pool(store, pools, log):
-    keys = hashed(2)
-    store.batch_set_v2(transfers_of(pools, keys))
-    asked = [PoolTransfer("swa", hit_policy="every_other_page"), PoolTransfer("indexer")]
-    found = store.batch_exists_v2(keys, asked)
-    assert (found.kv_hit_pages, found.extra_pool_hit_pages) == (0, {"kv": 2, "indexer": 2})
-    assert "'every_other_page' is unknown; expected one of all_pages" in log.line()
-
-
-@pytest.mark.parametrize(
-    "pool", [None, object(), torch.zeros(3), 7], ids=["none", "object", "tensor", "number"]
-)
-def test_what_is_no_host_pool_is_logged_when_it_is_registered(store, pools, log, pool):
-    store.register_mem_host_pool_v2(pool, "swa2")
-    assert "expected a host pool" in log.line()
-    assert store.batch_set_v2([transfer("swa2", pools["swa"], hashed(1))]) == {"swa2": [False]}
-
-
-@pytest.mark.parametrize("name", ["a/b", "", "a b", "../x", "k\0", None, 7.5])
-def test_a_pool_whose_name_is_no_name_is_logged(make_store, pools, log, name):
-    store = make_store("scoped", pool=pools["kv"])
-    store.register_mem_host_pool_v2(pools["swa"], name)
-    assert name in (None,) or "expected a name" in log.line()
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        lambda pool, keys: PoolTransfer("swa", keys=keys),
-        lambda pool, keys: transfer("swa", pool, keys, range(1)),
-        lambda pool, keys: transfer("swa", pool, keys, [7, 8]),
-        lambda pool, keys: transfer("swa", pool, ["good", "../bad"], range(2)),
-        lambda pool, keys: PoolTransfer("swa", host_indices="?", keys=keys),
-        lambda pool, keys: transfer("swa", pool, [1, 2], range(2)),
-    ],
-    ids=["no indices", "too few indices", "outside", "refused key", "no tensor", "no strings"],
-)
-def test_a_bad_transfer_is_false_and_affects_no_other_pool(store, pools, log, bad):
-    keys = hashed(2)
-    asked = [bad(pools["swa"], keys), transfer("indexer", pools["indexer"], keys)]
-    for call in (store.batch_set_v2, store.batch_get_v2):
-        assert call(asked) == {"swa": [False, False], "indexer": [True, True]}
-        log.line()
-
-
-@pytest.mark.parametrize("transfers", [7, "swa", object(), (transfer for transfer in ())])
-def test_what_is_no_list_of_transfers_is_logged(store, log, transfers):
-    assert store.batch_set_v2(transfers) == {}
-    assert "expected a list of transfers" in log.line()
-    assert store.batch_exists_v2([], transfers).kv_hit_pages == 0
-    assert store.batch_exists_v2(None).kv_hit_pages == 0
-    assert store.batch_set_v2([None, 3]) == {"None": []}
-
-
-@pytest.mark.parametrize("lifetime", ALONE)
-def test_a_damaged_page_is_false_in_its_pool_only(store, pools, raw, log, lifetime):
-    keys = hashed(3)
-    store.batch_set_v2(transfers_of(pools, keys))
-    bad = next(name for name in raw.names() if keys[1] in name and name.endswith("_swa_k"))
-    if lifetime == "pooled":
-        raw.flip(bad)
-    else:
-        raw.resize(bad, 3)
-    answers = store.batch_get_v2(transfers_of(pools, keys))
-    assert answers == each(pools, [True] * 3) | {"swa": [True, False, True]}
-    assert "READ" in log.line()
-    asked = [PoolTransfer(name) for name in OTHERS]
-    found = store.batch_exists_v2(keys, asked)
-    assert found.extra_pool_hit_pages == dict.fromkeys(pools, 3) | {"swa": 1}
-    assert found.restorable_prefix_pages == [1]
-
-
-def test_a_pool_whose_memory_cannot_be_registered_is_not_served(store, pools, log, replace_method):
-    really = store.lifetime.register_pool
-
-    def refused(memory, pool="kv"):
-        if pool == "draft":
-            raise RegistrationError("made to fail")
-        really(memory, pool)
-
-    replace_method(store.lifetime, "register_pool", refused)
-    store.register_mem_host_pool_v2(several_pools("page_first_direct")["draft"], "draft")
-    assert "register pool draft" in log.line()
-    assert store.batch_set_v2(transfers_of(pools, hashed(2))) == each(pools, [True, True])
-    assert store.host_pools.by_name["draft"].pages.pool is pools["draft"], "the earlier one"
-
-
-def test_after_close_every_pool_is_false(store, pools, log):
-    store.close()
-    assert store.batch_set_v2(transfers_of(pools, hashed(1))) == each(pools, [False])
-    assert store.batch_exists_v2(hashed(1), [PoolTransfer("swa")]).kv_hit_pages == 0
-    store.register_mem_host_pool_v2(pools["swa"], "swa")
-    assert all("is closed" in line for line in log.lines())
+    assert store.batch_exists_v2(keys, asked).restorable_prefix_pages == [1, 2, 3, 4, 5]
+    missing = [PoolTransfer("no such", hit_policy=GROUPS, block_pages=2, group_pages=1)]
+    assert store.batch_exists_v2(keys, [*asked, *missing]).restorable_prefix_pages == [1, 2, 3, 4, 5]
 
 
 # -- what is held ----------------------------------------------------------------------------------------
 
 
+# Regions of host memory: four pools with one each, and the states in three tensors, or as copies for each direction.
+REGIONS = {("scoped", "page_first"): 7, ("pooled", "page_first"): 6}
+# Of copies only: registered for each pool, and in a store once.
+REGIONS |= {("scoped", "layer_first"): 4 * 2 + 3, ("pooled", "layer_first"): 2}
+
+
+@pytest.mark.parametrize("layout", ["page_first", "layer_first"])
 @pytest.mark.parametrize("lifetime", BOUNDED)
 def test_fifty_calls_leave_no_descriptor_and_no_registration(
-    make_store, lifetime, pools, folder, regions_alive
+    make_store, lifetime, layout, folder, regions_alive
 ):
     one_segment = {"segment_mb": 8} if lifetime == "pooled" else {}
-    store, keys = make_store(lifetime, **one_segment), hashed(4)
+    store, keys, pools = make_store(lifetime, **one_segment), hashed(4), several_pools(layout)
     alive = regions_alive(store)
     register(store, pools)
     held = alive["DRAM_SEG"]
-    assert held >= 6, "the memory of the KV pool, tensors of states or copies of them, and three other pools"
+    assert held == REGIONS[lifetime, layout]
     store.batch_set_v2(transfers_of(pools, keys))
     open_after_one, files = names_open(folder), alive["FILE_SEG"]
     for _ in range(50):
@@ -434,26 +358,28 @@ def test_fifty_calls_leave_no_descriptor_and_no_registration(
 
 
 @pytest.mark.parametrize("lifetime", BOUNDED)
+@pytest.mark.parametrize("layout", ["page_first", "layer_first"])
 def test_a_pool_that_is_registered_again_replaces_its_own_memory_only(
-    make_store, lifetime, pools, regions_alive
+    make_store, lifetime, layout, regions_alive
 ):
-    store = make_store(lifetime)
+    store, pools = make_store(lifetime), several_pools(layout)
     alive = regions_alive(store)
     register(store, pools)
     held = alive["DRAM_SEG"]
     for _ in range(3):
-        store.register_mem_host_pool_v2(several_pools()["swa"], "swa")
+        store.register_mem_host_pool_v2(several_pools(layout)["swa"], "swa")
         store.register_mem_host_pool_v2(several.StatePool(), "mamba")
         assert alive["DRAM_SEG"] == held
-    store.register_mem_pool_host(several_pools()["kv"])
+    store.register_mem_pool_host(several_pools(layout)["kv"])
     assert alive["DRAM_SEG"] == held
     assert store.batch_set_v2([transfer("draft", pools["draft"], hashed(1))]) == {"draft": [True]}
 
 
+@pytest.mark.parametrize("layout", ["page_first", "layer_first"])
 @pytest.mark.parametrize("lifetime", BOUNDED)
-def test_no_call_registers_memory_of_a_pool(make_store, lifetime, pools, replace_method):
+def test_no_call_registers_memory_of_a_pool(make_store, lifetime, layout, replace_method):
     """Not even for a page that is in several tensors."""
-    store, keys = make_store(lifetime), hashed(2)
+    store, keys, pools = make_store(lifetime), hashed(2), several_pools(layout)
     register(store, pools)
     store.batch_set_v2(transfers_of(pools, keys))
     asked = []

@@ -92,7 +92,7 @@ def compared(folder: Path, layout: str) -> int:
         for backend in (theirs, ours):
             several.register(backend, {NAMES[name]: pool for name, pool in pools.items()})
 
-        @settings(max_examples=examples, deadline=None, database=None, derandomize=True)
+        @settings(max_examples=examples, deadline=None, database=None)
         @given(st.data())
         def compare(data: st.DataObject) -> None:
             run(data, ours, theirs, pools)

@@ -87,9 +87,9 @@ class Lifetime:
         return self._store.segments.recycled
 
     @healed
-    def check_pages(self, sizes: Sequence[int], most: int) -> None:
-        """Raise ``ConfigError`` if a page is larger than a segment, or a call larger than the store."""
-        self._store.check_pages(max(sizes) * len(sizes), most)
+    def check_pages(self, *calls: tuple[Sequence[int], int]) -> None:
+        """Raise ``ConfigError`` if a page is larger than a segment, or calls are larger than the store."""
+        self._store.check_pages(*((max(sizes) * len(sizes), most) for sizes, most in calls))
 
     def register_pool(self, memory: Sequence[torch.Tensor], pool: str = KV) -> None:
         """Register the memory of a host pool, in place of what was registered of it before."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from contextlib import ExitStack, suppress
+from fractions import Fraction
 from types import TracebackType
 
 import numpy as np
@@ -200,21 +202,34 @@ class Store:
         os.ftruncate(fd, 0)
         os.close(fd)
 
-    def check_pages(self, page_bytes: int, most: int) -> None:
-        """Raise ``ConfigError`` if a page is larger than a segment, or ``most`` of them may need too many segments."""
+    def check_pages(self, *calls: tuple[int, int]) -> None:
+        """Raise ``ConfigError`` if a page is larger than a segment, or calls may need too many segments.
+
+        Parameters
+        ----------
+        calls : (int, int)
+            The bytes and the number of the pages of a call; one for each host pool.
+        """
         size, count = self.segments.bytes, self.state["segments"]
-        if page_bytes > size:
-            least = -(-page_bytes // MEBIBYTE)
-            raise ConfigError(
-                f"segment_mb: a page has {page_bytes / MEBIBYTE:g} MiB, and the segments of the store in {self.path} "
-                f"{size / MEBIBYTE:g}; in another folder, use a segment_mb of at least {least} and a capacity_gb "
-                f"of at least {gibibytes(max(2, most) * least * MEBIBYTE)}"
-            )
-        needed = 1 + -(-(most - 1) // (size // page_bytes))  # the first may have room for a single page
+        filled = Fraction(0)
+        for page_bytes, most in calls:
+            if page_bytes > size:
+                least = -(-page_bytes // MEBIBYTE)
+                raise ConfigError(
+                    f"segment_mb: a page has {page_bytes / MEBIBYTE:g} MiB, and the segments of the store in "
+                    f"{self.path} {size / MEBIBYTE:g}; in another folder, use a segment_mb of at least {least} and a "
+                    f"capacity_gb of at least {gibibytes(max(2, most) * least * MEBIBYTE)}"
+                )
+            # the first segment may have room for a single page
+            filled += Fraction(most if filled else most - 1, size // page_bytes)
+        needed = 1 + math.ceil(filled)
         if needed > count:
+            listed = " and ".join(
+                f"{most} pages of {page_bytes / MEBIBYTE:g} MiB" for page_bytes, most in calls
+            )
             raise ConfigError(
-                f"capacity_gb: a call of {most} pages of {page_bytes / MEBIBYTE:g} MiB may need {needed} segments, and "
-                f"the store in {self.path} has {count}; use a capacity_gb of at least {gibibytes(needed * size)}"
+                f"capacity_gb: a call of {listed} may need {needed} segments, and the store in {self.path} has {count}; "
+                f"use a capacity_gb of at least {gibibytes(needed * size)}"
             )
 
     def close(self) -> None:
