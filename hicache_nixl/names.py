@@ -140,6 +140,7 @@ class PageNames:
         self.other_pools: dict[str, Named] = {}  # without keys
         self._pieces = ("_k",) if config.is_mla_model else ("_k", "_v")
         self._check_length(model, self.suffix)
+        self._note_own()
 
     def for_pool(self, pool: Any, zero_copy: bool) -> None:
         """Use the ``dtype``, ``layout`` and ``page_size`` of the KV pool in the names of pages."""
@@ -147,6 +148,7 @@ class PageNames:
         dtypes = PLAIN_DTYPES if without_memory(pool) else (PLAIN_DTYPE,)
         self.page_suffix = self.suffix + self._parts(pool, layout, dtypes, (PLAIN_PAGE_SIZE,))
         self._check_length(self.page_suffix, self.page_suffix)
+        self._note_own()
 
     def for_other_pool(self, name: str, pool: Any, pieces: int) -> Named:
         """Name the pages of a pool other than ``kv``, of so many pieces; return their names without keys.
@@ -172,6 +174,7 @@ class PageNames:
         self._check_length(suffix, suffix, max(endings, key=len))
         named = Named((), suffix, endings)
         self.other_pools = {**self.other_pools, name: named}
+        self._note_own()
         return named
 
     def _parts(self, pool: Any, layout: str, dtypes: Sequence[str], page_sizes: Sequence[int]) -> str:
@@ -209,9 +212,12 @@ class PageNames:
         Behind a key of SGLang, anything before the suffix is part of the name of another model:
         ``<key>_big_model_0_1`` also ends with ``_model_0_1``.  Any other key may contain such text.
         """
-        endings = {own.suffix + ending for own in self.own() for ending in own.endings}
-        keys = {name.removesuffix(ending) for ending in endings if name.endswith(ending)}
+        keys = {name.removesuffix(ending) for ending in self._own_endings if name.endswith(ending)}
         return any(key and not _SGLANG_KEY_AND_MORE.match(key) for key in keys)
+
+    def _note_own(self) -> None:
+        """Note what own names end with: it is compared with every file of a folder."""
+        self._own_endings = {own.suffix + ending for own in self.own() for ending in own.endings}
 
     @staticmethod
     def _check_length(shown: str, suffix: str, ending: str = "_k") -> None:

@@ -9,10 +9,12 @@ import threading
 
 import pytest
 import torch
+from several import register, several_pools, transfer, transfers_of
 from support import LEFT, TESTS, files_in, keys_of, make_pool, names_open, run_python, storage_config
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import HiCacheStorageConfig
+from hicache_nixl.contract import PoolTransfer
 from hicache_nixl.interrupts import deferred
 from hicache_nixl.lifetimes.pooled import transfers
 
@@ -22,6 +24,9 @@ CALLS = {
     "batch_set_v1": lambda store, pool: store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)),
     "batch_get_v1": lambda store, pool: store.batch_get_v1(keys_of(2), pool.page_indices(0, 2)),
     "batch_exists": lambda store, pool: store.batch_exists(keys_of(2)),
+    "batch_set_v2": lambda store, pool: store.batch_set_v2([transfer("kv", pool, keys_of(2))]),
+    "batch_get_v2": lambda store, pool: store.batch_get_v2([transfer("kv", pool, keys_of(2))]),
+    "batch_exists_v2": lambda store, pool: store.batch_exists_v2(keys_of(2), [PoolTransfer("kv")]),
     "set": lambda store, pool: store.set("value", torch.zeros(4)),
     "get": lambda store, pool: store.get("value", torch.zeros(4)),
     "register_mem_pool_host": lambda store, pool: store.register_mem_pool_host(pool),
@@ -127,6 +132,32 @@ def test_an_interrupt_of_construction_waits_for_its_end(make_store, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         make_store()
     assert ended
+
+
+@RELEASING
+def test_an_interrupt_waits_for_all_pools_of_a_call(make_store, replace_method, lifetime):
+    store, pools = make_store(lifetime), several_pools()
+    register(store, pools)
+    moved, looked_up = [], []
+
+    def interrupted(noted, method):
+        def call(*args):
+            if not noted:
+                signal.raise_signal(signal.SIGINT)
+            noted.append(method)
+            return method(*args)
+
+        return call
+
+    replace_method(store.lifetime, "store", interrupted(moved, store.lifetime.store))
+    replace_method(store.lifetime, "present", interrupted(looked_up, store.lifetime.present))
+    with pytest.raises(KeyboardInterrupt):
+        store.batch_set_v2(transfers_of(pools, keys_of(2)))
+    assert len(moved) == len(pools)
+    with pytest.raises(KeyboardInterrupt):
+        store.batch_exists_v2(keys_of(2), [PoolTransfer(name) for name in pools if name != "kv"])
+    assert len(looked_up) == len(pools)
+    assert all(map(all, store.batch_get_v2(transfers_of(pools, keys_of(2))).values()))
 
 
 def test_an_interrupt_ends_the_wait_of_close_for_a_call_that_hangs(make_store, run_together):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -98,26 +99,76 @@ def test_other_files_of_the_folder_are_not_own():
 WORDS = st.sampled_from(["m", "k", "0", "1", "mamba", "temporal", "conv", "swa", "draft", "indexer", "pool"])
 WORD_MODELS = st.lists(WORDS, min_size=1, max_size=4).map("_".join)
 POOLS = st.sampled_from(["kv", "mamba", "swa", "draft", "draft_swa", "indexer", "new", "draft_new", "page32"])
-OF_A_POOL = st.tuples(WORD_MODELS, st.booleans(), st.integers(0, 1), POOLS, st.integers(1, 3))
+SHAPES = st.builds(
+    SimpleNamespace,
+    layout=st.sampled_from(["layer_first", "page_first", "page_first_direct"]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.int32]),
+    temporal_dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    page_size=st.sampled_from([64, 32]),
+)
 
 
-def names_in(model, mla, rank, pool, pieces, key):
-    """Return the names of a page in one pool of one configuration, and all names of that configuration."""
-    names = PageNames(storage_config(model=model, mla=mla, tp_rank=rank, tp_size=2))
-    if pool == "kv":
-        return names.of_pages([key], zero_copy=pieces > 1).names, names
-    shape = SimpleNamespace(layout="page_first", dtype=torch.bfloat16, page_size=64)
-    return names.for_other_pool(pool, shape, pieces).of([key]).names, names
+class OfAPool(NamedTuple):
+    """A pool of a configuration."""
+
+    model: str
+    mla: bool
+    rank: int
+    pool: str
+    shape: SimpleNamespace
+    pieces: int
+
+    def names(self, key):
+        """Return the names of a page, and all names of the configuration."""
+        names = PageNames(storage_config(model=self.model, mla=self.mla, tp_rank=self.rank, tp_size=2))
+        if self.pool == "kv":
+            zero_copy = self.shape.layout != "layer_first"
+            names.for_pool(self.shape, zero_copy)
+            return names.of_pages([key], zero_copy).names, names
+        return names.for_other_pool(self.pool, self.shape, self.pieces).of([key]).names, names
+
+    @property
+    def bytes(self):
+        """Return what pages have in common that are the same."""
+        same_on_all_ranks = self.mla and self.pool != "mamba"
+        rank = None if same_on_all_ranks else self.rank
+        return self.model, self.pool, rank, *vars(self.shape).values()
+
+
+@st.composite
+def two_pools(draw):
+    """Return two pools, of which the other differs in some things only: pages must not be mixed up by any of them."""
+    pool = OfAPool(
+        draw(WORD_MODELS), draw(st.booleans()), draw(st.integers(0, 1)), draw(POOLS), draw(SHAPES), 1
+    )
+    pool = pool._replace(pieces=draw(st.integers(1, 3)))
+    others = {"model": WORD_MODELS, "rank": st.integers(0, 1), "pool": POOLS, "shape": SHAPES}
+    changed = draw(st.sets(st.sampled_from([*others, "mla"]), min_size=1, max_size=2))
+    changes = {name: draw(others[name]) for name in sorted(changed - {"mla"})}
+    if "mla" in changed and "model" in changed:  # a model is either
+        changes["mla"] = not pool.mla
+    return pool, pool._replace(**changes)
 
 
 @settings(max_examples=1000)
-@given(one=OF_A_POOL, other=OF_A_POOL, same_model=st.booleans())
-def test_no_page_of_a_pool_has_the_name_of_another_model_or_pool(one, other, same_model):
-    other = (*one[:3], *other[3:]) if same_model else other
-    (names, of_one), (others, of_other) = (names_in(*given, key="a" * 64) for given in (one, other))
+@given(two=two_pools())
+def test_pages_have_the_same_name_only_if_they_have_the_same_bytes(two):
+    (names, of_one), (others, of_other) = (pool.names("a" * 64) for pool in two)
     assert all(map(of_one.is_own, names))
     assert all(map(of_other.is_own, others))
-    if one[0] != other[0] or (same_model and one[3] != other[3]):
+    one, other = two
+    if one.bytes != other.bytes:
         assert not set(names) & set(others)
-    if one[0] != other[0]:
+    if one.bytes == other.bytes and one.mla == other.mla:
+        assert names == others
+    if one.model != other.model:
         assert not any(map(of_one.is_own, others))
+
+
+def test_what_is_own_is_found_out_once(monkeypatch):
+    """A folder may have a million files."""
+    names = PageNames(storage_config(model="model"))
+    names.for_other_pool("swa", SimpleNamespace(layout="page_first", dtype=torch.bfloat16, page_size=64), 2)
+    monkeypatch.setattr(names, "own", lambda: pytest.fail("for each file"))
+    assert names.is_own("page_model_0_1_swa_k")
+    assert not names.is_own("page_model_0_1_draft_k")
