@@ -35,7 +35,7 @@ test-all: $(INSTALLED)
 SERVERS := 0.5.11 0.5.23
 test-server: $(INSTALLED)
 	-$(VENV)/bin/hicache-nixl server install $(SERVERS)
-	$(VENV)/bin/pytest -m server tests/controllers tests/lab/server $(ARGS)
+	$(VENV)/bin/pytest -m server tests/lab/server tests/controllers $(ARGS)
 
 # The other supported Pythons, each with its own .venv-VERSION.  PYENV_VERSION lets pyenv's shims find them.
 OTHER_PYTHONS := 3.12 3.13

@@ -209,8 +209,9 @@ class TestEnd:
         wait_until(lambda: list(temporary.iterdir()) == [])
 
     def test_a_server_that_cannot_start_says_why_and_leaves_nothing(self):
+        others = psutil.Process().children()  # of tests that ran before in this process
         with pytest.raises(
             ServerError, match=r"^the server .*: OSError: \[Errno 24\] Too many open files.*:\n"
         ):
             Server(OLD, nofile_limit=20).__enter__()
-        assert psutil.Process().children() == []
+        assert set(psutil.Process().children()) <= set(others)
