@@ -259,9 +259,8 @@ class HostPools:
 
 def _result(hits: dict[str, int], restorable: list[int]) -> PoolTransferResult:
     result = PoolTransferResult(restorable[-1] if restorable else 0, hits)
-    result.restorable_prefix_pages = (
-        restorable  # set here, because older releases' constructor does not take it
-    )
+    # set here, because older releases' constructor does not take it
+    result.restorable_prefix_pages = restorable
     return result
 
 

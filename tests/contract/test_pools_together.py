@@ -18,7 +18,9 @@ from hicache_nixl.errors import PluginError, RegistrationError
 from hicache_nixl.host import buffers
 from hicache_nixl.host.pools import MultiHeadHostPool, pool_for_page_bytes
 from hicache_nixl.lifetimes import file_per_piece
+from hicache_nixl.lifetimes.pooled import lanes
 
+BOUNDED = ("scoped", "pooled")
 LARGE, COUNT = 64 << 10, 128  # bytes of a page; pages of a call of the server
 
 
@@ -119,9 +121,9 @@ def test_with_direct_io_pages_that_cannot_be_copied_are_stored_as_they_are(make_
 
 
 @pytest.fixture
-def with_posix_aio(make_store, pools):
+def with_posix_aio(make_store, lifetime, pools):
     """A connector whose agent is replaced after each failed transfer."""
-    store = make_store("scoped", posix={"queue": "posix_aio"})
+    store = make_store(lifetime, posix={"queue": "posix_aio"})
     register(store, pools)
     assert store.batch_set_v2(transfers_of(pools, hashed(2))) == each(pools, [True, True])
     return store
@@ -135,27 +137,26 @@ def fail_a_transfer(store, replace_method):
     replace_method(agent, "check_xfer_state", lambda handle: err_once_it_is_over(poll, handle))
 
 
+@pytest.mark.parametrize("lifetime", BOUNDED)
 def test_memory_that_a_new_agent_refuses_is_registered_by_each_call(
-    with_posix_aio, pools, log, replace_method, monkeypatch
+    with_posix_aio, lifetime, pools, log, replace_method, monkeypatch
 ):
     store, keys, stored = with_posix_aio, hashed(2), pages_of(pools, 2)
     fail_a_transfer(store, replace_method)
     registration, refused = store.lifetime.registration, []
-    register_buffers = registration.register_buffers
+    register, most = registration.register, {"scoped": 3, "pooled": 1}[lifetime]  # pooled gives up after one
 
-    def refuse_once_each(listed):
-        address = listed[0][0] if isinstance(listed[0], tuple) else 0
-        if len(refused) < 3 and address not in refused:
-            refused.append(address)
+    def refuse_some(items, kind=None):
+        if kind == "DRAM" and len(refused) < most:
+            refused.append(items)
             raise RegistrationError("made to fail")
-        return register_buffers(listed)
+        return register(items, kind)
 
     with monkeypatch.context() as patch:
-        patch.setattr(registration, "register_buffers", refuse_once_each)
+        patch.setattr(registration, "register", refuse_some)
         assert store.batch_get_v2([transfer("swa", pools["swa"], keys)]) == {"swa": [True, True]}
-    assert len(refused) == 3
     lines = log.lines()
-    assert len(lines) == 3
+    assert len(refused) == len(lines) == most
     assert all(
         "after a failed transfer each call registers its buffers: made to fail" in line for line in lines
     )
@@ -166,6 +167,7 @@ def test_memory_that_a_new_agent_refuses_is_registered_by_each_call(
     assert log.lines() == []
 
 
+@pytest.mark.parametrize("lifetime", BOUNDED)
 def test_an_agent_that_cannot_be_replaced_does_not_hide_why_a_transfer_failed(
     with_posix_aio, pools, log, replace_method, monkeypatch
 ):
@@ -176,7 +178,8 @@ def test_an_agent_that_cannot_be_replaced_does_not_hide_why_a_transfer_failed(
         def refused(config):
             raise PluginError("no agent")
 
-        patch.setattr(file_per_piece, "make_backend", refused)
+        for module in (file_per_piece, lanes):
+            patch.setattr(module, "make_backend", refused)
         assert store.batch_get_v2([transfer("swa", pools["swa"], keys)]) == {"swa": [False, False]}
     lines = log.lines()
     assert {line for line in lines if "no agent" in line} == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,8 @@ from ...errors import RegistrationError, TransferError
 from ...transport.agent import make_backend
 from ...transport.registration import NixlRegistration, growing_pause
 from .pieces import Pieces
+
+logger = logging.getLogger(__name__)
 
 MOST_PIECES = 1 << 12  # of one transfer: on libaio each has a queue of as many, out of ``fs.aio-max-nr``
 
@@ -127,12 +130,22 @@ class Lane:
         return bool(np.logical_or.reduce(inside).all())
 
     def _after_failure(self) -> None:
-        """Replace an agent that fails for ever after one failure; files are registered again when needed."""
+        """Replace an agent that fails for ever after one failure; files are registered again when needed.
+
+        Errors are only logged, since the caller raises that of the transfer.
+        """
         if not self.registration.keeps_failed_io:
             return
-        ranges, self._memory, self._files = list(self._memory), {}, {}
-        self.registration.attach(make_backend(self._config))
-        self._register(ranges)
+        try:
+            self.registration.attach(make_backend(self._config))
+            ranges, self._memory, self._files = list(self._memory), {}, {}
+        except Exception as error:  # the next transfer fails, too, and tries it again
+            logger.error("after a failed transfer the agent cannot be replaced: %s", error)
+            return
+        try:
+            self._register(ranges)
+        except RegistrationError as error:
+            logger.error("after a failed transfer each call registers its buffers: %s", error)
 
     def close(self) -> None:
         """Drop the agent, which ends its registrations.  May be called twice."""
