@@ -249,7 +249,7 @@ def test_while_another_process_holds_the_lock_of_the_index_pages_are_loaded_and_
         assert get_pages(store, pool) == [True] * PAGES
         assert store.batch_exists(keys_of(PAGES)) == PAGES
         store.clear()
-        assert "clear of 0" in log.line()
+        assert "clear: " in log.line()
     other.close()
     os.close(dir_fd)
     works()
