@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import threading
@@ -24,7 +25,20 @@ if TYPE_CHECKING:
     from ..lab.server import Server
 
 INTERVAL = 0.2  # seconds
-ASKED = """{"input_ids": [$(seq -s, 3 700)], "sampling_params": {"max_new_tokens": 4, "temperature": 0}}"""
+ASKED = """{"input_ids": [$prompt], "sampling_params": {"max_new_tokens": 4, "temperature": 0}}""".replace(
+    '"', '\\"'
+)
+# For any shell; it ends with the server.  A new prompt is asked, and asked again when it is in storage only.
+LOOP = f"""url=URL
+    while curl -sf $url/health; do
+      prompt=$(shuf -i 3-999 -n 700 | paste -sd, -)
+      for times in new again; do
+        printf '%-5s ' $times
+        curl -s $url/generate -H 'content-type: application/json' -d "{ASKED}" |
+          grep -Eo '"cached_tokens_details":(null|[{{][^}}]*[}}])'
+        sleep 1; curl -s -o /dev/null -X POST $url/flush_cache
+      done
+    done"""
 
 
 @contextmanager
@@ -65,18 +79,43 @@ def table(found: dict[str, Any]) -> None:
     say(f"{size_of(found['bytes'])} in {found['folder']}")
 
 
+def starting(server: Server, log: Path | None) -> None:
+    """Print on stderr what is being started, since it takes long."""
+    where = shlex.quote(str(log)) if log else "stderr"
+    line = f"starting {described(server)}, which takes 20 s or more; log: {where}"
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def described(server: Server) -> str:
+    """Return the settings of a server that matter."""
+    lifetime = f", lifetime {server.lifetime}" if server.backend == "hicache_nixl" else ""
+    return f"sglang {server.version} (backend {server.backend}{lifetime}, layout {server.layout})"
+
+
+def program() -> str:
+    """Return how this command was started, for another shell."""
+    started_as = Path(sys.argv[0])
+    if started_as.name != "hicache-nixl":
+        return f"{shlex.quote(sys.executable)} -m hicache_nixl.cli"
+    found = shutil.which("hicache-nixl")
+    on_path = found is not None and os.path.realpath(found) == os.path.realpath(started_as)
+    return "hicache-nixl" if on_path else shlex.quote(os.path.abspath(started_as))
+
+
 def started(server: Server) -> None:
     """Print where a server is, and what to do with it."""
     folder = shlex.quote(str(server.storage_dir))
-    body = ASKED.replace('"', '\\"')
-    say(f"sglang {server.version} with backend {server.backend}: {server.process.url}")
+    say(f"{described(server)}: {server.process.url}")
     say(f"storage files are opened by process {server.pid}, in {folder}")
-    say("ask it (the second time, the tokens are from the cache):")
-    say(f"    curl -s {server.process.url}/generate -H 'content-type: application/json' -d \"{body}\"")
-    say("forget what is not in storage:")
-    say(f"    curl -s -X POST {server.process.url}/flush_cache")
-    say("watch its descriptors:")
-    say(f"    hicache-nixl watch {server.pid} --storage-dir {folder}")
+    say("watch its descriptors, in a second shell:")
+    say(f"    {program()} watch {server.pid} --storage-dir {folder}")
+    say(
+        "ask a new prompt, empty the device and host caches, keep the storage, and ask it again, in a third shell:"
+    )
+    say(f"    {LOOP.replace('URL', server.process.url)}")
+    say(
+        "of the second answer, 640 tokens are from storage; null means that nothing was, as at the limit of descriptors"
+    )
     say("press Ctrl-C to end it")
     sys.stdout.flush()
 

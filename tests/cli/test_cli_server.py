@@ -16,6 +16,7 @@ from processes import have_ended, wait_until
 from test_cli import Run, shown
 from test_cli import run as run_in_this_process
 
+from hicache_nixl.cli import server_output
 from hicache_nixl.lab.server import versions
 
 run = run_in_this_process  # the fixture that runs a command line
@@ -35,6 +36,10 @@ server.command = lambda _, model, port, *more: [
 from hicache_nixl.cli import main
 main()
 """
+
+
+STARTING = "starting sglang 0.5.11 (backend nixl, layout page_first), which takes 20 s or more; log: "
+DETAILS = '"cached_tokens_details":'
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def put(cache: Path, name: str, size: int) -> None:
         ("server list --help", ["--json", "installed, bytes"]),
         ("server remove --help", ["--yes", "Exit codes"]),
         ("server run --help", ["--backend", "--lifetime", "--layout", "--nofile-limit", "--storage-dir", "--port"]),
-        ("server run --help", ["--model", "--log", "--nofile-limit 1536", "Exit codes"]),
+        ("server run --help", ["--model", "--log", "--nofile-limit 400", "cached_tokens_details of the second answer is null", "Exit codes"]),
     ],
     ids=shown,
 )  # fmt: skip
@@ -135,6 +140,9 @@ class TestRemove:
         ("server run 0.5.11 --model x", "model: 'x' is unknown; expected one of small, larger"),
         ("server run 0.5.11 --log {tmp}", "--log {tmp}: it is a folder; expected the name of a new file"),
         ("server run 0.5.11 --storage-dir ''", "--storage-dir: the path is empty; give one, or leave the option out"),
+        ("server run 0.5.11 --storage-dir {tmp}/a/b", "storage folder {tmp}/a/b: there is no folder {tmp}/a"),
+        ("server run 0.5.11 --nofile-limit 99999999", "nofile_limit is 99999999; the hard limit is "),
+        ("server run 0.5.11 --nofile-limit 199", "nofile_limit is 199; a server needs 200 to start"),
         ("server run one", "sglang==one is not available: "),
         ("server install 0.0.0.1", "sglang==0.0.0.1 is not available: "),
     ],
@@ -145,6 +153,28 @@ def test_what_cannot_work_is_one_line_and_ends_with_2(run: Run, cache, tmp_path,
     answer = run(line.format(tmp=tmp_path))
     assert (answer.code, answer.out) == (2, "")
     assert answer.error().startswith(says.format(tmp=tmp_path))
+
+
+def ask(lines: list[str]) -> str:
+    """Paste the loop that was printed into a shell; return what it prints until the server has ended."""
+    first = next(at for at, line in enumerate(lines) if line.startswith("    url="))
+    last = lines.index("    done\n")
+    done = subprocess.run(
+        ["sh", "-c", "".join(lines[first : last + 1])], capture_output=True, text=True, timeout=60
+    )
+    return done.stdout
+
+
+def test_a_command_for_another_shell_begins_with_the_path_of_this_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bin/hicache-nixl", "server"])
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "hicache-nixl").touch(0o755)
+    assert server_output.program() == f"{tmp_path}/bin/hicache-nixl"
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    assert server_output.program() == "hicache-nixl"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/hicache_nixl/cli/__main__.py"])
+    assert server_output.program() == f"{sys.executable} -m hicache_nixl.cli"
 
 
 class TestRunning:
@@ -179,17 +209,26 @@ class TestRunning:
             process.kill()
             process.communicate()
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-    def test_a_signal_ends_every_process(self, start, tmp_path, number):
-        process, lines = start("answer")
+    @pytest.mark.parametrize(
+        ("number", "ignored"),
+        [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)],
+        ids=["Ctrl-C", "started with & by a script", "SIGTERM"],
+    )
+    def test_a_signal_ends_every_process(self, start, tmp_path, number, ignored):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else signal.getsignal(signal.SIGINT)
+        try:
+            process, lines = start("answer")
+        finally:
+            signal.signal(signal.SIGINT, before)
         tree = psutil.Process(process.pid).children(recursive=True)
         assert len(tree) == 3
         text = "".join(lines)
-        assert f"\n    hicache-nixl watch {tree[1].pid} --storage-dir {tmp_path}/temporary/hicache" in text
-        assert lines[0].startswith("sglang 0.5.11 with backend nixl: http://127.0.0.1:")
+        assert f" watch {tree[1].pid} --storage-dir {tmp_path}/temporary/hicache" in text
+        assert lines[0].startswith("sglang 0.5.11 (backend nixl, layout page_first): http://127.0.0.1:")
         os.killpg(process.pid, number)
         printed, errors = process.communicate(timeout=60)
-        assert (process.returncode, printed, errors) == (0, "ended; no process of the server is left\n", "")
+        assert (process.returncode, printed) == (0, "ended; no process of the server is left\n")
+        assert errors == STARTING + "stderr\n"
         assert have_ended(tree)
         assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -202,17 +241,28 @@ class TestRunning:
 
     def test_a_server_that_ends_by_itself_is_told(self, start, tmp_path):
         process, lines = start("die", "--log", str(tmp_path / "log"))
-        ask = next(line for line in lines if line.startswith("    curl"))
-        subprocess.run(["sh", "-c", ask], capture_output=True, timeout=60)
+        ask(lines)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
         assert errors == (
+            f"{STARTING}{tmp_path}/log\n"
             "error: the server ended with 3: RuntimeError: the scheduler is gone:\nRuntimeError: the scheduler is gone\n"
         )
         assert (tmp_path / "log").read_text() == "RuntimeError: the scheduler is gone\n"
 
     def test_its_log_is_on_stderr(self, start):
         process, lines = start("die")
-        ask = next(line for line in lines if line.startswith("    curl"))
-        subprocess.run(["sh", "-c", ask], capture_output=True, timeout=60)
-        assert process.communicate(timeout=60)[1].startswith("RuntimeError: the scheduler is gone\nerror: ")
+        ask(lines)
+        assert process.communicate(timeout=60)[1].startswith(
+            f"{STARTING}stderr\nRuntimeError: the scheduler is gone\nerror: "
+        )
+
+    def test_the_loop_asks_new_prompts_twice_until_the_server_ends(self, start, tmp_path):
+        process, lines = start("cached", "--log", str(tmp_path / "log"))
+        assert ask(lines) == f'new   {DETAILS}null\nagain {DETAILS}{{"storage":640}}\n' * 2
+        process.communicate(timeout=60)
+        asked = (tmp_path / "log").read_text().splitlines()[:8]
+        prompts = [json.loads(body)["input_ids"] for body in asked[::2]]
+        assert asked[1::2] == ["/flush_cache"] * 4
+        assert prompts[0] == prompts[1] != prompts[2] == prompts[3]
+        assert [len(prompt) for prompt in prompts] == [700] * 4

@@ -22,6 +22,7 @@ from ...config import STORAGE_DIR_VARIABLE
 from ...errors import ConfigError
 from .environment import LAST_LINES, Environment, ServerError
 from .keeper import KILLED, kept
+from .options import check_nofile_limit, check_storage_dir
 
 HERE = Path(__file__).parent
 HEALTHY = 300.0  # seconds for a server to answer; 15 on an idle machine
@@ -97,7 +98,7 @@ class Process:
     Raises
     ------
     ConfigError
-        When the port is taken, or the storage folder cannot be made.
+        When the port is taken, or the storage folder or the limit cannot work.
     ServerError
         When the server ends, or is not healthy in time; nothing is left running then.
     """
@@ -113,6 +114,7 @@ class Process:
         port: int | None = None,
         log: IO[bytes] | None = None,
     ):
+        check_nofile_limit(nofile_limit)
         with ExitStack() as ends:
             self.port = _free_port(port)
             folder = Path(tempfile.mkdtemp(prefix="hicache-nixl-server-"))
@@ -194,13 +196,8 @@ def _cause(log: str) -> str:
 
 
 def _storage_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(
-            f"storage folder {folder}: {error.strerror}; expected one that can be written to"
-        ) from error
+    check_storage_dir(folder)
+    folder.mkdir(exist_ok=True)
     return folder
 
 

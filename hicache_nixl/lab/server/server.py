@@ -21,6 +21,7 @@ from ...lifetimes.pooled.inspection import Inspection
 from ..worker.descriptors import fd_table
 from ..worker.releases import cache_folder
 from .environment import Environment, Progress, ServerError, install
+from .options import check_nofile_limit, check_storage_dir
 from .process import FAILED, HERE, HTTP, LAYOUTS, PAGE, Process, command
 
 ANSWERED = 120.0  # seconds for a request
@@ -75,7 +76,7 @@ class Server:
     nofile_limit : int, optional
         Descriptors that each process of the server may have open; by default as many as this one.
     storage_dir : path, optional
-        The storage folder; by default a new one, which is removed with the server.
+        The storage folder, in a folder that exists; by default a new one, which is removed with the server.
     model : {"small", "larger"}
         Random weights, 0.6 or 27 million.  Either is made once.
     variables : mapping, optional
@@ -89,7 +90,9 @@ class Server:
 
     Raises
     ------
-    ConfigError, ServerError
+    ConfigError
+        When an option cannot work; also by ``with``.
+    ServerError
         By ``with``; nothing is left running then.
     """
 
@@ -113,6 +116,9 @@ class Server:
         _check("lifetime", lifetime, LIFETIMES)
         _check("layout", layout, list(LAYOUTS))
         _check("model", model, MODELS)
+        check_nofile_limit(nofile_limit or 0)
+        if storage_dir is not None:
+            check_storage_dir(Path(storage_dir))
         self.version, self.backend, self.lifetime = version, backend, lifetime
         self._ours = backend == "hicache_nixl"
         self._extra = {**OURS, "lifetime": lifetime, **(options or {}), **POSIX} if self._ours else POSIX
@@ -142,6 +148,11 @@ class Server:
     def pid(self) -> int:
         """The scheduler, which has the cache controller and the storage backend."""
         return self.process.scheduler
+
+    @property
+    def layout(self) -> str:
+        """Of the host pool."""
+        return self._layout
 
     @property
     def storage_dir(self) -> Path:

@@ -8,6 +8,7 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+ASKED: list[str] = []
 BEGUN = b'data: {"output_ids": [1], "meta_info": {}}\n'
 
 
@@ -17,6 +18,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_POST(self) -> None:
+        if HOW == "cached":
+            self.answer_as_a_cache()
+            return
         if HOW == "refuse":
             self.send_error(400, "too long")
             return
@@ -28,6 +32,18 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(3)
         if HOW == "hang":
             time.sleep(1000)
+
+    def answer_as_a_cache(self) -> None:
+        """Print what is asked; answer every second time from storage; end after two prompts."""
+        body = self.rfile.read(int(self.headers["content-length"] or 0)).decode()
+        os.write(1, f"{body or self.path}\n".encode())
+        ASKED.append(body)
+        found = b'{"storage":640}' if len(ASKED) % 4 == 3 else b"null"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"meta_info":{"cached_tokens_details":' + found + b',"dp_rank":null}}')
+        if len(ASKED) == 8:
+            os._exit(3)
 
     def log_message(self, *_: object) -> None:
         pass

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -106,13 +108,34 @@ class TestStart:
         with pytest.raises(ConfigError, match=r"^port 70000: expected 1 to 65535; leave"):
             Process(NOWHERE, shell("exit"), port=70000)
 
-    @pytest.mark.parametrize("name", ["file", "file/folder"])
-    def test_a_storage_folder_that_cannot_be_made(self, tmp_path, temporary, name):
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("file", "/file: it is a file, not a folder"),
+            ("file/folder", "/file/folder: there is no folder .*/file"),
+            ("a/b", "/a/b: there is no folder .*/a"),
+        ],
+    )
+    def test_a_storage_folder_that_cannot_be_made(self, tmp_path, temporary, name, says):
         (tmp_path / "file").touch()
-        with pytest.raises(
-            ConfigError, match=f"^storage folder {tmp_path}/{name}: .*expected one that can be"
+        for start in (partial(Process, NOWHERE, shell("exit")), partial(Server, "0.5.11")):
+            with pytest.raises(ConfigError, match=f"^storage folder {tmp_path}{says}$"):
+                start(storage_dir=tmp_path / name)
+        assert list(temporary.iterdir()) == []
+
+    def test_a_storage_folder_that_cannot_be_written_to(self):
+        with pytest.raises(ConfigError, match=r"^storage folder /proc/none cannot be written to: "):
+            Server("0.5.11", storage_dir="/proc/none")
+
+    def test_a_limit_of_descriptors_that_cannot_work(self, temporary):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for limit, says in (
+            (hard + 1, f"; the hard limit is {hard}$"),
+            (199, "; a server needs 200 to start"),
         ):
-            Process(NOWHERE, shell("exit"), storage_dir=tmp_path / name)
+            for start in (partial(Process, NOWHERE, shell("exit")), partial(Server, "0.5.11")):
+                with pytest.raises(ConfigError, match=f"^nofile_limit is {limit}{says}"):
+                    start(nofile_limit=limit)
         assert list(temporary.iterdir()) == []
 
 
@@ -128,9 +151,9 @@ class TestRunning:
         assert list(temporary.iterdir()) == []
 
     def test_a_storage_folder_that_was_given_stays(self, make_server, tmp_path):
-        with make_server("answer", storage_dir=tmp_path / "a" / "b") as running:
+        with make_server("answer", storage_dir=tmp_path / "a") as running:
             (running.storage_dir / "page").touch()
-        assert (tmp_path / "a" / "b" / "page").exists()
+        assert (tmp_path / "a" / "page").exists()
 
     @pytest.mark.parametrize(
         ("how", "says"),
