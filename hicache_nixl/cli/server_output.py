@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -103,21 +104,22 @@ def program() -> str:
 
 
 def started(server: Server) -> None:
-    """Print where a server is, and what to do with it."""
+    """Print where a server is, and what to do with it.
+
+    By ``echo``: rich prints a line twice that Ctrl-C interrupts.
+    """
     folder = shlex.quote(str(server.storage_dir))
-    say(f"{described(server)}: {server.process.url}")
-    say(f"storage files are opened by process {server.pid}, in {folder}")
-    say("watch its descriptors, in a second shell:")
-    say(f"    {program()} watch {server.pid} --storage-dir {folder}")
-    say(
-        "ask a new prompt, empty the device and host caches, keep the storage, and ask it again, in a third shell:"
-    )
-    say(f"    {LOOP.replace('URL', server.process.url)}")
-    say(
-        "of the second answer, 640 tokens are from storage; null means that nothing was, as at the limit of descriptors"
-    )
-    say("press Ctrl-C to end it")
-    sys.stdout.flush()
+    lines = [
+        f"{described(server)}: {server.process.url}",
+        f"storage files are opened by process {server.pid}, in {folder}",
+        "watch its descriptors, in a second shell:",
+        f"    {program()} watch {server.pid} --storage-dir {folder}",
+        "ask a new prompt, empty the device and host caches, keep the storage, and ask it again, in a third shell:",
+        f"    {LOOP.replace('URL', server.process.url)}",
+        "of the second answer, 640 tokens are from storage; null means that none were, as at the limit of descriptors",
+        "press Ctrl-C to end it",
+    ]
+    typer.echo("\n".join(lines))
 
 
 @contextmanager

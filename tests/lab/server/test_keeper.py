@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import psutil
@@ -96,6 +98,49 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
     with keeping(tmp_path / "folder", "sleep 1000 & echo $!") as (keeper, printed):
         assert keeper.wait(30) == 0
         assert not psutil.pid_exists(int(printed.read_text()))
+
+
+SHARING = """
+import multiprocessing, sys, time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+resource_tracker.register = lambda *_: None  # as if it were killed with the process
+lock = multiprocessing.get_context("spawn").Lock()
+block = SharedMemory(create=True, size=64)
+theirs = SharedMemory(sys.argv[1])
+print(lock._semlock.name[1:], block.name, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_what_processes_leave_in_shared_memory_is_removed(tmp_path):
+    """Not what was there before, or what a process of others has opened."""
+    block = SharedMemory(create=True, size=64)
+    before = set(os.listdir("/dev/shm"))
+    try:
+        command = shlex.join([sys.executable, "-c", SHARING, block.name])
+        with keeping(tmp_path / "folder", f"{command} & wait") as (_, printed):
+            wait_until(lambda: len(printed.read_text().split()) == 2)
+            lock, mine = printed.read_text().split()
+            assert {f"sem.{lock}", mine} <= set(os.listdir("/dev/shm"))
+        now = set(os.listdir("/dev/shm"))
+        assert block.name in before & now
+        assert not {f"sem.{lock}", mine} & now
+    finally:
+        block.close()
+        block.unlink()
+
+
+def test_shared_memory_that_another_process_uses_stays(tmp_path):
+    command = shlex.join([sys.executable, "-c", SHARING.replace("SharedMemory(sys.argv[1])", "0")])
+    with keeping(tmp_path / "folder", f"{command} & wait") as (_, printed):
+        wait_until(lambda: len(printed.read_text().split()) == 2)
+        block = SharedMemory(printed.read_text().split()[1])
+    try:
+        assert block.name in os.listdir("/dev/shm")
+    finally:
+        block.close()
+        block.unlink()
 
 
 def test_the_limit_of_descriptors_is_that_of_the_command(tmp_path):
