@@ -85,11 +85,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(VENV)/bin/python -c "import hicache_nixl.lifetimes.pooled.lifetime"  # compiles its loops, once
 	touch $@
 
-# The reference run: quick profile.  Use an idle machine and a clean tree.
+# The reference run: quick profile, then real servers.  Use an idle machine and a clean tree.
 reference: $(INSTALLED)
-	set -e; printed=$$(mktemp); trap 'rm -rf "$$printed" runs/reference' EXIT; rm -rf runs/reference; \
+	set -e; printed=$$(mktemp); runs="runs/reference runs/reference-server"; \
+	trap 'rm -rf "$$printed" $$runs' EXIT; rm -rf $$runs; \
 	$(VENV)/bin/hicache-nixl reproduce --run reference > "$$printed"; \
-	$(VENV)/bin/python docs/build.py runs/reference "$$printed"
+	$(VENV)/bin/hicache-nixl reproduce --run reference-server --profile server; \
+	$(VENV)/bin/python docs/build.py runs/reference "$$printed" runs/reference-server
 
 lock:
 	set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \

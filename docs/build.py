@@ -1,6 +1,7 @@
 """Make a run the reference run: its copy in docs/, its tables in data/ and its results in README.md.
 
-``make reference`` calls it: ``python docs/build.py runs/reference PRINTED``, where PRINTED is what ``reproduce`` printed.
+``make reference`` calls it: ``python docs/build.py runs/reference PRINTED runs/reference-server``, where PRINTED is what
+``reproduce`` printed, and the last one the run with real servers, of which docs/ has a copy.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ TIMES = {
 }
 
 
-def make_reference(run: Path, printed: str, root: Path = ROOT) -> None:
-    """Replace the reference run below ``root`` by another run."""
-    if not run.is_dir():
-        sys.exit(f"{run}: no such run; the reference run stays as it is")
+def make_reference(run: Path, printed: str, served: Path, root: Path = ROOT) -> None:
+    """Replace the reference run below ``root`` by another run, and the one with servers."""
+    for folder in (run, served):
+        if not folder.is_dir():
+            sys.exit(f"{folder}: no such run; the reference run stays as it is")
     copy_run(run, root / "docs/reference", root)
+    copy_run(served, root / "docs/reference-server", root)
     data = root / "data/reference"
     shutil.rmtree(data)
     data.mkdir()
@@ -114,4 +117,4 @@ def _embedded(text: str) -> str:
 
 
 if __name__ == "__main__":
-    make_reference(Path(sys.argv[1]), Path(sys.argv[2]).read_text())
+    make_reference(Path(sys.argv[1]), Path(sys.argv[2]).read_text(), Path(sys.argv[3]))

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @app.command()
 def reproduce(
     profile: Annotated[
-        str, typer.Option(help="Parameters to run with: quick (about 4 minutes) or full (about 10 minutes).")
+        str,
+        typer.Option(
+            help="What to run: quick (about 4 minutes), full (about 10), or server (real SGLang servers, about 10)."
+        ),
     ] = "quick",
     notebook: Annotated[
         list[str] | None,

@@ -27,6 +27,11 @@ from .experiments.review import imports_inside_functions as imports_inside_funct
 from .experiments.review import owner_of_descriptors as owner_of_descriptors
 from .experiments.review import register_files_left as register_files_left
 from .experiments.review import release_facts as release_facts
+from .experiments.serving import first_tokens as first_tokens
+from .experiments.serving import rounds_schedule as rounds_schedule
+from .experiments.serving import served as served
+from .experiments.serving import served_and_watched as served_and_watched
+from .experiments.serving import servers as servers
 from .experiments.throughput import speeds as speeds
 from .experiments.throughput import throughput as throughput
 from .experiments.traffic import traffic as traffic
@@ -49,6 +54,7 @@ from .runs.folder import reference_table as reference_table
 from .runs.provenance import describe as describe
 from .runs.provenance import file_system as file_system
 from .runs.run import Run as Run
+from .statistics import FEWEST as FEWEST
 from .statistics import PAIRS as PAIRS
 from .statistics import Estimate as Estimate
 from .statistics import against_reference as against_reference

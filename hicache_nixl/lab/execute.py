@@ -27,7 +27,7 @@ from traitlets.config import Config
 from ..errors import ConfigError
 from ..resources import runs_folder
 from . import engine
-from .plan import choose_notebooks, notebooks, parameters_for, read_profile
+from .plan import choose_notebooks, notebooks, notebooks_of_profile, parameters_for, read_profile
 from .report import build, write_notebook_page
 from .runs.claims import FAILS
 from .runs.folder import RunFolder
@@ -172,7 +172,7 @@ def execute(
     ConfigError
         When a notebook, the profile, a parameter or the name of the run cannot work.
     """
-    chosen = choose_notebooks(wanted, notebooks())
+    chosen = choose_notebooks(wanted or notebooks_of_profile(profile), notebooks())
     resolved = parameters_for(chosen, read_profile(profile), parameters or {})
     folder = new_run_folder(default_run_name(profile) if run is None else run)
     RunFolder(folder).plan(list(chosen))

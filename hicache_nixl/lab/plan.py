@@ -19,20 +19,31 @@ from ..resources import resource
 from ..watch import read_watch
 from .experiments.indexes import SEGMENT_ROWS
 from .experiments.replay import POOL as HOST_POOL
+from .statistics import FEWEST
 from .worker.schedule import MOST_CALLS, MOST_KEYS
 
 PROFILES = "notebooks/parameters"
 NUMBERED = "[0-9][0-9]_*.ipynb"
+CHOSEN = "notebooks"  # in a profile: those that it runs
 CHOICES = {"queue": QUEUES, "layout": LAYOUTS}
 # The least and the most that a number may be; 1 and without end where nothing is said.
 # A worker has some descriptors of its own; the memory of a soak is counted every 100 calls, and an interval needs 6 counts.
+# The interval of a median of times to the first token needs 6 prompts, too.
 # A tenth of the requests are of different users, and an index has the rows of a segment or more.
-LEAST = {"seed": 0, "baseline_fds": 16, "soak_calls": 600, "requests": 10, "index_rows": SEGMENT_ROWS}
+LEAST = {
+    "seed": 0,
+    "prompts": FEWEST,
+    "baseline_fds": 16,
+    "soak_calls": 600,
+    "requests": 10,
+    "index_rows": SEGMENT_ROWS,
+}
 MOST = {
     **dict.fromkeys(("keys_per_call", "keys_sweep"), MOST_KEYS),
     **dict.fromkeys(("calls", "soak_calls", "small_reads", "deleted_files"), MOST_CALLS),
     **dict.fromkeys(("page_bytes", "page_sweep"), 2**30),
     "repeats": 10_000,
+    **dict.fromkeys(("rounds", "few_rounds", "prompts"), 1000),
     "stored_sweep": 10**8,
     "requests": 10**6,
     "index_rows": 10**7,
@@ -65,17 +76,14 @@ def choose_notebooks(wanted: Sequence[str], known: Mapping[str, Path]) -> dict[s
 
 
 def read_profile(name: str) -> dict[str, dict[str, Any]]:
-    """Read a profile: parameters for each notebook, and under ``all`` those for every notebook.
+    """Read the parameters of a profile: for each notebook, and under ``all`` those for every notebook.
 
     Raises
     ------
     ConfigError
         When there is no such profile, or it names a notebook or a parameter that does not exist.
     """
-    known = profiles()
-    if name not in known:
-        raise ConfigError(f"profile {name!r} is unknown; expected one of {', '.join(known)}")
-    profile = yaml.safe_load(known[name].read_text()) or {}
+    profile = {section: values for section, values in _load_profile(name).items() if section != CHOSEN}
     sections = ("all", *notebooks())
     for section in profile:
         if section not in sections:
@@ -89,6 +97,24 @@ def read_profile(name: str) -> dict[str, dict[str, Any]]:
                 f"profile {name}: parameter {parameter!r} is unknown; expected one of {', '.join(every)}"
             )
     return {section: parameters or {} for section, parameters in profile.items()}
+
+
+def notebooks_of_profile(name: str) -> list[str]:
+    """Return the notebooks that a profile runs when none is asked for, as its file lists them.
+
+    Examples
+    --------
+    >>> notebooks_of_profile("server")
+    ['08']
+    """
+    return list(_load_profile(name).get(CHOSEN, ()))
+
+
+def _load_profile(name: str) -> dict[str, Any]:
+    known = profiles()
+    if name not in known:
+        raise ConfigError(f"profile {name!r} is unknown; expected one of {', '.join(known)}")
+    return yaml.safe_load(known[name].read_text()) or {}
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:

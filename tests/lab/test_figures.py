@@ -37,6 +37,7 @@ from measured import (
     bench_times,
     timed,
 )
+from served import SERVED
 
 from hicache_nixl.lab import figures
 from hicache_nixl.lab.bench.results import medians, ratios
@@ -80,6 +81,8 @@ MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt 
         pd.concat([COST, COST.assign(before="sglang==0.5.11", after="sglang==0.5.12")])
     ),
     **STORES,
+    **SERVED,
+    "served_watch": lambda: figures.served_watch(SERVER),
 }
 TITLED: dict[str, Callable[[], Figure]] = {  # with a title that their caller works out
     "steps": lambda: figures.steps(INTO_LIMIT, BASELINE, LIMIT, "try_finally", TITLE),

@@ -13,10 +13,11 @@ import nbformat
 import pytest
 from PIL import Image
 
-from hicache_nixl.lab import execute as reproduction
+from hicache_nixl.lab import plan
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs/reference"
+DOCS, SERVERS = ROOT / "docs/reference", ROOT / "docs/reference-server"
+PROFILES = {DOCS: "quick", SERVERS: "server"}  # of the two runs
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs/build.py")
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
@@ -28,9 +29,14 @@ def picture() -> bytes:
     return out.getvalue()
 
 
-def test_every_notebook_is_there_executed_with_figures():
-    for name in reproduction.notebooks():
-        cells = nbformat.read(DOCS / f"notebooks/{name}.ipynb", 4).cells
+def notebooks(profile: str) -> list[str]:
+    return list(plan.choose_notebooks(plan.notebooks_of_profile(profile), plan.notebooks()))
+
+
+@pytest.mark.parametrize("run", PROFILES, ids=PROFILES.values())
+def test_every_notebook_is_there_executed_with_figures(run):
+    for name in notebooks(PROFILES[run]):
+        cells = nbformat.read(run / f"notebooks/{name}.ipynb", 4).cells
         code = [cell for cell in cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code)
         assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs), name
@@ -45,14 +51,15 @@ def test_it_is_the_run_whose_tables_are_in_data():
     assert "get, 4 KiB | " in readme
 
 
-def test_every_link_of_its_report_leads_to_a_file():
-    links = set(re.findall(r'href="([^"#:]+)["#]', (DOCS / "index.html").read_text()))
-    assert {f"notebooks/{name}.ipynb" for name in reproduction.notebooks()} <= links
-    assert [link for link in links if not (DOCS / link).exists()] == []
+@pytest.mark.parametrize("run", PROFILES, ids=PROFILES.values())
+def test_every_link_of_its_report_leads_to_a_file(run):
+    links = set(re.findall(r'href="([^"#:]+)["#]', (run / "index.html").read_text()))
+    assert {f"notebooks/{name}.ipynb" for name in notebooks(PROFILES[run])} <= links
+    assert [link for link in links if not (run / link).exists()] == []
 
 
 def test_it_is_small():
-    assert sum(path.stat().st_size for path in DOCS.rglob("*")) < 5e6
+    assert sum(path.stat().st_size for run in PROFILES for path in run.rglob("*")) < 6e6
 
 
 @pytest.fixture

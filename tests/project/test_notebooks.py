@@ -118,8 +118,13 @@ class TestParameters:
 
 
 class TestProfiles:
-    def test_there_are_quick_and_full(self):
-        assert list(plan.profiles()) == ["full", "quick"]
+    def test_there_are_quick_and_full_and_one_for_servers(self):
+        assert list(plan.profiles()) == ["full", "quick", "server"]
+
+    def test_each_notebook_is_in_a_profile_and_those_of_servers_only_in_theirs(self):
+        listed = {name: plan.notebooks_of_profile(name) for name in plan.profiles()}
+        assert listed["quick"] == listed["full"]
+        assert [*listed["quick"], *listed["server"]] == [name[:2] for name in NOTEBOOKS]
 
     @pytest.mark.parametrize("profile", plan.profiles())
     def test_a_profile_names_notebooks_and_parameters_that_exist(self, profile):
@@ -252,10 +257,11 @@ def test_every_release_that_is_compared_is_linked_to_somewhere():
     assert [url for url in set(lab.expected().url) if f"({url})" not in prose] == []
 
 
-def test_five_to_eight_figures_tell_the_story():
-    told = [path.read_text().count("story=") for path in NOTEBOOKS.values()]
-    assert 5 <= sum(told) <= 8
-    assert all(told)
+def test_five_to_eight_figures_tell_the_story_of_a_run_and_one_or_two_that_of_the_servers():
+    told = {name[:2]: path.read_text().count("story=") for name, path in NOTEBOOKS.items()}
+    assert 5 <= sum(told[number] for number in plan.notebooks_of_profile("quick")) <= 8
+    assert 1 <= sum(told[number] for number in plan.notebooks_of_profile("server")) <= 2
+    assert all(told.values())
 
 
 def names_in(*nodes: ast.AST) -> set[str]:

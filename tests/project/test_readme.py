@@ -103,7 +103,7 @@ def test_every_lifetime_and_every_notebook_has_its_row():
         assert f"[`{name}`]" in README
     for name in reproduction.notebooks():
         assert f"[{name}](notebooks/{name}.ipynb)" in README
-        assert f"(docs/reference/notebooks/{name}.ipynb)" in README
+        assert re.search(rf"\(docs/reference(-server)?/notebooks/{name}\.ipynb\)", README)
 
 
 def test_who_is_affected_is_what_the_investigation_found():

@@ -9,6 +9,7 @@ from .counts import end, growth, hero, law, steps, two_counts
 from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
 from .replays import replays
+from .serving import first_tokens, served_counts, served_leak, served_registrations, served_watch
 from .stores import anatomy, bounded, by_stored, hit_rates, traffic
 from .times import benchmarks, cost, latency, over_calls, pairs_and_ratios
 from .words import Drawn
@@ -25,6 +26,7 @@ __all__ = [
     "creation",
     "end",
     "faults",
+    "first_tokens",
     "growth",
     "hero",
     "hit_rates",
@@ -36,6 +38,10 @@ __all__ = [
     "ratios_of_two",
     "replays",
     "second_leak",
+    "served_counts",
+    "served_leak",
+    "served_registrations",
+    "served_watch",
     "steps",
     "throughputs",
     "traffic",

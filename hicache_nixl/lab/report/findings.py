@@ -18,6 +18,7 @@ from ..statistics import Estimate
 from ..worker.releases import PREFIX
 
 BEFORE, AFTER = "leaky", "try_finally"
+SERVED = "08_inside_sglang"
 LEAKS = {"fds": "descriptors", "registrations": "registrations"}  # the worse one first
 
 
@@ -38,21 +39,64 @@ class Answer:
     figure: str
 
 
+Asked = tuple[tuple[str, str, str, Callable[[Record], str]], ...]
+
+
 def findings(record: Record) -> list[Answer]:
-    """Return the five sentences; one whose notebook did not run, or did not get that far, says so."""
-    asked: tuple[tuple[str, str, str, Callable[[Record], str]], ...] = (
+    """Return the five sentences, and two of a run with real servers.
+
+    A sentence whose notebook did not run, or did not get that far, says so.
+    """
+    five: Asked = (
         ("How large is the leak?", "03_before_and_after", "hero", _leak),
         ("What does the fix do?", "03_before_and_after", "hero", _fix),
         ("What does it cost?", "03_before_and_after", "cost", _cost),
         ("What does it leave?", "04_the_second_leak", "second_leak", _left),
         ("Who is affected, and what to install?", "05_the_review_answered", "behaviours", _affected),
     )
+    served: Asked = (
+        ("Does a real server run out of descriptors?", SERVED, "leak", _served_leak),
+        ("Does it with this connector?", SERVED, "ours", _served_ours),
+    )
+    ran = notebooks_of(record)
+    asked = (*(five if ran - {SERVED} or not ran else ()), *(served if SERVED in ran else ()))
     return [
         Answer(
             question, text(record) or f"Not measured in this run (notebook {notebook[:2]}).", notebook, figure
         )
         for question, notebook, figure, text in asked
     ]
+
+
+def notebooks_of(record: Record) -> set[str]:
+    """Return the notebooks of a run, those that did not end among them."""
+    return {*record.notebooks, *record.unfinished}
+
+
+def _served_leak(record: Record) -> str:
+    table = _table(record, SERVED, "leak")
+    if table is None or table.empty:
+        return ""
+    again = table[table.step == "prefetch"]
+    lost = again["round"][again.from_storage == 0]
+    told = (
+        f"Its scheduler had {table.fds_before.iloc[0]} descriptors open before the first of {table['round'].max()} rounds, and "
+        f"{table.open_fds.iloc[-1]} after the last one"
+    )
+    if lost.empty:
+        return f"{told}. Every repeated prompt came from storage."
+    return f"{told}. From round {lost.iloc[0]} on, it found nothing in storage and computed {len(lost)} repeated prompts again."
+
+
+def _served_ours(record: Record) -> str:
+    table = _table(record, SERVED, "ours")
+    if table is None or table.empty:
+        return ""
+    ends = table.groupby(["connector", "server"], sort=False).tail(1)
+    told = [
+        f"{row.open_fds - row.fds_before} with {row.connector} in {row.server}" for row in ends.itertuples()
+    ]
+    return f"Descriptors more after {len(table) // len(ends)} backups and prefetches: {', '.join(told)}."
 
 
 def _table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:

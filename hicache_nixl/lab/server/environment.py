@@ -326,6 +326,7 @@ def _steps(pins: Sequence[str]) -> Iterator[list[str]]:
 def _pip(python: Path, arguments: Sequence[str], folder: Path, advance: Callable[[], None]) -> None:
     """Install packages; what an interrupted pip has left of them is overwritten."""
     options = ["--no-deps", "--ignore-installed", "--no-warn-script-location", "--disable-pip-version-check"]
+    options += ["--retries", "1", "--timeout", "20"]
     command = [os.fspath(python), "-m", "pip", "install", *options]
     if arguments[-1].startswith("torch=="):
         only = ["--index-url", CPU_BUILDS, "--retries", "0", "--timeout", "15"]

@@ -52,13 +52,18 @@ _OPTIONS = {
     "hicache-storage-prefetch-policy": "wait_complete",
     "hicache-write-policy": "write_through",
     "max-running-requests": 4,
-    "max-total-tokens": TOKENS,
     "page-size": PAGE,
 }
 
 
 def command(
-    environment: Environment, model: Path, port: int, layout: str, backend: str, extra: Mapping[str, Any]
+    environment: Environment,
+    model: Path,
+    port: int,
+    layout: str,
+    backend: str,
+    extra: Mapping[str, Any],
+    device_tokens: int,
 ) -> list[str]:
     """Return the command line of a server."""
     named = {
@@ -68,6 +73,7 @@ def command(
         "hicache-storage-backend": backend,
         "hicache-storage-backend-extra-config": json.dumps(extra),
         "host": HOST,
+        "max-total-tokens": device_tokens,
         "model-path": model,
         "port": port,
     }
@@ -116,7 +122,7 @@ class Process:
     ):
         check_nofile_limit(nofile_limit)
         with ExitStack() as ends:
-            self.port = _free_port(port)
+            self.port = free_port(port)
             folder = Path(tempfile.mkdtemp(prefix="hicache-nixl-server-"))
             # The keeper does this as well, for a process that is killed.
             ends.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -201,7 +207,8 @@ def _storage_folder(folder: Path) -> Path:
     return folder
 
 
-def _free_port(wanted: int | None) -> int:
+def free_port(wanted: int | None = None) -> int:
+    """Return a port of the loopback that nobody listens on: the one that is wanted, or any."""
     if wanted is not None and not 0 < wanted < 65536:
         raise ConfigError(f"port {wanted}: expected 1 to 65535; leave it out for a free one")
     with socket.socket() as asked:

@@ -22,10 +22,12 @@ from ..worker.descriptors import fd_table
 from ..worker.releases import cache_folder
 from .environment import Environment, Progress, ServerError, install
 from .options import check_nofile_limit, check_storage_dir
-from .process import FAILED, HERE, HTTP, LAYOUTS, PAGE, Process, command
+from .process import FAILED, HERE, HTTP, LAYOUTS, PAGE, TOKENS, Process, command
 
 ANSWERED = 120.0  # seconds for a request
-QUIET = 0.4  # seconds without a new page, after which a backup is taken for complete
+ENDED = 10.0  # seconds for a request to end after its answer
+BAD_REQUEST = 400
+QUIET = 0.4  # seconds without a change, after which a backup or prefetch is taken for complete
 BACKENDS = ("nixl", "hicache_nixl")  # SGLang's own, and the connector of this package
 MODELS = ("small", "larger")  # 0.6 and 27 million random weights
 OURS = {
@@ -79,6 +81,8 @@ class Server:
         The storage folder, in a folder that exists; by default a new one, which is removed with the server.
     model : {"small", "larger"}
         Random weights, 0.6 or 27 million.  Either is made once.
+    device_tokens : int
+        Room of the "device" pool; the host pool has twice as much.
     variables : mapping, optional
         More variables for the environment of the server, such as those of NIXL's telemetry.
     port : int, optional
@@ -107,6 +111,7 @@ class Server:
         nofile_limit: int | None = None,
         storage_dir: str | os.PathLike[str] | None = None,
         model: str = "small",
+        device_tokens: int = TOKENS,
         variables: Mapping[str, str] | None = None,
         port: int | None = None,
         log: IO[bytes] | None = None,
@@ -123,6 +128,7 @@ class Server:
         self._ours = backend == "hicache_nixl"
         self._extra = {**OURS, "lifetime": lifetime, **(options or {}), **POSIX} if self._ours else POSIX
         self._layout, self._model, self._progress = layout, model, progress
+        self._device_tokens = device_tokens
         self._start = partial(
             Process,
             storage_dir=storage_dir,
@@ -136,9 +142,8 @@ class Server:
         environment = install(self.version, self._progress)
         model = _model_folder(environment, self._model)
         backend = "dynamic" if self._ours else self.backend
-        self.process = self._start(
-            environment, lambda port: command(environment, model, port, self._layout, backend, self._extra)
-        )
+        what = (self._layout, backend, self._extra, self._device_tokens)
+        self.process = self._start(environment, lambda port: command(environment, model, port, *what))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,12 +193,25 @@ class Server:
         return Answer(tuple(last["output_ids"]), first, *loaded)
 
     def flush(self) -> None:
-        """Let the server forget the pages of device and host; those in storage stay."""
-        with self._post("flush_cache"):
-            pass
+        """Let the server forget the pages of device and host; those in storage stay.
+
+        A server refuses while a request is pending, also one whose answer has just ended, so it is asked again.
+        """
+        deadline = time.monotonic() + ENDED
+        while not self._flushed(last=time.monotonic() > deadline):
+            time.sleep(0.1)
+
+    def _flushed(self, last: bool) -> bool:
+        try:
+            with self._post("flush_cache"):
+                return True
+        except ServerError as error:
+            if last or getattr(error.__cause__, "code", None) != BAD_REQUEST:
+                raise
+            return False
 
     def settle(self, pages: int | None = None, patience: float = 3.0) -> int:
-        """Wait until a backup has ended; return what ``stored`` counts then.
+        """Wait until backups and prefetches have ended: neither pages nor descriptors change; return what ``stored`` counts.
 
         Parameters
         ----------
@@ -201,16 +219,16 @@ class Server:
             What ``stored`` is to reach.  After ``patience`` seconds without it, the backup has failed.
         """
         deadline = time.monotonic() + patience
-        count, since = self.stored(), time.monotonic()
+        counts, since = (self.stored(), len(self.fds())), time.monotonic()
         while True:
             time.sleep(0.05)
             now = time.monotonic()
-            if (found := self.stored()) != count:
-                count, since = found, now
+            if (found := (self.stored(), len(self.fds()))) != counts:
+                counts, since = found, now
                 deadline = now + patience
-            complete = pages is None or count >= pages or now > deadline
+            complete = pages is None or counts[0] >= pages or now > deadline
             if complete and now - since > QUIET:
-                return count
+                return counts[0]
 
     # -- what it has -----------------------------------------------------------------------------------
 
@@ -219,11 +237,12 @@ class Server:
         return fd_table(self.pid, self.storage_dir)
 
     def stored(self) -> int:
-        """Return how many files with pieces of pages are in storage; with ``pooled``, how many pages."""
+        """Return how many pages are in storage."""
         if self._ours and self.lifetime == "pooled":
             with Inspection(self.storage_dir) as inspection:
                 return len(inspection.rows())
-        return sum(len(files) for _, _, files in os.walk(self.storage_dir))
+        files = sum(len(files) for _, _, files in os.walk(self.storage_dir))
+        return files // (1 if self._layout == "layer_first" else 2)  # keys and values, else
 
     def log(self) -> str:
         """Return all that the processes of the server have printed."""

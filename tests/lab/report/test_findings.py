@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import served
 from measured import COST, INTO_LIMIT, PR_FLAT
 
 from hicache_nixl.lab.connectors import expected
@@ -102,6 +103,26 @@ def test_without_the_notebooks_nothing_is_claimed_as_measured(tmp_path):
         "install 0.5.13 or later. Not checked in this run: 0.5.11, 0.5.12, 0.5.13.post1 and 0.5.23 ("
         in affected
     )
+
+
+def test_a_run_with_servers_says_when_the_leak_ends_them_and_what_ours_keeps(tmp_path):
+    run = Run("08_inside_sglang", tmp_path, {})
+    run.table("leak", served.LEAK)
+    run.table("ours", served.OURS)
+    leak, ours = said(tmp_path)
+    assert leak == (
+        "Its scheduler had 62 descriptors open before the first of 5 rounds, and 510 after the last one. From round 4 on, "
+        "it found nothing in storage and computed 2 repeated prompts again."
+    )
+    assert "640 with leaky in 0.5.11, 0 with scoped in 0.5.11" in ours
+
+
+def test_a_run_without_a_server_measured_nothing(tmp_path):
+    Run("08_inside_sglang", tmp_path, {}).table("leak", served.LEAK[:0])
+    assert said(tmp_path) == ["Not measured in this run (notebook 08)."] * 2
+    page = build(tmp_path).read_text()
+    assert "Review agenda" not in page
+    assert 'href="#agenda"' not in page
 
 
 def test_the_report_has_them_after_the_verdict_then_the_agenda_then_the_figures(run):

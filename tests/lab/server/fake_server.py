@@ -9,6 +9,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ASKED: list[str] = []
+BUSY: list[str] = []
 BEGUN = b'data: {"output_ids": [1], "meta_info": {}}\n'
 
 
@@ -20,6 +21,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if HOW == "cached":
             self.answer_as_a_cache()
+            return
+        if self.path == "/flush_cache":
+            BUSY.append(self.path)
+            self.send_response(400 if len(BUSY) < 3 else 200)
+            self.end_headers()
             return
         if HOW == "refuse":
             self.send_error(400, "too long")

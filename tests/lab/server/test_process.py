@@ -150,6 +150,14 @@ class TestRunning:
         assert not [one for one in processes if one.is_running()]
         assert list(temporary.iterdir()) == []
 
+    def test_a_server_that_is_still_busy_is_asked_again_to_forget_its_pages(self, make_server, monkeypatch):
+        with make_server("answer") as running:
+            monkeypatch.setattr(server, "ENDED", 0.0)
+            with pytest.raises(ServerError, match="HTTP Error 400"):
+                running.flush()
+            monkeypatch.setattr(server, "ENDED", 10.0)
+            running.flush()
+
     def test_a_storage_folder_that_was_given_stays(self, make_server, tmp_path):
         with make_server("answer", storage_dir=tmp_path / "a") as running:
             (running.storage_dir / "page").touch()

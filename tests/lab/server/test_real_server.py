@@ -54,12 +54,12 @@ def new_prompt() -> list[int]:
     return [RANDOM.randrange(3, 1000) for _ in range(PROMPT)]
 
 
-def ask_twice(server: Server, stored: int) -> tuple[Answer, Answer]:
-    """Ask a new prompt, and again when its pages are in storage only, where each prompt adds ``stored``."""
+def ask_twice(server: Server) -> tuple[Answer, Answer]:
+    """Ask a new prompt, and again when its pages are in storage only."""
     prompt, before = new_prompt(), server.stored()
     cold = server.ask(prompt)
     assert (cold.storage, cold.host, cold.device) == (0, 0, 0)
-    server.settle(before + stored)
+    server.settle(before + PAGES)
     server.flush()
     return cold, server.ask(prompt)
 
@@ -101,7 +101,7 @@ class TestSglangsOwnBackendOf0511:
         for _ in range(2):
             prompt, before = new_prompt(), leaking.stored()
             cold = leaking.ask(prompt)
-            leaking.settle(before + FILES)
+            leaking.settle(before + PAGES)
             counts.append(open_now(leaking))
             leaking.flush()
             again = leaking.ask(prompt)
@@ -109,7 +109,7 @@ class TestSglangsOwnBackendOf0511:
             assert (again.storage, again.tokens) == (CACHED, cold.tokens)
         assert [after - before for before, after in pairwise(counts)] == [FILES] * 4
         for _ in range(2):
-            cold, again = ask_twice(leaking, FILES)
+            cold, again = ask_twice(leaking)
             assert (again.storage, again.tokens) == (0, cold.tokens)
         assert open_now(leaking) > LIMIT - FILES
         assert "Too many open files" in leaking.log()
@@ -126,20 +126,20 @@ class TestSglangsOwnBackendOf0511:
 class TestOurs:
     """A server of 0.5.11 and one of 0.5.23, with one storage folder."""
 
-    def test_descriptors_stay_and_outputs_are_those_without_a_cache(self, servers, lifetime):
+    def test_descriptors_stay_and_outputs_are_those_without_a_cache(self, servers):
         for server in servers:
-            ask_twice(server, PAGES if lifetime == "pooled" else FILES)  # opens what is used from then on
+            ask_twice(server)  # opens what is used from then on
             before = server.fds()
             for _ in range(3):
-                cold, again = ask_twice(server, PAGES if lifetime == "pooled" else FILES)
+                cold, again = ask_twice(server)
                 assert (again.storage, again.tokens) == (CACHED, cold.tokens)
             assert sorted(server.fds().target) == sorted(before.target)
 
-    def test_what_one_has_stored_the_other_loads(self, servers, lifetime):
+    def test_what_one_has_stored_the_other_loads(self, servers):
         for first, second in (servers, servers[::-1]):
             prompt, before = new_prompt(), first.stored()
             cold = first.ask(prompt)
-            first.settle(before + (PAGES if lifetime == "pooled" else FILES))
+            first.settle(before + PAGES)
             found = second.ask(prompt)
             assert (found.storage, found.tokens) == (CACHED, cold.tokens)
 
