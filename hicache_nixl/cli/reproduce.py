@@ -21,7 +21,7 @@ def reproduce(
     profile: Annotated[
         str,
         typer.Option(
-            help="What to run: quick (about 4 minutes), full (about 10), or server (real SGLang servers, about 10)."
+            help="What to run: quick (about 4 minutes) or full (about 10 minutes), or server: real SGLang servers (about 10 minutes)."
         ),
     ] = "quick",
     notebook: Annotated[

@@ -172,7 +172,8 @@ def execute(
     ConfigError
         When a notebook, the profile, a parameter or the name of the run cannot work.
     """
-    chosen = choose_notebooks(wanted or notebooks_of_profile(profile), notebooks())
+    known = notebooks()
+    chosen = choose_notebooks(wanted or notebooks_of_profile(profile, known), known)
     resolved = parameters_for(chosen, read_profile(profile), parameters or {})
     folder = new_run_folder(default_run_name(profile) if run is None else run)
     RunFolder(folder).plan(list(chosen))

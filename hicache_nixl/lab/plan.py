@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource as limits
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .worker.schedule import MOST_CALLS, MOST_KEYS
 
 PROFILES = "notebooks/parameters"
 NUMBERED = "[0-9][0-9]_*.ipynb"
-CHOSEN = "notebooks"  # in a profile: those that it runs
+LEFT_OUT = "without"  # in a profile: notebooks that it does not run
 CHOICES = {"queue": QUEUES, "layout": LAYOUTS}
 # The least and the most that a number may be; 1 and without end where nothing is said.
 # A worker has some descriptors of its own; the memory of a soak is counted every 100 calls, and an interval needs 6 counts.
@@ -83,7 +83,7 @@ def read_profile(name: str) -> dict[str, dict[str, Any]]:
     ConfigError
         When there is no such profile, or it names a notebook or a parameter that does not exist.
     """
-    profile = {section: values for section, values in _load_profile(name).items() if section != CHOSEN}
+    profile = {section: values for section, values in _load_profile(name).items() if section != LEFT_OUT}
     sections = ("all", *notebooks())
     for section in profile:
         if section not in sections:
@@ -99,15 +99,16 @@ def read_profile(name: str) -> dict[str, dict[str, Any]]:
     return {section: parameters or {} for section, parameters in profile.items()}
 
 
-def notebooks_of_profile(name: str) -> list[str]:
-    """Return the notebooks that a profile runs when none is asked for, as its file lists them.
+def notebooks_of_profile(name: str, known: Iterable[str]) -> list[str]:
+    """Return the notebooks that a profile runs when none is asked for: all but those that its file leaves out.
 
     Examples
     --------
-    >>> notebooks_of_profile("server")
-    ['08']
+    >>> notebooks_of_profile("server", ["01_reproduce_the_leak", "08_inside_sglang"])
+    ['08_inside_sglang']
     """
-    return list(_load_profile(name).get(CHOSEN, ()))
+    left_out = tuple(_load_profile(name).get(LEFT_OUT, ()))
+    return [notebook for notebook in known if not notebook.startswith(left_out)]
 
 
 def _load_profile(name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ STYLES = {  # a release has the colour of the lifetime that stands for it, and a
     "sglang==0.5.23": (SCOPED, "-."),
 }
 NAMES = {"leaky": "before (leaky)", "try_finally": "after (try_finally)"}
-LETTERS = 13  # of a bold title on an inch
+LETTERS = 12  # of a bold title on an inch
 NOTE = "note"  # marks a text at the right end of a panel
 LOOK: dict[Any, Any] = {
     "axes.spines.top": False,

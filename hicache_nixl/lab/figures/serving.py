@@ -233,6 +233,7 @@ def first_tokens(table: pd.DataFrame) -> Drawn:
     return Drawn(figure, f"{title}. Ratios with intervals: {intervals}. Medians: {'; '.join(rows)}.")
 
 
+@mpl.rc_context(LOOK)
 def served_watch(samples: pd.DataFrame) -> Drawn:
     """Draw what ``hicache-nixl watch`` saw of a server, with its answer as the title.
 
@@ -241,12 +242,22 @@ def served_watch(samples: pd.DataFrame) -> Drawn:
     samples : pandas.DataFrame
         From ``served_and_watched``.
     """
-    from ...watch import Watch, servers  # here: it imports modules of this package
+    from ...watch import Watch  # here: it imports modules of this package
 
     if samples.empty:
         return not_run("no server could be installed")
     seen = Watch.of(samples)
-    figure = servers({"sglang::scheduler": seen})
+    figure, axes = plt.subplots(figsize=(7, 3.4))
+    look: dict[str, Any] = {"where": "post", "linewidth": 1.6}
+    axes.step(samples.seconds, samples.storage_fds, color=BEFORE, label="storage files", **look)
+    axes.step(samples.seconds, samples.open_fds, color=INK, linestyle=":", label="all descriptors", **look)
+    highest, limit = int(samples.open_fds.max()), samples.limit.iloc[-1]
+    if not pd.isna(limit) and limit < 3 * highest:
+        limit_line(axes, int(limit))
+        highest = max(highest, int(limit))
+    axes.set(xlabel="seconds since the watch began", ylabel="open descriptors", ylim=(0, highest * 1.15))
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    heading(figure, seen.answer().capitalize())
     rows = "; ".join(f"{row.descriptors} {row.now}" for row in seen.table().itertuples())
     return Drawn(figure, f"{seen.answer().capitalize()}. At the end: {rows}.")
 
