@@ -194,10 +194,13 @@ def _cause(log: str) -> str:
     --------
     >>> _cause("ValueError: first\n  File x\nOSError: [Errno 24] Too many open files\naborted")
     ': OSError: [Errno 24] Too many open files'
+    >>> _cause("ConfigError: capacity\nKeyError: '/mp-0ilmnhun'")
+    ': ConfigError: capacity'
     >>> _cause("loading")
     ''
     """
-    errors = re.findall(r"^[\w.]*(?:Error|Exception): .+$", log, re.MULTILINE)
+    # Python's tracker of semaphores prints the second one for those of processes that were killed.
+    errors = re.findall(r"^[\w.]*(?:Error|Exception): (?!'/mp-).+$", log, re.MULTILINE)
     return f": {errors[-1]}" if errors else ""
 
 

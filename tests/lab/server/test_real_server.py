@@ -5,7 +5,6 @@ Each class starts its servers once.  A start takes 20 to 60 seconds.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -183,17 +182,21 @@ class TestEnd:
         while not lines or not lines[-1].startswith("press Ctrl-C"):
             lines.append(start.stdout.readline())
             assert lines[-1], lines
-        ask, forget, watch = (line.strip() for line in lines if line.startswith("    "))
-        answers = []
-        for command in (ask, "sleep 2; " + forget, ask):
-            answers.append(
-                subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60).stdout
-            )
-        cold, again = json.loads(answers[0]), json.loads(answers[2])
-        assert again["output_ids"] == cold["output_ids"]
-        assert again["meta_info"]["cached_tokens_details"]["storage"] == pages_of(range(698)) * 64
+        watch = next(line for line in lines if " watch " in line)
+        first = next(at for at, line in enumerate(lines) if line.startswith("    url="))
+        with subprocess.Popen(
+            ["sh", "-c", "".join(lines[first : lines.index("    done\n") + 1])],
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        ) as loop:
+            answers = [loop.stdout.readline() for _ in range(4)]
+            os.killpg(loop.pid, signal.SIGKILL)
+        assert [answer.split()[0] for answer in answers] == ["new", "again"] * 2
+        loaded = [f'"storage":{pages_of(range(700)) * 64}' in answer for answer in answers]
+        assert loaded == [False, True] * 2
         tree = self.tree_with_scheduler(start.pid)
-        assert int(watch.split()[2]) in [one.pid for one in tree]
+        assert int(watch.split(" watch ")[1].split()[0]) in [one.pid for one in tree]
         os.killpg(start.pid, signal.SIGINT)
         printed, _ = start.communicate(timeout=60)
         assert (start.returncode, printed) == (0, "ended; no process of the server is left\n")
@@ -211,7 +214,7 @@ class TestEnd:
     def test_a_server_that_cannot_start_says_why_and_leaves_nothing(self):
         others = psutil.Process().children()  # of tests that ran before in this process
         with pytest.raises(
-            ServerError, match=r"^the server .*: OSError: \[Errno 24\] Too many open files.*:\n"
+            ServerError, match=r"^the server .*'capacity' is unknown; did you mean capacity_gb\?:\n"
         ):
-            Server(OLD, nofile_limit=20).__enter__()
+            Server(OLD, "hicache_nixl", options={"capacity": 1}).__enter__()
         assert set(psutil.Process().children()) <= set(others)
