@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import in_memory
 import pytest
 from pooled_store import note_names
+from several import several_pools
 from stores import STORES, Raw, raw_access
 
 from hicache_nixl import lifetimes
@@ -42,3 +44,9 @@ def raw(lifetime: str, folder: Path) -> Raw:
 def raw_of(folder: Path) -> Callable[[str], Raw]:
     """Raw access by the name of a lifetime, for tests of several."""
     return lambda lifetime: raw_access(lifetime, folder)
+
+
+@pytest.fixture
+def pools() -> dict[str, Any]:
+    """Return the host pools of a model that has several."""
+    return several_pools()

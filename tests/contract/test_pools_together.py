@@ -24,11 +24,6 @@ BOUNDED = ("scoped", "pooled")
 LARGE, COUNT = 64 << 10, 128  # bytes of a page; pages of a call of the server
 
 
-@pytest.fixture
-def pools():
-    return several_pools()
-
-
 # -- the room of a store ---------------------------------------------------------------------------------
 
 

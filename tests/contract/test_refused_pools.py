@@ -16,11 +16,6 @@ from hicache_nixl.errors import ConfigError, RegistrationError
 
 
 @pytest.fixture
-def pools():
-    return several_pools()
-
-
-@pytest.fixture
 def store(make_store, lifetime, pools):
     store = make_store(lifetime)
     register(store, pools)

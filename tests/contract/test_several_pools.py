@@ -30,11 +30,6 @@ BOUNDED = ("scoped", "pooled")
 
 
 @pytest.fixture
-def pools():
-    return several_pools()
-
-
-@pytest.fixture
 def store(make_store, lifetime, pools):
     store = make_store(lifetime)
     register(store, pools)
