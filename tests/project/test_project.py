@@ -20,7 +20,7 @@ LOCK = [
     for line in (ROOT / "requirements.lock").read_text().splitlines()
     if line.strip() and not line.startswith("#")
 ]
-EXTRAS = ("lab", "dev")
+EXTRAS = ("lab", "objectstore", "sweep", "dev")
 REQUIREMENTS = PROJECT["dependencies"] + [
     requirement for extra in EXTRAS for requirement in PROJECT["optional-dependencies"][extra]
 ]
