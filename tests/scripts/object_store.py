@@ -1,7 +1,7 @@
 """Store and load pages on an S3 endpoint through NIXL's OBJ plugin; print what happened as JSON, by lifetime.
 
 In a separate process, because a process loads only one build of NIXL, and OBJ needs the one for CUDA 12.
-``object_store.py PORT LIFETIME...``
+``object_store.py PLUGIN LIFETIME...``, with the section ``plugin`` of the configuration as JSON.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections import Counter
+from typing import Any
 
 import several
 from support import keys_of, make_pool, scramble, storage_config
@@ -27,21 +28,11 @@ for name in ("__init__", "opened", "open_file", "close_file", "create_file", "is
     setattr(NixlFileManager, name, lambda *args, name=name: files_used.append(name))
 
 
-def answers_of(lifetime: str, port: str) -> dict[str, object]:
+def answers_of(lifetime: str, plugin: dict[str, Any]) -> dict[str, object]:
     """Set and get pages, one of them missing, and return the answers and what was left."""
     lines.clear()
-    section = {
-        "active": True,
-        "bucket": "hicache",
-        "endpoint_override": f"http://127.0.0.1:{port}",
-        "scheme": "http",
-        "region": "us-east-1",
-        "access_key": "key",
-        "secret_key": "secret",
-        "use_virtual_addressing": "false",
-    }
     config = storage_config(lifetime, model=f"org/{lifetime}")
-    config.extra_config["plugin"] = {"obj": section}
+    config.extra_config["plugin"] = plugin
     pool = make_pool(False, "page_first")
     keys, indices = keys_of(3), pool.page_indices(0, 3)
 
@@ -100,5 +91,7 @@ def several_answers(store: HiCacheNixl) -> list[object]:
     return [stored == loaded, all(map(all, loaded.values())), same, found.restorable_prefix_pages]
 
 
-port, *lifetimes = sys.argv[1:]
-sys.stdout.write(f"{json.dumps({lifetime: answers_of(lifetime, port) for lifetime in lifetimes})}\n")
+plugin, *lifetimes = sys.argv[1:]
+sys.stdout.write(
+    f"{json.dumps({lifetime: answers_of(lifetime, json.loads(plugin)) for lifetime in lifetimes})}\n"
+)

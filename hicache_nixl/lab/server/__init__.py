@@ -1,7 +1,7 @@
 """A real SGLang server on this machine's processors, as an instrument.
 
-``environment`` makes the Python environment of a release, ``Server`` starts one, asks it and counts its descriptors, and
-``keeper`` ends all of its processes.  ``stand_ins`` has what replaces CUDA, with the reasons; nothing else loads it.
+``environment`` makes the Python environment of a release, and ``Server`` starts one, asks it and counts its descriptors.
+``stand_ins`` has what replaces CUDA, with the reasons; nothing else loads it.
 """
 
 from .environment import Environment, ServerError, install, installed, remove, versions

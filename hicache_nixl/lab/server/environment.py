@@ -26,8 +26,8 @@ import psutil
 
 from ...errors import ConfigError, HiCacheNixlError
 from ...resources import resource
+from ..keeper import KILLED, kept
 from ..worker.releases import CACHE_VARIABLE, PREFIX, ReleaseError, cache_folder, fetch, reason, version_of
-from .keeper import KILLED, kept
 
 COMMON_BYTES, RELEASE_BYTES = 3_500_000_000, 450_000_000  # of disk, at most, while they are made
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # PyPI's build of torch needs the CUDA libraries

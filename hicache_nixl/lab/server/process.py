@@ -20,8 +20,8 @@ import psutil
 
 from ...config import STORAGE_DIR_VARIABLE
 from ...errors import ConfigError
+from ..keeper import KILLED, kept
 from .environment import LAST_LINES, Environment, ServerError
-from .keeper import KILLED, kept
 from .options import check_nofile_limit, check_storage_dir
 
 HERE = Path(__file__).parent

@@ -47,6 +47,7 @@ def kept(
     output: IO[Any],
     nofile: int = 0,
     patience: float = PATIENCE,
+    shared: bool = False,
 ) -> Iterator[subprocess.Popen[str]]:
     """Yield a keeper that runs a command, see ``keep``; at the end, every process of the command has ended."""
     what = {
@@ -55,6 +56,7 @@ def kept(
         "folder": os.fspath(folder),
         "nofile": nofile,
         "patience": patience,
+        "shared": shared,
     }
     keeper = subprocess.Popen(
         [sys.executable, os.path.abspath(__file__)],
@@ -74,7 +76,12 @@ def kept(
 
 
 def keep(
-    command: Sequence[str], environ: Mapping[str, str], folder: str, nofile: int, patience: float
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    folder: str,
+    nofile: int,
+    patience: float,
+    shared: bool,
 ) -> int:
     """Run a command until it ends or stdin is closed; end what it has started; return its exit code.
 
@@ -86,6 +93,8 @@ def keep(
         The limit of open descriptors; 0 for the one that is set.
     patience : float
         Seconds between SIGTERM and SIGKILL.
+    shared : bool
+        Whether other commands use the folder: it then stays when this one ends by itself.
     """
     # Ctrl-C reaches all processes of a terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -99,20 +108,21 @@ def keep(
         if nofile:
             resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
 
-    there = _shared_files()
+    there, by_itself = _shared_files(), False
     try:
         server = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=prepare
         )
         ended = os.pidfd_open(server.pid)
-        select.select([sys.stdin, ended], [], [])
+        by_itself = ended in select.select([sys.stdin, ended], [], [])[0]
         code = server.poll() or 0
         return code if code >= 0 else KILLED - code
     finally:
         left = _shared_of(psutil.Process().children(recursive=True)) - there.keys()
         _end_all(patience)
         _remove_shared(left)
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (shared and by_itself):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_all(patience: float) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from processes import have_ended, wait_until
 
-from hicache_nixl.lab.server.keeper import kept
+from hicache_nixl.lab.keeper import kept
 
 PATIENCE = 0.3  # seconds between SIGTERM and SIGKILL
 STUBBORN = "trap '' TERM; trap '' INT; (trap '' TERM; while :; do sleep 0.1; done) & echo up; wait"
@@ -57,7 +57,7 @@ class TestEveryProcessEnds:
         code = f"""
 import os, time
 from pathlib import Path
-from hicache_nixl.lab.server.keeper import kept
+from hicache_nixl.lab.keeper import kept
 folder = Path({str(tmp_path)!r}) / "folder"
 folder.mkdir()
 with open(folder.with_suffix(".log"), "wb") as output:
@@ -98,6 +98,15 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path):
     with keeping(tmp_path / "folder", "sleep 1000 & echo $!") as (keeper, printed):
         assert keeper.wait(30) == 0
         assert not psutil.pid_exists(int(printed.read_text()))
+
+
+def test_a_folder_that_others_use_stays_when_the_command_ends_by_itself(tmp_path):
+    with keeping(tmp_path / "folder", "exit 0", shared=True) as (keeper, _):
+        assert keeper.wait(30) == 0
+        assert (tmp_path / "folder").exists()
+    with keeping(tmp_path / "other", "sleep 1000", shared=True):
+        pass
+    assert not (tmp_path / "other").exists()
 
 
 SHARING = """
