@@ -17,6 +17,9 @@ INSTALL = "pip install 'hicache-nixl[objectstore]'"
 SHOWN = 4  # characters of an access key
 TIMEOUT = timedelta(seconds=30)  # of a request of the client
 RETRIES = 3
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# A proxy of the environment would be asked for the loopback, too; only one that is named can have exceptions.
+_NO_PROXY = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": ",".join(LOOPBACK)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,6 +96,9 @@ class Endpoint:
             from obstore.store import S3Store
         except ImportError as error:
             raise ConfigError(f"obstore is missing: {INSTALL}") from error
+        options: dict[str, Any] = {"allow_http": self.url.startswith("http://"), "timeout": timeout}
+        if urlsplit(self.url).hostname in LOOPBACK:
+            options.update(_NO_PROXY)
         token = {"session_token": self.session_token} if self.session_token else {}
         return S3Store(
             self.bucket,
@@ -101,7 +107,7 @@ class Endpoint:
             access_key_id=self.access_key,
             secret_access_key=self.secret_key,
             virtual_hosted_style_request=False,
-            client_options={"allow_http": self.url.startswith("http://"), "timeout": timeout},
+            client_options=options,  # type: ignore[arg-type]
             retry_config={"max_retries": retries, "retry_timeout": timeout},
             **token,  # type: ignore[arg-type]
         )

@@ -214,7 +214,7 @@ class ObjectStore:
     def _start(self, role: str) -> None:
         if self._closed or role in self._keepers:
             raise ObjectStoreError("the store is closed" if self._closed else f"the {role} is running")
-        ends, environ = ExitStack(), weed.environ_of(self._scratch)
+        ends, environ = ExitStack(), weed.environ_of(self._scratch, self._volumes)
         with open(self._log_file(role), "ab") as log:
             keeper = ends.enter_context(
                 kept(self._commands[role], environ, self._scratch, log, patience=PATIENCE, shared=True)

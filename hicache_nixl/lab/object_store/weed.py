@@ -24,6 +24,7 @@ HOST = "127.0.0.1"
 GRPC = 10_000  # between a port and that of the same process for gRPC
 PORTS = range(10_000, 22_000)  # with those of gRPC below the ones that the kernel gives to clients
 READINGS, SETTLED = 10, 0.02  # of the counts of requests, and seconds between two
+GROWN = 8  # volumes for each server
 VOLUME_MB = 128  # room for a volume on a small disk; files grow with what is in them
 _HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches the loopback
 _SETTINGS = ("AWS_", "S3_", "SEAWEEDFS_", "WEED_")  # beginnings of the variables that weed itself reads
@@ -120,10 +121,14 @@ def _command(role: str, port: int, options: Mapping[str, Any]) -> list[str]:
     return [program(), what, *(f"-{name}={value}" for name, value in everywhere.items())]
 
 
-def environ_of(scratch: Path) -> dict[str, str]:
-    """Return the variables of the processes, which read no settings of the user's."""
+def environ_of(scratch: Path, volumes: int) -> dict[str, str]:
+    """Return the variables of the processes, which read no settings of the user's.
+
+    A bucket begins with as many volumes as are likely to be on every server, since SeaweedFS places them at random.
+    """
+    grown = {f"WEED_MASTER_VOLUME_GROWTH_COPY_{copies}": str(GROWN * volumes) for copies in (1, 2, 3)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
-    return {**kept, "HOME": os.fspath(scratch), "TMPDIR": os.fspath(scratch)}
+    return {**kept, **grown, "HOME": os.fspath(scratch), "TMPDIR": os.fspath(scratch)}
 
 
 def write_identity(file: Path, endpoint: Endpoint) -> None:

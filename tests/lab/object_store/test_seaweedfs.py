@@ -121,6 +121,12 @@ class TestSingle:
             with pytest.raises((BaseError, PermissionError)):
                 call()
 
+    def test_a_proxy_of_the_environment_is_not_asked(self, single, monkeypatch):
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        put_all(single, KEYS[:1])
+        assert single.requests()["PUT"]
+
     def test_nothing_shows_the_secret(self, single):
         endpoint = single.endpoint
         commands = [" ".join(process.cmdline()) for process in single.processes()]
