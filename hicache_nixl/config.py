@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,8 +25,10 @@ from .lifetimes import FILE_PER_PIECE as FILE_PER_PIECE
 from .lifetimes import LIFETIMES as LIFETIMES
 from .options import (
     ALWAYS_BOUNDED,
+    BUCKET_VARIABLE,
     DIRECT_IO_VARIABLE,
     INTERFACE_V1,
+    OBJECT_VARIABLES,
     OWN,
     REFUSED,
     SERVER,
@@ -74,7 +76,7 @@ class HiCacheStorageConfig:
     model_name: str | None
     tp_lcm_size: int | None = None
     should_split_heads: bool = False
-    extra_config: dict[str, Any] | None = None
+    extra_config: dict[str, Any] | None = field(default=None, repr=False)  # it may have secrets
 
     @classmethod
     def checked(cls, config: Any) -> HiCacheStorageConfig:
@@ -128,6 +130,9 @@ def _no_flag(value: Any) -> Any:
 
 
 _NOT_A_FLAG = BeforeValidator(_no_flag)
+_SECONDS: TypeAdapter[float] = TypeAdapter(
+    Annotated[float, _NOT_A_FLAG, Field(gt=0, le=3600, allow_inf_nan=False)]
+)
 _PORT: TypeAdapter[int | None] = TypeAdapter(Annotated[int, _NOT_A_FLAG, Field(ge=0, le=65535)] | None)
 
 
@@ -186,6 +191,8 @@ class NixlBackendConfig:
         Whether ``scoped`` stores pages so that after a power cut each is whole or missing.
     pooled : PooledOptions
         The options of ``pooled``.
+    object_timeout : float
+        Seconds without any answer of an object store after which a call fails.
     metrics : bool
         Whether calls are measured, see ``hicache_nixl.metrics``.
     metrics_port : int or None
@@ -217,6 +224,7 @@ class NixlBackendConfig:
         self.use_direct_io = self._direct_io()
         self.allow_shared_folder = self._flag("allow_shared_folder")
         self.sync = self._flag("sync")
+        self.object_timeout = _checked(_SECONDS, self._extra.get("object_timeout", 10), "object_timeout")
         self.metrics = self._flag("metrics")
         self.metrics_port = _checked(_PORT, self._extra.get("metrics_port"), "metrics_port")
         if self.metrics_port is not None and not self.metrics:
@@ -319,13 +327,42 @@ class NixlBackendConfig:
             return _checked(TypeAdapter(PosixParams), given, "posix").init_params()
         for key, value in given.items():
             if not isinstance(value, str | int | float | bool):
+                shown = "***" if is_secret(key) else repr(value)
                 raise ConfigError(
                     f"{plugin.lower()}.{key}: expected a string, a number or a boolean, "
-                    f"got {value!r} ({type(value).__name__})"
+                    f"got {shown} ({type(value).__name__})"
                 )
         return {
             key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()
         }
+
+    def object_params(self) -> dict[str, str]:
+        """Return the parameters of OBJ, with what the usual variables add: bucket, endpoint and region.
+
+        Raises
+        ------
+        ConfigError
+            When there is no bucket.
+        """
+        params = self.init_params("OBJ")
+        for name, variables in OBJECT_VARIABLES.items():
+            found = next((os.environ[variable] for variable in variables if os.environ.get(variable)), None)
+            if found and not params.get(name):
+                params[name] = found
+        if not params.get("bucket"):
+            raise ConfigError(f"OBJ needs a bucket: set plugin.obj.bucket or {BUCKET_VARIABLE}")
+        return params
+
+
+def is_secret(name: Any) -> bool:
+    """Return whether the value of a parameter must not be shown.
+
+    Examples
+    --------
+    >>> is_secret("secret_key"), is_secret("bucket")
+    (True, False)
+    """
+    return any(part in str(name).lower() for part in ("key", "secret", "token", "password"))
 
 
 def folders_in(paths: str) -> list[str]:

@@ -59,7 +59,7 @@ class HiCacheNixl(HiCacheStorage):
         check_upstream()
         config = HiCacheStorageConfig.checked(storage_config)
         backend_config = NixlBackendConfig(config.extra_config)
-        lifetime = lifetimes.load(backend_config.lifetime)
+        lifetime = lifetimes.load(backend_config.lifetime, backend_config.plugin)
         names = PageNames(config, plain=lifetime.as_released)
         folder = backend_config.storage_folder(file_path)
         self._calls = calls_of(config, backend_config, folder)

@@ -59,6 +59,10 @@ class NewerFormatError(HiCacheNixlError, ValueError):
     """A later version of this package made this file of a store."""
 
 
+class StoreError(HiCacheNixlError, ConnectionError):
+    """An object store refused a request, or did not answer it in time."""
+
+
 class RegistrationError(HiCacheNixlError, RuntimeError):
     """NIXL refused a registration, a descriptor list or a transfer request."""
 

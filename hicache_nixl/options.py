@@ -12,6 +12,12 @@ PLUGIN_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_PLUGIN"
 STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
 DIRECT_IO_VARIABLE = "SGLANG_HICACHE_NIXL_USE_DIRECT_IO"
 BUCKET_VARIABLE = "AWS_DEFAULT_BUCKET"
+# What is read for a parameter of OBJ that is not given.  Credentials are left to the clients of AWS.
+OBJECT_VARIABLES = {
+    "bucket": (BUCKET_VARIABLE,),
+    "endpoint_override": ("AWS_ENDPOINT_OVERRIDE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+}
 
 OWN = {
     "lifetime": "how pages are stored: `leaky`, `try_finally`, `scoped` (default) or `pooled`",
@@ -20,6 +26,7 @@ OWN = {
     "capacity_gb": "`pooled`: GiB of the store",
     "min_free_gb": "`pooled`: GiB of the file system that stay free",
     "segment_mb": "`pooled`: MiB of a segment",
+    "object_timeout": "`scoped` and `pooled` with OBJ: seconds without any answer of the object store after which a call fails; default 10",
     "metrics": "count pages, bytes, hits, misses, failures, times and what is open, for Prometheus; default false",
     "metrics_port": "also serve them on 127.0.0.1, at this port plus the rank of tensor parallelism; 0 for any port",
     "verify": '`pooled`: `"checksum"` or `"none"`',

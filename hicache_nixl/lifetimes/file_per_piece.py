@@ -20,7 +20,8 @@ from ..errors import ConfigError, FileError, TransferError
 from ..names import KV, Named, PageNames
 from ..transport.agent import make_backend
 from ..transport.files import NixlFileManager, most_files
-from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
+from ..transport.objects import ObjectRequests
+from ..transport.registration import Buffer, NixlRegistration, buffer_addresses, buffer_sizes
 from .outcome import MOVED, Outcome
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,11 @@ class FilePerPiece(ABC):
         backend = make_backend(config)
         self.registration = NixlRegistration(backend)
         self._files: NixlFileManager | None = None
-        if backend.plugin not in OBJ_PLUGINS:
+        self._objects: ObjectRequests | None = None
+        if backend.plugin in OBJ_PLUGINS:
+            if not self.as_released:
+                self._objects = ObjectRequests(self.registration, config.object_timeout)
+        else:
             shared = config.allow_shared_folder or self.as_released
             self._files = NixlFileManager(
                 storage_dir, config.use_direct_io, shared, config.sync, held=not self.as_released
@@ -142,7 +147,14 @@ class FilePerPiece(ABC):
         return [self._files.get_file_path(name) for name in names]
 
     def _move(self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str) -> list[Outcome]:
-        """Execute a transfer; after one that failed in NIXL, each piece alone, as NIXL names no culprit."""
+        """Execute a transfer; after one that failed in NIXL, each piece alone, as NIXL names no culprit.
+
+        Each object is a transfer of its own from the start.
+        """
+        if self._objects is not None:
+            move = self._objects.put if direction == "WRITE" else self._objects.get
+            pieces = list(zip(buffer_addresses(buffers), buffer_sizes(buffers), strict=True))
+            return [MOVED if error is None else Outcome.failed(error) for error in move(keys, pieces)]
         with self._one_at_a_time:
             try:
                 return self._execute_transfer(buffers, keys, direction)
@@ -187,7 +199,9 @@ class FilePerPiece(ABC):
     def present(self, pages: Named, sizes: Sequence[int] | None) -> Iterator[bool]:
         """Look for files or objects, see ``protocol.Lifetime``."""
         keys = self._keys(pages.names)
-        if self.as_released or self._files is None:  # an object is listed once it has all its bytes
+        if self._objects is not None:  # an object is listed once it has all its bytes
+            found = self._objects.leading(keys)
+        elif self.as_released or self._files is None:
             found = iter([answer is not None for answer in self.registration.query(keys)])
         else:
             found = self._files.present(keys, cycle(sizes or [None]))

@@ -82,11 +82,8 @@ class Lifetime(FilePerPiece):
     def _execute_transfer(
         self, buffers: Sequence[Buffer], keys: Sequence[str], direction: str
     ) -> list[Outcome]:
-        """Move bytes between buffers and files or objects: all that can be opened, or raise."""
+        """Move bytes between buffers and files: all that can be opened, or raise."""
         sizes = buffer_sizes(buffers)
-        if self.registration.mem_type != "FILE":
-            self._transfer(buffers, self.registration.objects_to_nixl_tuples(keys, sizes), direction)
-            return [MOVED] * len(keys)
         flags, wanted = (WRITE, None) if direction == "WRITE" else (READ, sizes)
         flags |= self.file_manager.direct_flag(buffer_addresses(buffers), sizes)
         with self.file_manager.opened(keys, flags, wanted) as (fds, faults):
@@ -113,7 +110,8 @@ class Lifetime(FilePerPiece):
 
     def close(self) -> None:
         """Close what ``register_files`` opened and the folder, deregister the pool, and drop the agent."""
-        with closing(self.registration), closing(self._pools), ExitStack() as files:
+        agent = self.registration if self._objects is None else self._objects
+        with closing(agent), closing(self._pools), ExitStack() as files:
             if self._files is not None:
                 files.callback(self._files.close)
             for owner in list(self._owners):

@@ -9,19 +9,25 @@ import logging
 import os
 import platform
 import sys
+import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from ..config import FILE_PLUGINS, OBJ_PLUGINS, NixlBackendConfig
-from ..errors import NixlMissingError, PluginError
-from ..options import BUCKET_VARIABLE
+from ..config import FILE_PLUGINS, OBJ_PLUGINS, NixlBackendConfig, is_secret
+from ..errors import ConfigError, NixlMissingError, PluginError
+from ..lifetimes import RELEASED
 
 logger = logging.getLogger(__name__)
 
 VARIANTS = ("nixl_cu12", "nixl_cu13")
+OBJ_THREADS = "8"  # of NIXL, each with one request at a time; by default half as many as there are processors
+# How often the AWS SDK tries a request.  By default it tries for 25 s if nobody listens, and much longer if nobody answers.
+ATTEMPTS = {"AWS_RETRY_MODE": "standard", "AWS_MAX_ATTEMPTS": "2"}
+_environment = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -113,19 +119,34 @@ def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:
     listed = agent.get_plugin_list()
     if plugin not in listed:
         raise PluginError(f"plugin {plugin} is not part of this NIXL, which has {', '.join(sorted(listed))}")
-    params = config.init_params(plugin)
-    if plugin in OBJ_PLUGINS and not params.get("bucket"):
-        params["bucket"] = os.environ.get(BUCKET_VARIABLE, "")
-        if not params["bucket"]:
-            raise PluginError(f"OBJ needs a bucket: set plugin.obj.bucket or {BUCKET_VARIABLE}")
     try:
-        agent.create_backend(plugin, params)
+        params = config.object_params() if plugin in OBJ_PLUGINS else config.init_params(plugin)
+    except ConfigError as error:
+        raise PluginError(str(error)) from error
+    if plugin in OBJ_PLUGINS and config.lifetime not in RELEASED:
+        params = {"num_threads": OBJ_THREADS, **params}
+    try:
+        with _few_attempts(plugin):
+            agent.create_backend(plugin, params)
     except Exception as error:
-        shown = {key: "***" if "key" in key or "token" in key else value for key, value in params.items()}
+        shown = {key: "***" if is_secret(key) else value for key, value in params.items()}
         raise PluginError(
             f"plugin {plugin} cannot be created with {shown or 'its defaults'}: {error}. "
             f"{_way_out(plugin, params)}"
         ) from error
+
+
+@contextmanager
+def _few_attempts(plugin: str) -> Iterator[None]:
+    """Set what the AWS SDK reads when its client is made, unless the user has set it."""
+    given = {} if plugin not in OBJ_PLUGINS or ATTEMPTS.keys() & os.environ.keys() else ATTEMPTS
+    with _environment:
+        os.environ.update(given)
+        try:
+            yield
+        finally:
+            for name in given:
+                del os.environ[name]
 
 
 def create_first(agent: Any, config: NixlBackendConfig, candidates: Iterable[str]) -> str:
@@ -152,9 +173,12 @@ def _way_out(plugin: str, params: dict[str, str]) -> str:
     if plugin.startswith("GDS"):
         return "It needs an NVIDIA GPU with GPUDirect Storage; POSIX works without a GPU."
     if plugin == "OBJ":
-        variant = next((name for name in VARIANTS if name in sys.modules), "nixl")
+        variant = next((name for name in VARIANTS if f"{name}._api" in sys.modules), "nixl")
+        if variant == "nixl_cu12":
+            return "NIXL_LOG_LEVEL=DEBUG makes NIXL log more."
         return (
-            f"This process uses {variant}; without CUDA, OBJ loads only from nixl_cu12, in another process."
+            f"This process has loaded {variant}, and without CUDA, OBJ loads only from nixl_cu12: uninstall nixl-cu13, "
+            "or import nixl_cu12 before anything imports nixl."
         )
     if params.get("use_uring") == "true":
         return (

@@ -7,7 +7,7 @@ import gc
 import os
 import weakref
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +30,7 @@ from hicache_nixl.config import NixlBackendConfig
 from hicache_nixl.lifetimes import file_per_piece, scoped
 from hicache_nixl.lifetimes.outcome import MOVED
 from hicache_nixl.transport.agent import NixlBackend
+from hicache_nixl.transport.objects import ObjectRequests
 
 REGIONS = {"page_first": 1, "page_first_direct": 1, "layer_first": 2}  # the pool; a stage for each direction
 
@@ -297,55 +298,25 @@ def test_files_that_cannot_be_registered_are_closed(store, paths, folder, observ
 # -- the review of PR #24671 -------------------------------------------------------------------------------
 
 
-class Objects:
-    """Stands for a registration of the OBJ plugin; records what it is asked."""
-
-    mem_type = "OBJ"
-
-    def __init__(self):
-        self.asked = []
-
-    def objects_to_nixl_tuples(self, keys, sizes):
-        return [(0, size, number, key) for number, (key, size) in enumerate(zip(keys, sizes, strict=True))]
-
-    @contextmanager
-    def registered(self, tuples, mem_type):
-        self.asked.append(("registered", mem_type, [key for *_, key in tuples]))
-        yield
-        self.asked.append("deregistered")
-
-    @contextmanager
-    def registered_buffers(self, buffers):
-        yield
-
-    def xfer_descs(self, buffers, tuples):
-        return "host", "stored"
-
-    def initialize(self, *args):
-        return args
-
-    def run(self, handle, pause):
-        self.asked.append(handle)
-
-
 @pytest.mark.parametrize("direction", ["WRITE", "READ"])
 def test_objects_never_enter_the_part_that_deals_with_files(monkeypatch, direction):
     """Second remark: there is no file manager, and nothing is opened or closed."""
-    objects = Objects()
+    asked = []
     monkeypatch.setattr(os, "open", raising(AssertionError("a file was opened")))
     monkeypatch.setattr(os, "close", raising(AssertionError("a file was closed")))
     backend = NixlBackend(agent=None, agent_name="", plugin="OBJ", mem_type="OBJ", keeps_failed_io=False)
     monkeypatch.setattr(file_per_piece, "make_backend", lambda config: backend)
+    for name in ("put", "get"):
+        monkeypatch.setattr(
+            ObjectRequests, name, lambda self, *what, name=name: asked.append((name, *what)) or [None, None]
+        )
     lifetime = scoped.Lifetime(NixlBackendConfig({"lifetime": "scoped"}), "unused")
-    lifetime.registration = objects
-    outcomes = lifetime._execute_transfer([torch.zeros(4), (1000, 24)], ["a", "b"], direction)
+    tensor = torch.zeros(4)
+    outcomes = lifetime._move([tensor, (1000, 24)], ["a", "b"], direction)
     monkeypatch.undo()
     assert outcomes == [MOVED, MOVED]
-    assert objects.asked == [
-        ("registered", "OBJ", ["a", "b"]),
-        (direction, "host", "stored"),
-        "deregistered",
-    ]
+    pieces = [(tensor.data_ptr(), 16), (1000, 24)]
+    assert asked == [("put" if direction == "WRITE" else "get", ["a", "b"], pieces)]
 
 
 def test_nothing_imports_traceback():

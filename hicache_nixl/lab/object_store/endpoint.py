@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from ...errors import ConfigError
+from obstore.store import S3Store
 
-if TYPE_CHECKING:
-    from obstore.store import S3Store
+from ...errors import ConfigError
+from ...lifetimes.pooled_objects.bucket import LOOPBACK, NO_PROXY
 
 INSTALL = "pip install 'hicache-nixl[objectstore]'"
 SHOWN = 4  # characters of an access key
 TIMEOUT = timedelta(seconds=30)  # of a request of the client
 RETRIES = 3
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# A proxy of the environment would be asked for the loopback, too; only one that is named can have exceptions.
-_NO_PROXY = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": ",".join(LOOPBACK)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,19 +83,10 @@ class Endpoint:
         timeout : timedelta
             For a request, and for all that are tried again after an error of the server or the connection.
         retries : int
-
-        Raises
-        ------
-        ConfigError
-            When obstore is not installed.
         """
-        try:
-            from obstore.store import S3Store
-        except ImportError as error:
-            raise ConfigError(f"obstore is missing: {INSTALL}") from error
         options: dict[str, Any] = {"allow_http": self.url.startswith("http://"), "timeout": timeout}
         if urlsplit(self.url).hostname in LOOPBACK:
-            options.update(_NO_PROXY)
+            options.update(NO_PROXY)
         token = {"session_token": self.session_token} if self.session_token else {}
         return S3Store(
             self.bucket,

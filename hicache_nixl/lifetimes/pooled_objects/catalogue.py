@@ -1,0 +1,169 @@
+"""Which pages of a space are in which segments: the indexes of all segments, read once each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import DamagedError
+from .bucket import Bucket
+from .segment import Name, folder_of, read_head, since
+
+logger = logging.getLogger(__name__)
+
+SECOND = 10**9  # nanoseconds
+OVERLAP = 10 * SECOND  # that clocks of servers may differ, and that a request may take
+LOOK_BACK = 900 * SECOND  # now and then: what came later than that
+NOW_AND_THEN = 60 * SECOND
+
+# Reads the indexes of segments: the bytes of each, None for one that could not be read.
+ReadHeads = Callable[[Sequence[Name]], "list[bytes | None]"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment whose index is known.
+
+    Attributes
+    ----------
+    name : Name
+    keys : list of bytes
+    checks : numpy.ndarray
+        uint64, (n,): checksums of its pages.
+    """
+
+    name: Name
+    keys: list[bytes]
+    checks: np.ndarray
+
+
+Place = tuple[Segment, int]  # a segment, and which of its pages
+
+
+class Catalogue:
+    """The pages of one space.
+
+    Parameters
+    ----------
+    space : int
+    bucket : Bucket
+    read_heads : callable
+    """
+
+    def __init__(self, space: int, bucket: Bucket, read_heads: ReadHeads):
+        self._space, self._bucket, self._read_heads = space, bucket, read_heads
+        self._lock, self._refreshing = threading.Lock(), threading.Lock()
+        self._pages: dict[bytes, Place] = {}
+        self._segments: dict[str, Segment] = {}
+        self._refreshed, self._looked_back = 0, 0  # when, by ``time.monotonic_ns``
+        self._newest = 0  # by the clocks of the writers
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the segments that are known."""
+        with self._lock:
+            return sum(segment.name.size for segment in self._segments.values())
+
+    def find(self, keys: Sequence[bytes], page_bytes: int) -> list[Place | None]:
+        """Return where pages of this size, or of any with 0, are, as far as is known without a request."""
+        with self._lock:
+            places = [self._pages.get(key) for key in keys]
+        return [
+            place if place is not None and page_bytes in (0, place[0].name.page_bytes) else None
+            for place in places
+        ]
+
+    def refresh(self) -> None:
+        """Learn of segments that others have stored before this call.
+
+        Raises
+        ------
+        StoreError
+            When the store refuses or does not answer.
+        """
+        called = time.monotonic_ns()
+        with self._refreshing:
+            if self._refreshed > called:  # another call has asked meanwhile
+                return
+            now = time.monotonic_ns()
+            self._read(self._new(now))
+            self._refreshed = now
+
+    def _new(self, now: int) -> list[Name]:
+        """List the segments that are not known yet."""
+        look_back = now - self._looked_back > NOW_AND_THEN
+        after = None  # all, at first
+        if self._newest:
+            after = since(self._space, self._newest - (LOOK_BACK if look_back else OVERLAP))
+        if look_back:
+            self._looked_back = now
+        found = [Name.read(self._space, path) for path in self._bucket.names(folder_of(self._space), after)]
+        return [name for name in found if name is not None and name.base not in self._segments]
+
+    def _read(self, names: Sequence[Name]) -> None:
+        for name, content in zip(names, self._read_heads(names), strict=True):
+            if content is None:  # it was removed meanwhile, or the next refresh will find it
+                continue
+            try:
+                self.add(Segment(name, *read_head(name, content)))
+            except DamagedError as error:
+                logger.warning("a segment is passed over: %s", error)
+                self.add(Segment(name, [], np.empty(0, np.uint64)))
+        if names:
+            self._newest = max(self._newest, names[-1].time)
+
+    def add(self, segment: Segment) -> None:
+        """Note a segment; of the places of a page, the one that was written last counts."""
+        with self._lock:
+            self._segments[segment.name.base] = segment
+            for number, key in enumerate(segment.keys):
+                known = self._pages.get(key)
+                if known is None or known[0].name.base < segment.name.base:
+                    self._pages[key] = (segment, number)
+
+    def forget_page(self, place: Place) -> None:
+        """Forget a page whose bytes are not as they were stored."""
+        with self._lock:
+            key = place[0].keys[place[1]]
+            if self._pages.get(key) == place:
+                del self._pages[key]
+
+    def forget(self, segment: Segment) -> None:
+        """Forget a segment that was removed."""
+        with self._lock:
+            if self._segments.pop(segment.name.base, None) is None:
+                return
+            for number, key in enumerate(segment.keys):
+                if self._pages.get(key, (None, 0))[0] is segment and self._pages[key][1] == number:
+                    del self._pages[key]
+
+    def remove_beyond(self, capacity: int) -> None:
+        """Remove the oldest segments until the rest has at most nine tenths of a capacity, once it has more than that."""
+        if self.stored <= capacity:
+            return
+        self.refresh()
+        with self._lock:
+            oldest = sorted(self._segments.values(), key=lambda segment: segment.name.base)
+        left, removed = self.stored, []
+        for segment in oldest[:-1]:
+            if left <= 0.9 * capacity:
+                break
+            left -= segment.name.size
+            removed.append(segment)
+        self._bucket.remove([segment.name.path for segment in removed])
+        for segment in removed:
+            self.forget(segment)
+
+    def clear(self) -> int:
+        """Remove all segments; return how many pages there were."""
+        self.refresh()
+        with self._lock:
+            pages = len(self._pages)
+            self._pages, self._segments = {}, {}
+        self._bucket.remove(self._bucket.names(folder_of(self._space)))
+        return pages
