@@ -147,6 +147,8 @@ def execute(
     parameters: Mapping[str, Any] | None = None,
     run: str | None = None,
     watch: Watch = lambda step: None,
+    runs: Path | None = None,
+    known: Mapping[str, Path] | None = None,
 ) -> Reproduction:
     """Run notebooks into the folder of a new run, and make its report.
 
@@ -166,16 +168,20 @@ def execute(
         The name of the folder below ``runs/``; made of profile and time when left out.
     watch : callable, optional
         Called with a ``Step`` when a notebook begins, after each of its cells, and when it has ended.
+    runs : Path, optional
+        The folder that the new folder is made in, in place of ``runs/``.
+    known : mapping, optional
+        Notebooks by name, in place of those of the project.
 
     Raises
     ------
     ConfigError
         When a notebook, the profile, a parameter or the name of the run cannot work.
     """
-    known = notebooks()
+    known = notebooks() if known is None else known
     chosen = choose_notebooks(wanted or notebooks_of_profile(profile, known), known)
     resolved = parameters_for(chosen, read_profile(profile), parameters or {})
-    folder = new_run_folder(default_run_name(profile) if run is None else run)
+    folder = new_run_folder(default_run_name(profile) if run is None else run, runs)
     RunFolder(folder).plan(list(chosen))
     outcomes: list[Outcome] = []
     at = ""
@@ -193,13 +199,13 @@ def execute(
     return Reproduction(folder, tuple(outcomes), page, record.not_run(), unfinished=tuple(record.unfinished))
 
 
-def new_run_folder(name: str) -> Path:
-    """Make the folder of a run; a run that exists is a record and is not written into again."""
+def new_run_folder(name: str, runs: Path | None = None) -> Path:
+    """Make the folder of a run, by default below ``runs/``; one that exists is a record and is not written into again."""
     if not re.fullmatch(r"[\w+-][\w.+-]*", name):
         raise ConfigError(
             f"run {name!r}: expected a name of letters, digits, '-', '_', '+' and '.' that does not begin with '.'"
         )
-    folder = runs_folder() / name
+    folder = (runs_folder() if runs is None else runs) / name
     try:
         folder.mkdir(parents=True)
     except FileExistsError:

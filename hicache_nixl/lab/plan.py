@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import resource as limits
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,10 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def parameters_for(
-    chosen: Mapping[str, Path], profile: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
+    chosen: Mapping[str, Path],
+    profile: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, Any],
+    here: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Combine the parameters of each notebook: ``given`` overrides the profile, which overrides the defaults.
 
@@ -153,6 +158,9 @@ def parameters_for(
         As ``read_profile`` returns it.
     given : mapping
         Parameters for every notebook that has them.
+    here : bool
+        Whether the notebooks run on this machine: else its folders, limits and memory say nothing, and paths must be
+        absolute.
 
     Returns
     -------
@@ -174,7 +182,7 @@ def parameters_for(
             raise ConfigError(
                 f"parameter {name!r} is unknown; {', '.join(chosen)} {accept} {', '.join(known)}"
             )
-    given = {name: _with_absolute_path(name, value) for name, value in given.items()}
+    given = {name: _with_absolute_path(name, value, here) for name, value in given.items()}
     result = {}
     for notebook, own in defaults.items():
         for name in profile.get(notebook, {}):
@@ -185,13 +193,13 @@ def parameters_for(
         wanted = {**profile.get("all", {}), **profile.get(notebook, {}), **given}
         result[notebook] = {name: value for name, value in wanted.items() if name in own}
         for name, value in result[notebook].items():
-            check_value(f"parameter {name} of {notebook}", name, value, own[name])
-        check_together(notebook, {**own, **result[notebook]})
+            check_value(f"parameter {name} of {notebook}", name, value, own[name], here)
+        check_together(notebook, {**own, **result[notebook]}, here)
     return result
 
 
-def check_value(what: str, name: str, value: Any, default: Any) -> None:
-    """Refuse a value of a parameter that cannot work, as far as that is known without running anything.
+def check_value(what: str, name: str, value: Any, default: Any, here: bool = True) -> None:
+    """Refuse a value of a parameter that cannot work, on this machine or elsewhere, as far as that is known without running anything.
 
     Examples
     --------
@@ -206,19 +214,19 @@ def check_value(what: str, name: str, value: Any, default: Any) -> None:
         if not value:
             raise ConfigError(f"{what}: the list is empty; expected values such as {default!r}")
         for element in value:
-            check_value(what, name, element, default[0])
+            check_value(what, name, element, default[0], here)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        _check_number(what, name, value, isinstance(default, int))
-    elif name == "storage_dir" and value:
+        _check_number(what, name, value, isinstance(default, int), here)
+    elif name == "storage_dir" and value and here:
         existing_folder(value)
-    elif name == "watched" and value:
+    elif name == "watched" and value and here:
         try:
             read_watch(value)
         except ConfigError as error:
             raise ConfigError(f"{what}: {error}") from error
 
 
-def check_together(notebook: str, values: Mapping[str, Any]) -> None:
+def check_together(notebook: str, values: Mapping[str, Any], here: bool = True) -> None:
     """Refuse parameters of a notebook, defaults among them, that cannot work with each other."""
     before, limit = values.get("baseline_fds"), values.get("nofile_limit")
     if before is not None and limit is not None and before >= limit:
@@ -228,7 +236,7 @@ def check_together(notebook: str, values: Mapping[str, Any]) -> None:
     keys = max([values.get("keys_per_call", 1), *values.get("keys_sweep", ())])
     page = max([values.get("page_bytes", 8), *values.get("page_sweep", ())])
     needed, free = keys * page * HOST_POOL, psutil.virtual_memory().available
-    if needed > free:
+    if here and needed > free:
         raise ConfigError(
             f"{notebook}: up to {keys} keys per call with pages of up to {page} bytes need {needed / 1e9:.1f} GB of "
             f"memory, and {free / 1e9:.1f} GB are available; reduce keys_per_call, page_bytes or a sweep"
@@ -259,7 +267,7 @@ def _check_type(what: str, value: Any, default: Any) -> None:
     raise ConfigError(f"{what}: {value!r} is not {expected}; expected a value such as {default!r}")
 
 
-def _check_number(what: str, name: str, value: float, whole: bool) -> None:
+def _check_number(what: str, name: str, value: float, whole: bool, here: bool) -> None:
     if not math.isfinite(value):
         raise ConfigError(f"{what}: {value} is not a finite number")
     if whole and value < (least := LEAST.get(name, 1)):
@@ -271,19 +279,30 @@ def _check_number(what: str, name: str, value: float, whole: bool) -> None:
     if name in ("page_bytes", "page_sweep") and value % 8:
         raise ConfigError(f"{what}: {value} does not work; expected a multiple of 8")
     hard = limits.getrlimit(limits.RLIMIT_NOFILE)[1]
-    if name == "nofile_limit" and hard != limits.RLIM_INFINITY and value > hard:
+    if here and name == "nofile_limit" and hard != limits.RLIM_INFINITY and value > hard:
         raise ConfigError(f"{what}: {value} is above the hard limit of RLIMIT_NOFILE, which is {hard} here")
 
 
-def _with_absolute_path(name: str, value: Any) -> Any:
+def _with_absolute_path(name: str, value: Any, here: bool) -> Any:
     """Make the path in a parameter absolute, since a notebook runs in the folder of its run."""
     if name in ("storage_dir", "watched") and isinstance(value, str) and value:
+        if not here:
+            if not Path(value).is_absolute():
+                raise ConfigError(
+                    f"parameter {name}: {value} is relative; expected an absolute path of the hosts"
+                )
+            return value
         return str(Path(value).expanduser().resolve())
     return value
 
 
 def _defaults(path: Path) -> dict[str, Any]:
     """Read a notebook's parameters with their default values."""
+    return copy.deepcopy(_read_defaults(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=64)  # a sweep asks for each of its points
+def _read_defaults(path: Path, changed: int) -> dict[str, Any]:
     return {
         name: yaml.safe_load(about["default"].replace("None", "null"))
         for name, about in papermill.inspect_notebook(str(path)).items()

@@ -1,0 +1,103 @@
+"""What the command sweep prints: its progress on stderr, and its JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from ..lab.sweep.record import PointState
+    from ..lab.sweep.sweep import Result, Step
+
+AT_ONCE = "interrupted again: ended at once; what has run is kept\n"
+SHOWN = 3  # running points in the bar
+
+
+@contextmanager
+def showing_sweep() -> Iterator[Callable[[Step], None]]:
+    """Yield what ``sweep`` reports its steps to: a line for each point that ended, and a bar in a terminal."""
+    console = Console(stderr=True)
+    terminal = console.is_terminal and not console.is_dumb_terminal
+    before = signal.getsignal(signal.SIGINT)
+    with _bar(console) as bar:
+        task = bar.add_task("starting", total=None, visible=terminal)
+
+        def advance(step: Step) -> None:
+            if step.note:
+                signal.signal(signal.SIGINT, _end_at_once)
+                _print(console, step.note)
+            if step.ended is not None:
+                _print(console, ended(step.ended))
+            points = step.sweep.points.values()
+            done = sum(point.state != "missing" for point in points)
+            bar.update(task, total=len(points), completed=done, description=_now(step))
+
+        try:
+            yield advance
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def ended(point: PointState) -> str:
+    """Say in a line how a point has ended."""
+    if point.reason:
+        return f"{point.name}: failed: {point.reason}"
+    again = f", after {point.deaths} of its workers died" if point.deaths else ""
+    return f"{point.name}: {point.seconds or 0:.0f} s, {point.verdict}{again}"
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """Return what ``sweep --json`` prints."""
+    done = result.sweep
+    points = [
+        {**dataclasses.asdict(point), "run": str(done.run_of(slug)) if done.run_of(slug).is_dir() else None}
+        for slug, point in done.points.items()
+    ]
+    return {
+        "name": done.name,
+        "page": str(result.page),
+        "verdict": done.verdict(),
+        "points": points,
+        "hosts": done.hosts,
+        "problems": done.problems,
+    }
+
+
+def _now(step: Step) -> str:
+    """Say what runs now."""
+    failed = sum(point.state == "failed" for point in step.sweep.points.values())
+    running = [step.sweep.points[slug].name if slug in step.sweep.points else slug for slug in step.running]
+    shown = "; ".join(running[:SHOWN]) + (f"; {len(running) - SHOWN} more" if len(running) > SHOWN else "")
+    return (f"{failed} failed; " if failed else "") + (shown or "waiting for a host")
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """End without waiting: the processes of points end by themselves when their worker or its client is gone."""
+    os.write(2, AT_ONCE.encode())
+    os._exit(130)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("points {task.completed:.0f} of {task.total}"),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not (console.is_terminal and not console.is_dumb_terminal and sys.stderr.isatty()),
+    )

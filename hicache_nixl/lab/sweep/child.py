@@ -1,0 +1,95 @@
+"""A process of its own for each point: it runs notebooks, or finds the facts of its host, and ends with its worker.
+
+Its standard input is a request, one line of JSON, and then nothing: where it ends, the worker is gone or wants an end,
+and the process ends as after Ctrl-C, with its kernels.  Its standard output is the answer: one line of JSON, then the
+folder of the run as a tar file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tarfile
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+from ...errors import ConfigError
+
+ENDED, INTERRUPTED, REFUSED = "ended", "interrupted", "refused"
+
+
+def main() -> None:
+    """Answer one request."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+    with os.fdopen(os.dup(1), "wb") as answer:
+        os.dup2(2, 1)  # what a library prints is no part of the answer
+        request = json.loads(sys.stdin.readline())
+        threading.Thread(target=_end_with_the_worker, daemon=True).start()
+        with tempfile.TemporaryDirectory(prefix="hicache-nixl-") as folder:
+            try:
+                told, run = ACTIONS[request["action"]](request, Path(folder))
+            except ConfigError as error:
+                told, run = {"state": REFUSED, "reason": str(error)}, None
+            except KeyboardInterrupt:
+                told, run = {"state": INTERRUPTED}, None
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _send(answer, told, run)
+
+
+def _end_with_the_worker() -> None:
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _send(answer: IO[bytes], told: dict[str, Any], run: Path | None) -> None:
+    answer.write(json.dumps(told).encode() + b"\n")
+    if run is not None:
+        with tarfile.open(
+            fileobj=answer, mode="w:gz", compresslevel=1
+        ) as archive:  # pictures do not become smaller
+            archive.add(run, arcname=".")
+
+
+def _run(request: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path | None]:
+    """Run the notebooks of the request, whose text comes with it, as ``reproduce`` does."""
+    from ..execute import execute
+
+    known = {name: folder / f"{name}.ipynb" for name in request["notebooks"]}
+    for name, path in known.items():
+        path.write_text(request["notebooks"][name], encoding="utf-8")
+    result = execute(
+        list(known),
+        profile=request["profile"],
+        parameters=request["parameters"],
+        run=request["slug"],
+        runs=folder / "runs",
+        known=known,
+    )
+    if result.interrupted is not None:
+        return {"state": INTERRUPTED}, None
+    crashed = [str(outcome.error) for outcome in result.outcomes if outcome.crashed]
+    told = {
+        "state": ENDED,
+        "reason": "; ".join(crashed),
+        "verdict": result.verdict,
+        "errors": result.errors(),
+        "seconds": sum(outcome.seconds for outcome in result.outcomes),
+    }
+    return told, result.folder
+
+
+def _facts(request: dict[str, Any], folder: Path) -> tuple[dict[str, Any], None]:
+    """Find the facts of this host: as ``doctor`` finds them, or of a new folder in ``storage_dir`` for a sweep."""
+    from .facts import facts_of
+
+    return {"state": ENDED, **facts_of(request["storage_dir"], request["own_folder"])}, None
+
+
+ACTIONS = {"run": _run, "facts": _facts}
+
+if __name__ == "__main__":
+    main()
