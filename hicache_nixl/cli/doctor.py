@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import FILE_PLUGINS, OBJ_PLUGINS
+from ..errors import ConfigError
 from .app import AsJson, app, out, print_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ def doctor(
             show_default="this environment",
         ),
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Check every host of this Dask scheduler, such as tcp://10.0.0.1:8786.",
+            show_default="this machine",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check whose connector leaks, and what can run on this machine.
@@ -49,18 +58,22 @@ def doctor(
     SGLang leaks file descriptors or memory registrations: it is run, and what
     stays is counted. Second, what can run here: the I/O queues and plugins of
     NIXL, the limit of open files, the storage folder with its file system and
-    O_DIRECT are tried. Nothing is left behind, and no other host is contacted.
+    O_DIRECT are tried. Nothing is left behind, and no other host is contacted
+    unless --scheduler names a Dask cluster: then each of its hosts is checked,
+    and a table shows them, where * marks what is not as on most hosts.
 
     [bold]Examples[/]
 
         hicache-nixl doctor
         hicache-nixl doctor --storage-dir /mnt/nvme --sglang /opt/sglang/venv
+        hicache-nixl doctor --scheduler tcp://10.0.0.1:8786
 
     [bold]--json[/]
 
     versions, leak, can_run and machine (lists of what, state, detail and
     advice; the state is ok, note or no), builds (name, version, chosen,
-    plugins, problem), leaking, usable, enough_files.
+    plugins, problem), leaking, usable, enough_files. With --scheduler, hosts:
+    for each one facts and diagnosis (all of the above), or reason.
 
     [bold]Exit codes[/]
 
@@ -71,7 +84,11 @@ def doctor(
         3  it can run, but the connector of your SGLang leaks
         4  it can run, but the limit of open files is too low for a server
            or for the notebooks
+
+    With --scheduler, that of the worst host; 1 also for one without an answer.
     """
+    if scheduler is not None:
+        _fleet(scheduler, storage_dir, sglang, as_json)
     from ..doctor import diagnosis as checks
     from ..doctor import sglang_check
 
@@ -83,6 +100,24 @@ def doctor(
     else:
         _show(diagnosis)
     raise typer.Exit(_ending(diagnosis)[0])
+
+
+def _fleet(scheduler: str, storage_dir: str | None, sglang: Path | None, as_json: bool) -> NoReturn:
+    """Check the hosts of a cluster."""
+    if sglang is not None:
+        raise ConfigError(
+            "--sglang names a folder of this machine, and --scheduler checks others; give one of the two"
+        )
+    from ..lab.sweep.sweep import facts_of_fleet
+    from .fleet_output import exit_code, show
+
+    with Console(stderr=True).status("checking") as status:
+        found = facts_of_fleet(scheduler, storage_dir, lambda told: status.update(f"checked {told}"))
+    if as_json:
+        print_json({"hosts": found})
+    else:
+        show(found)
+    raise typer.Exit(exit_code(found))
 
 
 def _ending(diagnosis: Diagnosis) -> tuple[int, str]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..lab.sweep.sweep import Result
 
 MOST = 5  # errors in the shell
-EVERY = ("every", "any")
 
 
 @app.command()
@@ -47,12 +46,12 @@ def sweep(
             show_default="this machine",
         ),
     ] = None,
-    on: Annotated[
-        str | None,
+    every_host: Annotated[
+        bool | None,
         typer.Option(
-            metavar="every|any",
+            "--every-host/--any-host",
             help="Run each point on every host, or once on any host that is free.",
-            show_default="every",
+            show_default="every-host",
         ),
     ] = None,
     host: Annotated[
@@ -82,11 +81,11 @@ def sweep(
 
     Values are separated by commas, and a value that is a list has brackets:
     -p page_bytes=4096,65536 -p keys_sweep=\[1,2],\[4,8]. A file has the entries
-    notebooks, profile, parameters, on and hosts; options override it:
+    notebooks, profile, parameters, every_host and hosts; options override it:
 
         notebooks: ["01", "03"]
         parameters: {queue: \[libaio, io_uring]}
-        on: every
+        every_host: true
 
     [bold]Examples[/]
 
@@ -120,7 +119,7 @@ def sweep(
         raise ConfigError("--run names a new sweep, and --resume goes on with one; give one of the two")
     from ..lab.sweep import sweep as sweeps
 
-    given = _given(file, parameter or [], notebook, profile, on, host)
+    given = _given(file, parameter or [], notebook, profile, every_host, host)
     with showing_sweep() as watch:
         if resume is not None:
             result = sweeps.resume(resume, given, scheduler=scheduler, watch=watch)
@@ -136,18 +135,17 @@ def _given(
     parameters: list[str],
     notebooks: list[str] | None,
     profile: str | None,
-    on: str | None,
+    every_host: bool | None,
     hosts: list[str] | None,
 ) -> Grid | None:
     """Return the grid that was given; None where nothing was."""
     from ..lab.sweep.grid import parse_axes
 
-    if on is not None and on not in EVERY:
-        raise ConfigError(f"--on {on}: expected one of {', '.join(EVERY)}")
     given: dict[str, Any] = {"parameters": parse_axes(parameters)} if parameters else {}
     if notebooks:
         given["notebooks"] = [name.strip() for names in notebooks for name in names.split(",")]
-    given |= {name: value for name, value in (("profile", profile), ("on", on), ("hosts", hosts)) if value}
+    others = {"profile": profile, "every_host": every_host, "hosts": hosts}
+    given |= {name: value for name, value in others.items() if value is not None and value != []}
     return _grid(file, given) if file is not None or given else None
 
 

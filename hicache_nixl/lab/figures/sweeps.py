@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -174,7 +175,7 @@ def _intervals(axes: Axes, ratios: Sequence[Mapping[str, Estimate]]) -> None:
 def _say_missing(axes: Axes, missing: Sequence[int], some: Sequence[int]) -> None:
     if missing:
         told = "no result" if len(missing) == len(some) else f"{len(missing)} of {len(some)}: no result"
-        look = {"ha": "left", "va": "top", "fontsize": "small", "color": INK}
+        look: dict[str, Any] = {"ha": "left", "va": "top", "fontsize": "small", "color": INK}
         axes.text(0.04, 0.98, told, transform=axes.transAxes, **look)
 
 

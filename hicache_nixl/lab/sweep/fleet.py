@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 import warnings
@@ -94,10 +95,12 @@ class Fleet:
     def versions(self) -> dict[str, str | None]:
         """Return the version of this package in each worker, by a name for it; None where there is none."""
         workers = self.workers()
-        told = self.client.get_versions(packages=["hicache_nixl"])["workers"]
+        known: Any = self.client.get_versions(
+            packages=["hicache_nixl"]
+        )  # a coroutine only of asynchronous clients
         return {
             str(workers.get(address, {}).get("name", address)): about["packages"].get("hicache_nixl")
-            for address, about in told.items()
+            for address, about in known["workers"].items()
             if about
         }
 
@@ -105,8 +108,8 @@ class Fleet:
         """Return what the scheduler knows of each worker, by address."""
         try:
             return dict(self.client.scheduler_info(n_workers=-1)["workers"])
-        except (OSError, ValueError, AttributeError) as error:  # a closed client has no scheduler
-            raise FleetLostError(f"the scheduler does not answer any more: {error}") from error
+        except (OSError, ValueError, AttributeError, KeyError) as error:  # a closed client knows nothing
+            raise FleetLostError("the scheduler does not answer any more") from error
 
     def _look(self) -> dict[str, Host]:
         workers = {
@@ -121,6 +124,7 @@ class Fleet:
             if address in self._identities:
                 groups.setdefault(self._identities[address]["machine"], {})[address] = workers[address]
         hosts = [self._host(machine, some, groups) for machine, some in groups.items()]
+        hosts.sort(key=lambda host: _by_number(host.name))
         for host in hosts:
             if host.worker and RESOURCE not in workers[host.worker]["resources"]:
                 self.client.run(remote.offer, host.shares, workers=[host.worker], on_error="ignore")
@@ -140,6 +144,11 @@ class Fleet:
         shares = int(workers[worker]["resources"].get(RESOURCE, workers[worker]["nthreads"]))
         names = {address: str(about["name"]) for address, about in workers.items()}
         return Host(name, machine, names, worker, shares)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return what sorts node2 before node10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -34,8 +34,8 @@ class Grid(BaseModel):
     profile : str
     parameters : dict
         The values of each parameter.  Those with several are the axes of the grid.
-    on : str
-        ``"every"``: each point on every host; ``"any"``: each point once, on the host that is free.
+    every_host : bool
+        Whether each point runs on every host; else once, on the host that is free.
     hosts : tuple of str
         The hosts that may be used; all of the cluster when empty.
     """
@@ -45,7 +45,7 @@ class Grid(BaseModel):
     notebooks: tuple[str, ...] = ()
     profile: str = "quick"
     parameters: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    on: Literal["every", "any"] = "every"
+    every_host: bool = True
     hosts: tuple[str, ...] = ()
 
     @field_validator("notebooks", "hosts", mode="before")
@@ -163,7 +163,7 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
 def make_grid(entries: Mapping[str, Any], where: str = "") -> Grid:
     """Make a grid; what cannot work is one line."""
     try:
-        return Grid(**entries)
+        return Grid(**{str(name): value for name, value in entries.items()})
     except ValidationError as error:
         first = error.errors()[0]
         name, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
@@ -209,7 +209,7 @@ def points_of(grid: Grid, hosts: Sequence[str]) -> list[Point]:
     ['001-libaio-node7', '002-io_uring-node7']
     """
     combinations = grid.combinations()
-    where: list[str | None] = [*hosts] if grid.on == "every" else [None]
+    where: list[str | None] = [*hosts] if grid.every_host else [None]
     if (size := len(combinations) * len(where)) > MOST_POINTS:
         raise ConfigError(
             f"the grid has {len(combinations)} points on each of {len(where)} hosts, {size} together; expected "

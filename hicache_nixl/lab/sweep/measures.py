@@ -110,6 +110,12 @@ class Elsewhere:
     others: list[tuple[Measured, Any]]
     where: str
 
+    def tally(self) -> str:
+        """Return at how many points it fails, and is inconclusive."""
+        verdicts = [row.verdict for _, row in self.others]
+        counts = {"fails": verdicts.count(FAILS), "inconclusive": verdicts.count(INCONCLUSIVE)}
+        return ", ".join(f"{told} at {count}" for told, count in counts.items() if count)
+
 
 def measured(sweep: Sweep) -> list[Measured]:
     """Return what each point of a sweep measured, in the order of the grid."""
@@ -149,7 +155,8 @@ def ratios(claims: pd.DataFrame) -> dict[str, Estimate]:
     found = {}
     for row in claims.itertuples():
         if match := RATIO.fullmatch(row.measured):
-            found[str(row.id)] = Estimate(*map(float, match.groups()), 0)
+            median, low, high = map(float, match.groups())
+            found[str(row.id)] = Estimate(median, low, high, 0)
     return found
 
 
@@ -169,6 +176,7 @@ def elsewhere(points: list[Measured]) -> list[Elsewhere]:
     for (notebook, id_), rows in stated.items():
         others = [(one, row) for one, row in rows if row.verdict != HOLDS]
         if others:
+            others.sort(key=lambda entry: entry[1].verdict != FAILS)
             verdict = FAILS if any(row.verdict == FAILS for _, row in others) else INCONCLUSIVE
             where = _where([one for one, _ in others], [one for one, _ in rows])
             counts = len(rows) - len(others), len(rows)

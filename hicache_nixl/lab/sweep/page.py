@@ -17,6 +17,8 @@ from .measures import COSTS, Measured, as_table, elsewhere, measured, shown_cost
 from .record import MISSING, Sweep
 from .remote import FAILED
 
+ABOUT = ("NIXL", "storage", "kernel")  # facts that stand in the place of the others
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -45,6 +47,7 @@ def write_sweep_page(sweep: Sweep) -> Path:
         claims=elsewhere(points),
         differing=differing,
         shared=shared,
+        about="; ".join(f"{name} {shared[name].partition(',')[0]}" for name in ABOUT if name in shared),
         failed=_by_reason([one for one in points if one.point.state == FAILED]),
         missing=[one for one in points if one.point.state == MISSING],
         no_run={one.point.slug for one in points if not sweep.run_of(one.point.slug).is_dir()},

@@ -141,7 +141,7 @@ def resume(
     for point in begun.points.values():
         if point.state != ENDED:
             point.state, point.reason = record.MISSING, ""
-            if begun.grid.on == "any":
+            if not begun.grid.every_host:
                 point.host = None
     with connecting(scheduler, begun.grid.hosts) as fleet:
         return _run(begun, fleet, chosen, watch)

@@ -1,0 +1,32 @@
+"""Fixtures of the tests of sweeps: tiny notebooks, and a folder of runs away from the project's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_sweeps import TinyNotebooks
+
+from hicache_nixl.lab import execute
+from hicache_nixl.lab.sweep import record, sweep
+
+
+@pytest.fixture(scope="module")
+def patch():
+    with pytest.MonkeyPatch.context() as patched:
+        yield patched
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> TinyNotebooks:
+    """Notebooks of a few cells in the place of the project's."""
+    made = TinyNotebooks(tmp_path_factory.mktemp("tiny"))
+    patch.setattr(sweep, "notebooks", made.known)
+    for place in (execute, record):
+        patch.setattr(place, "runs_folder", lambda: made.runs)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"

@@ -1,0 +1,222 @@
+"""Which job runs where and when: one measurement on a machine at a time, and what comes of workers that die."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from hicache_nixl.lab.sweep import lanes as module
+from hicache_nixl.lab.sweep.fleet import Host
+from hicache_nixl.lab.sweep.lanes import MOST_DEATHS, Answer, Job, Lanes
+
+ENDED = json.dumps({"state": "ended"}).encode() + b"\n"
+
+
+class FakeFuture:
+    """A task that ends when the test says so."""
+
+    def __init__(self, key: str):
+        self.key, self.status, self.value = key, "pending", b""
+        self.error: Exception | None = None
+        self.ended: list[Callable[[Any], None]] = []
+
+    def add_done_callback(self, call: Callable[[Any], None]) -> None:
+        self.ended.append(call)
+
+    def end(self, status: str = "finished", value: bytes = ENDED, error: Exception | None = None) -> None:
+        self.status, self.value, self.error = status, value, error
+        for call in self.ended:
+            call(self)
+
+    def result(self) -> bytes:
+        return self.value
+
+    def exception(self) -> Exception | None:
+        return self.error
+
+    def cancel(self) -> None:
+        self.status = "cancelled"
+
+
+class FakeFleet:
+    """Hosts that come and go as the test says, and the tasks that were given to them."""
+
+    def __init__(self, *names: str, shares: int = 2):
+        self.present = {name: self.host(name, shares) for name in names}
+        self.client = self
+        self.tasks: list[tuple[str, dict[str, Any], FakeFuture]] = []
+
+    @staticmethod
+    def host(name: str, shares: int = 2, machine: str = "") -> Host:
+        return Host(name, machine or name, {f"tcp://{name}": name}, f"tcp://{name}", shares)
+
+    def hosts(self) -> dict[str, Host]:
+        return dict(self.present)
+
+    def submit(
+        self, function: Any, request: dict[str, Any], *, key: str, workers: list[str], **how: Any
+    ) -> FakeFuture:
+        future = FakeFuture(key)
+        self.tasks.append((request["slug"], {"workers": workers, **how}, future))
+        return future
+
+    def run(self, function: Any, keys: list[str], **how: Any) -> None:
+        for _, _, future in self.tasks:
+            if future.key in keys and future.status == "pending":
+                future.end(value=b'{"state": "interrupted"}\n')
+
+    def running(self) -> list[str]:
+        return [slug for slug, _, future in self.tasks if future.status == "pending"]
+
+    def end(self, slug: str, **how: Any) -> None:
+        next(future for name, _, future in self.tasks if name == slug and future.status == "pending").end(
+            **how
+        )
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TICK", 0.001)
+    monkeypatch.setattr(module, "GRACE", 0.05)
+
+
+def job(slug: str, host: str | None = None, exclusive: bool = True) -> Job:
+    return Job(slug, {"slug": slug}, host, exclusive)
+
+
+def look(lanes: Lanes) -> list[Answer]:
+    """Let the lanes look once."""
+    hosts = lanes.fleet.hosts()
+    found = [*lanes._lost(hosts), *lanes._away(hosts)]
+    for host in hosts.values():
+        lanes._start(host, hosts)
+    while not lanes._done.empty():
+        answer = lanes._take(lanes._done.get())
+        found += [answer] if answer is not None else []
+    for host in hosts.values():
+        lanes._start(host, hosts)
+    return found
+
+
+def test_a_machine_has_one_measurement_at_a_time():
+    fleet = FakeFleet("a", "b")
+    lanes = Lanes(fleet, [job("1"), job("2"), job("3")])
+    look(lanes)
+    assert fleet.running() == ["1", "2"]
+    fleet.end("1")
+    (answer,) = look(lanes)
+    assert (answer.job.slug, answer.host, answer.told["state"]) == ("1", "a", "ended")
+    assert fleet.running() == ["2", "3"]
+
+
+def test_a_measurement_asks_for_all_shares_of_the_machine_and_a_count_for_one():
+    fleet = FakeFleet("a", "b", shares=4)
+    look(Lanes(fleet, [job("1"), job("2", exclusive=False)]))
+    assert [how["resources"] for _, how, _ in fleet.tasks] == [{"hicache-nixl": 4}, {"hicache-nixl": 1}]
+
+
+def test_counts_share_a_machine_up_to_its_shares_and_never_with_a_measurement():
+    fleet = FakeFleet("a")
+    lanes = Lanes(
+        fleet, [*(job(name, exclusive=False) for name in "123"), job("4"), job("5", exclusive=False)]
+    )
+    look(lanes)
+    assert fleet.running() == ["1", "2"]
+    fleet.end("1")
+    look(lanes)
+    assert fleet.running() == ["2", "3"]
+    fleet.end("2")
+    look(lanes)
+    assert fleet.running() == ["3"]  # the measurement waits for it, and nothing overtakes
+    fleet.end("3")
+    look(lanes)
+    assert fleet.running() == ["4"]
+    fleet.end("4")
+    look(lanes)
+    assert fleet.running() == ["5"]
+
+
+def test_two_names_of_one_machine_share_it():
+    fleet = FakeFleet()
+    fleet.present = {name: FakeFleet.host(name, machine="one") for name in ("a", "b")}
+    look(Lanes(fleet, [job("1"), job("2")]))
+    assert fleet.running() == ["1"]
+
+
+def test_a_job_of_a_host_runs_there():
+    fleet = FakeFleet("a", "b")
+    look(Lanes(fleet, [job("1", "b"), job("2", "b")]))
+    assert [(slug, how["workers"]) for slug, how, _ in fleet.tasks] == [("1", ["tcp://b"])]
+
+
+def test_the_job_of_a_worker_that_died_runs_elsewhere():
+    fleet = FakeFleet("a", "b")
+    lanes = Lanes(fleet, [job("1")])
+    look(lanes)
+    del fleet.present["a"]
+    assert look(lanes) == []
+    assert [how["workers"] for _, how, _ in fleet.tasks] == [["tcp://a"], ["tcp://b"]]
+    fleet.end("1")
+    (answer,) = look(lanes)
+    assert (answer.host, answer.job.deaths) == ("b", ["a"])
+
+
+@pytest.mark.parametrize("how", ["process", "KilledWorker"])
+def test_a_job_that_kills_its_worker_each_time_fails_after_a_bound(how):
+    fleet = FakeFleet("a", "b")
+    lanes = Lanes(fleet, [job("1")])
+    killed = type("KilledWorker", (Exception,), {})()
+    answers: list[Answer] = []
+    for _ in range(MOST_DEATHS):
+        assert answers == []
+        look(lanes)
+        if how == "process":
+            fleet.end("1", value=b'{"state": "died", "reason": "its process was ended by SIGKILL"}\n')
+        else:
+            fleet.end("1", status="error", error=killed)
+        answers = look(lanes)
+    assert answers[0].told["state"] == "failed"
+    assert "(3 deaths: a, b)" in answers[0].told["reason"]
+    assert not lanes.waiting
+    assert fleet.running() == []
+
+
+def test_an_error_of_the_worker_is_the_reason_and_is_not_tried_again():
+    fleet = FakeFleet("a")
+    lanes = Lanes(fleet, [job("1")])
+    look(lanes)
+    fleet.end("1", status="error", error=ModuleNotFoundError("no module"))
+    (answer,) = look(lanes)
+    assert answer.told == {"state": "failed", "reason": "ModuleNotFoundError: no module"}
+
+
+def test_a_host_that_stays_away_fails_its_jobs_and_those_of_others_go_on():
+    fleet = FakeFleet("a")
+    lanes = Lanes(fleet, [job("1", "gone"), job("2", "a")])
+
+    def ending() -> Iterator[Answer]:
+        for answer in lanes.answers():
+            yield answer
+            fleet.end("2") if "2" in fleet.running() else None
+
+    (first, second) = ending()
+    assert (first.job.slug, first.told["reason"]) == ("1", "host gone has left the cluster")
+    assert second.told["state"] == "ended"
+
+
+def test_without_any_host_everything_fails_after_a_while():
+    lanes = Lanes(FakeFleet(), [job("1")])
+    assert [answer.told["reason"] for answer in lanes.answers()] == ["every host has left the cluster"]
+
+
+def test_at_an_end_what_waits_is_dropped_and_what_ended_before_is_kept():
+    fleet = FakeFleet("a", "b")
+    lanes = Lanes(fleet, [job("1"), job("2"), job("3")])
+    look(lanes)
+    fleet.end("1")
+    assert [answer.job.slug for answer in lanes.end()] == ["1"]
+    assert fleet.running() == []
+    assert [slug for slug, _, _ in fleet.tasks] == ["1", "2"]

@@ -1,0 +1,192 @@
+"""A sweep on this machine: the runs that come back, what fails, and going on with what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from fleets import points_of_workers
+from processes import have_ended, wait_until
+from tiny_sweeps import TinyNotebooks, begun
+
+from hicache_nixl.errors import ConfigError
+from hicache_nixl.lab.report import build
+from hicache_nixl.lab.runs.record import read_record
+from hicache_nixl.lab.sweep import fleet as fleets
+from hicache_nixl.lab.sweep.grid import Grid
+from hicache_nixl.lab.sweep.record import read_sweep
+from hicache_nixl.lab.sweep.sweep import Result, Step, resume, sweep
+
+PAGES = {"page_bytes": (4096, 8192)}
+
+
+def of(*notebooks: str, **parameters: object) -> Grid:
+    return Grid(notebooks=notebooks, parameters=parameters)
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[Step]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def ran(tiny: TinyNotebooks, patch: pytest.MonkeyPatch, steps: list[Step]) -> Result:
+    """A sweep of two points, one of which has a claim that fails, with a secret in the environment."""
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    return sweep(of("05", **PAGES), run="mine", watch=steps.append)
+
+
+class TestWhatComesBack:
+    def test_each_point_is_an_ordinary_run(self, ran):
+        for slug, point in ran.sweep.points.items():
+            record = read_record(ran.sweep.folder / "points" / slug)
+            assert [*record.notebooks] == ["05_fails"]
+            assert record.parameters("05_fails")["page_bytes"] == point.values["page_bytes"]
+            assert build(record).exists()
+
+    def test_a_claim_that_fails_is_reported_and_the_other_point_is_right(self, ran):
+        right, wrong = ran.sweep.points.values()
+        assert (right.state, right.errors, right.verdict) == ("ended", [], "2 of 2 claims hold")
+        assert (wrong.state, wrong.verdict) == ("ended", "1 of 2 claims hold, 1 fail")
+        assert "claim flat: The count is flat. expected 135, measured 167" in wrong.errors[0]
+        assert ran.sweep.verdict() == "2 of 2 points ran, claims fail at 1"
+
+    def test_the_host_has_told_its_facts(self, ran):
+        (facts,) = ran.sweep.hosts.values()
+        assert facts["queues that work"].startswith("libaio")
+        assert ran.sweep.problems == {}
+
+    def test_the_record_is_read_back_as_it_was(self, ran):
+        assert read_sweep(ran.sweep.folder) == ran.sweep
+
+    def test_nothing_of_the_environment_is_in_it(self, ran):
+        files = [path for path in ran.sweep.folder.rglob("*") if path.is_file()]
+        assert [path for path in files if b"hush-hush" in path.read_bytes()] == []
+
+    def test_its_progress_names_what_runs_and_what_has_ended(self, ran, steps):
+        assert {slug for step in steps for slug in step.running} >= {*ran.sweep.points}
+        assert {step.ended.slug for step in steps if step.ended} == {*ran.sweep.points}
+
+    def test_the_page_links_to_each_run_and_names_the_claim_that_does_not_hold_everywhere(self, ran):
+        text = ran.page.read_text()
+        for slug in ran.sweep.points:
+            assert f'href="points/{slug}/index.html"' in text
+        assert "exactly where page_bytes is 8192" in text
+        links = set(re.findall(r'href="([^"#:]+)["#]', text))
+        assert [link for link in links if not (ran.sweep.folder / link).exists()] == []
+
+    def test_nothing_is_left_running(self, ran):
+        assert points_of_workers(os.getpid()) == []
+
+
+class TestResume:
+    @pytest.fixture
+    def half(self, tiny: TinyNotebooks, ran: Result, tmp_path: Path) -> Path:
+        """A sweep of which one point is missing, and another run was being unpacked."""
+        folder = Path(shutil.copytree(ran.sweep.folder, tmp_path / "half"))
+        first, _ = known = json.loads((folder / "sweep.json").read_text())["points"]
+        slug = first["slug"]
+        (folder / "points" / slug).rename(folder / "points" / f"{slug}.unfinished")
+        text = (folder / "sweep.json").read_text()
+        whole = json.loads(text)
+        whole["points"] = [{**first, "state": "missing"}, known[1]]
+        (folder / "sweep.json").write_text(json.dumps(whole))
+        return folder
+
+    def test_it_runs_what_is_missing_and_nothing_else(self, half):
+        steps: list[Step] = []
+        result = resume(str(half), watch=steps.append)
+        assert [step.ended.slug for step in steps if step.ended] == [next(iter(result.sweep.points))]
+        assert [point.state for point in result.sweep.points.values()] == ["ended", "ended"]
+        assert sorted(path.name for path in (half / "points").iterdir()) == [*result.sweep.points]
+
+    def test_it_refuses_another_grid(self, half):
+        with pytest.raises(ConfigError, match="sweep half has another grid; leave the grid out, or start"):
+            resume(str(half), of("05", page_bytes=(4096,)))
+
+    def test_what_is_no_sweep_is_named(self, tiny, tmp_path):
+        with pytest.raises(ConfigError, match=r"sweep .*: .*sweep.json does not exist; expected the name of"):
+            resume(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_point_whose_kernel_dies_has_failed_with_the_reason_and_the_other_goes_on(tiny, tmp_path):
+    started = begun(tmp_path / "s", of("06", **PAGES), ["06_dies"], [_this_host()])
+    result = resume(str(started.folder))
+    right, wrong = result.sweep.points.values()
+    assert (right.state, wrong.state) == ("ended", "failed")
+    assert "06_dies, cell 5: DeadKernelError" in wrong.reason
+    assert read_record(result.sweep.run_of(wrong.slug)).unfinished == ["06_dies"]
+    assert "06_dies, cell 5: DeadKernelError" in result.page.read_text()
+
+
+@pytest.mark.slow
+def test_two_counts_share_this_machine_and_two_measurements_do_not(tiny, tmp_path):
+    most = {}
+    for name in ("01_counts", "02_measures"):
+        started = begun(tmp_path / name, of(name, **PAGES), [name], [_this_host()])
+        steps: list[Step] = []
+        resume(str(started.folder), watch=steps.append)
+        most[name] = max(len(step.running) for step in steps)
+    assert most == {"01_counts": 2, "02_measures": 1}
+
+
+def test_ctrl_c_ends_the_points_that_run_with_their_kernels_and_keeps_the_rest(tiny, tmp_path):
+    started = begun(tmp_path / "s", of("04", **PAGES), ["04_waits"], [_this_host()])
+    seen: list[psutil.Process] = []
+
+    def interrupt() -> None:
+        wait_until(lambda: any(child.children() for child in points_of_workers(os.getpid())))
+        for child in points_of_workers(os.getpid()):
+            seen.extend([child, *child.children(recursive=True)])
+        time.sleep(1)  # until the kernel runs its cells
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    result = resume(str(started.folder))
+    assert result.interrupted
+    assert {point.state for point in result.sweep.points.values()} == {"missing"}
+    assert seen
+    wait_until(lambda: have_ended(seen))
+    assert "2 did not run" in result.page.read_text()
+
+
+class TestRefused:
+    def test_a_point_that_cannot_work_is_refused_before_anything_runs(self, tiny):
+        with pytest.raises(ConfigError, match="'aio' is unknown; expected one of libaio"):
+            sweep(of("01", queue=("libaio", "aio")), run="never")
+        assert not (tiny.runs / "never").exists()
+
+    def test_a_run_that_exists_is_not_written_into(self, ran):
+        with pytest.raises(ConfigError, match=r"run 'mine' exists already"):
+            sweep(of("01"), run="mine")
+
+    def test_an_unknown_host_is_named_with_those_that_are_there(self, tiny):
+        grid = Grid(notebooks=("01",), hosts=("node7",))
+        with pytest.raises(ConfigError, match=f"host 'node7' is unknown; expected one of {_this_host()}"):
+            sweep(grid, run="never")
+
+    @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "127.0.0.1:9", "nonsense://x"])
+    def test_a_scheduler_that_cannot_be_reached_is_one_line_that_says_how_to_start_one(
+        self, tiny, monkeypatch, address
+    ):
+        monkeypatch.setattr(fleets, "CONNECT", 0.5)
+        with pytest.raises(ConfigError, match=rf"--scheduler {address}: .*; start it with `dask scheduler`"):
+            sweep(of("01"), scheduler=address, run="never")
+
+    def test_without_dask_it_says_what_to_install(self, tiny, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+        with pytest.raises(ConfigError, match=r"pip install 'hicache-nixl\[sweep\]'"):
+            sweep(of("01"), run="never")
+
+
+def _this_host() -> str:
+    return os.uname().nodename
