@@ -9,9 +9,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..config import QUEUES
 from .app import out, say
 
-SHOWN = ("NIXL", "queues that work", "kernel", "open files", "storage", "free space", "SGLang")
+QUEUES_COLUMN = "queues that work"
+SHOWN = ("NIXL", QUEUES_COLUMN, "open files", "storage", "free space", "kernel", "SGLang")
+ALIKE = ("NIXL", "kernel", "open files", "storage", "cpu", "python", "torch")
 MARK = " *"
 NO_ANSWER, CANNOT, LEAKS, FEW_FILES, FINE = (
     "did not answer",
@@ -53,12 +56,13 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
 
     hosts = {name: told["facts"] for name, told in found.items() if "facts" in told}
     marked = unusual(hosts)
-    table = Table("host", "state", *SHOWN, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("host", "state", *SHOWN, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in table.columns:
         column.overflow = "fold"
     for name, told in found.items():
         state = state_of(told)
-        cells = [_cell(hosts.get(name, {}).get(what, ""), (name, what) in marked) for what in SHOWN]
+        facts = hosts.get(name, {})
+        cells = [_cell(_short(what, facts.get(what, "")), (name, what) in marked) for what in SHOWN]
         table.add_row(name, Text(state, style="green" if state == FINE else "red"), *cells)
     out.print(table)
     for name, told in found.items():
@@ -70,10 +74,8 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
         for value, some in difference.values:
             say(f"  {value}: {', '.join(some)}")
     if len(hosts) > 1:
-        alike = ", ".join(
-            f"{name} {value}" for name, value in shared.items() if name in ("hicache-nixl", *SHOWN)
-        )
-        say(f"the same on all {len(hosts)} hosts: {alike or 'nothing of this'}")
+        alike = [f"{name} {shared[name]}" for name in ("hicache-nixl", *ALIKE) if name in shared]
+        say(f"the same on all {len(hosts)} hosts: {', '.join(alike) or 'none of these facts'}")
     say(last_line(found))
 
 
@@ -88,6 +90,26 @@ def last_line(found: Mapping[str, Mapping[str, Any]]) -> str:
     states = [state_of(told) for told in found.values()]
     counts = [f"{states.count(state)} {state}" for state in CODES if state in states]
     return f"{len(states)} host{'s' * (len(states) != 1)}: {', '.join(counts)}"
+
+
+def _short(what: str, value: str) -> str:
+    """Return a fact as it stands in the table.
+
+    Examples
+    --------
+    >>> _short("storage", "ext4, rw,relatime"), _short("open files", "soft 1024, hard 4096")
+    ('ext4', '1024 / 4096')
+    >>> _short("queues that work", "libaio, posix_aio")
+    'no io_uring'
+    """
+    if what == "storage":
+        return value.partition(",")[0]
+    if what == QUEUES_COLUMN:
+        missing = [name for name in QUEUES if name not in value]
+        return f"no {', '.join(missing)}" if missing else "all"
+    if what == "SGLang" and value == "not installed":
+        return "none"
+    return value.removeprefix("soft ").replace(", hard ", " / ") if what == "open files" else value
 
 
 def _cell(value: str, unusual: bool) -> Text:

@@ -77,7 +77,7 @@ def _flat(known: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> Facts:
         "NIXL": str(versions["nixl"]),
         PLUGINS: _plugins(diagnosis["builds"]),
         QUEUES_THAT_WORK: ", ".join(name for name, row in queues.items() if row["state"] == "ok") or NONE,
-        **{f"queue {name}": row["detail"] for name, row in queues.items() if row["state"] != "ok"},
+        **{f"queue {name}": row["detail"] for name, row in queues.items()},
         "SGLang": sglang,
         "storage": f"{known['storage']['file_system']}, {known['storage']['options']}",
         "O_DIRECT": found["O_DIRECT"]["state"],
