@@ -109,7 +109,9 @@ def _short(what: str, value: str) -> str:
         return f"no {', '.join(missing)}" if missing else "all"
     if what == "SGLang" and value == "not installed":
         return "none"
-    return value.removeprefix("soft ").replace(", hard ", " / ") if what == "open files" else value
+    if what == "open files":
+        return " / ".join(dict.fromkeys(value.removeprefix("soft ").split(", hard ")))
+    return value
 
 
 def _cell(value: str, unusual: bool) -> Text:

@@ -22,7 +22,7 @@ MOST = 5  # errors in the shell
 @app.command()
 def sweep(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[GRID.yaml]", help="The grid as a file.", show_default=False)
+        str | None, typer.Argument(metavar="[GRID.yaml]", help="The grid as a file.", show_default=False)
     ] = None,
     parameter: Annotated[
         list[str] | None,
@@ -131,7 +131,7 @@ def sweep(
 
 
 def _given(
-    file: Path | None,
+    file: str | None,
     parameters: list[str],
     notebooks: list[str] | None,
     profile: str | None,
@@ -149,10 +149,12 @@ def _given(
     return _grid(file, given) if file is not None or given else None
 
 
-def _grid(file: Path | None, given: dict[str, Any]) -> Grid:
+def _grid(file: str | None, given: dict[str, Any]) -> Grid:
     from ..lab.sweep.grid import read_grid
 
-    return read_grid(file, given)
+    if file == "":
+        raise ConfigError("the path of the grid is empty; give one, or leave it out")
+    return read_grid(None if file is None else Path(file), given)
 
 
 def _end(result: Result, quiet: bool) -> None:
