@@ -134,9 +134,10 @@ class TestInterrupted:
     @pytest.fixture
     def started(self, tiny: TinyNotebooks) -> Iterator[subprocess.Popen[str]]:
         folder = with_large_pages(tiny, "04_waits")
+        tmp = str(tiny.folder.parent)  # what is left there when the command is killed goes with it
         with subprocess.Popen(
             [sys.executable, "-c", MAIN, str(tiny.folder), "sweep", "--resume", str(folder)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "TMPDIR": tmp},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -18,7 +18,7 @@ from ..runs.claims import NO_SLOWER
 from ..statistics import Estimate
 from .look import AFTER, BEFORE, INK, LOOK, STYLES, heading, name, plain
 from .narrow import DPI
-from .words import SLOWER, Drawn, numbers, speed
+from .words import SLOWER, UNKNOWN, Drawn, numbers, speed
 
 MOST_PANELS = 48
 WIDE, NARROW = (8.4, 5), (4.0, 2)  # inches, and panels in a row
@@ -198,7 +198,7 @@ def _left(arms: Sequence[str], counted: Sequence[Mapping[str, Sequence[int]]]) -
 
 
 def _verdicts(ratios: Sequence[Mapping[str, Estimate]]) -> str:
-    """Say how long an operation takes, and at how many points it is slower."""
+    """Say how long an operation takes, and at how many points it is slower, or that is not shown."""
     parts = []
     for operation in OPERATIONS:
         found = [of[operation] for of in ratios if operation in of]
@@ -206,9 +206,11 @@ def _verdicts(ratios: Sequence[Mapping[str, Estimate]]) -> str:
         if len(found) == 1:
             parts.append(f"{operation} {found[0]} ({speed(found[0])})")
         elif found:
-            slower = [speed(ratio) for ratio in found].count(SLOWER)
-            span = f"{min(medians):.3g} to {max(medians):.3g}"
-            parts.append(f"{operation} {span}, {SLOWER} at {slower} of {len(found)}")
+            told = [speed(ratio) for ratio in found]
+            counts = [f"{word} at {told.count(word)}" for word in (SLOWER, UNKNOWN) if word in told]
+            span = f"{min(medians):.2f} to {max(medians):.2f}"
+            where = f"{', '.join(counts)} of {len(found)}" if counts else f"no slower at all {len(found)}"
+            parts.append(f"{operation} {span}, {where}")
     return "; ".join(parts)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
-import tempfile
 import threading
 from pathlib import Path
 from typing import IO, Any
@@ -29,15 +29,16 @@ def main() -> None:
         os.dup2(2, 1)  # what a library prints is no part of the answer
         request = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_the_worker, daemon=True).start()
-        with tempfile.TemporaryDirectory(prefix="hicache-nixl-") as folder:
-            try:
-                told, run = ACTIONS[request["action"]](request, Path(folder))
-            except ConfigError as error:
-                told, run = {"state": REFUSED, "reason": str(error)}, None
-            except KeyboardInterrupt:
-                told, run = {"state": INTERRUPTED}, None
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            _send(answer, told, run)
+        folder = Path(request["folder"])  # made by its worker, which may be gone at the end
+        try:
+            told, run = ACTIONS[request["action"]](request, folder)
+        except ConfigError as error:
+            told, run = {"state": REFUSED, "reason": str(error)}, None
+        except KeyboardInterrupt:
+            told, run = {"state": INTERRUPTED}, None
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _send(answer, told, run)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_with_the_worker() -> None:
@@ -48,9 +49,8 @@ def _end_with_the_worker() -> None:
 def _send(answer: IO[bytes], told: dict[str, Any], run: Path | None) -> None:
     answer.write(json.dumps(told).encode() + b"\n")
     if run is not None:
-        with tarfile.open(
-            fileobj=answer, mode="w:gz", compresslevel=1
-        ) as archive:  # pictures do not become smaller
+        # most of it are pictures, which do not become smaller
+        with tarfile.open(fileobj=answer, mode="w:gz", compresslevel=1) as archive:
             archive.add(run, arcname=".")
 
 

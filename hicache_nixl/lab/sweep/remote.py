@@ -54,9 +54,14 @@ def work(request: dict[str, Any]) -> bytes:
 
     worker = get_worker()
     key = str(worker.get_current_task())
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as printed:
+    with (
+        tempfile.TemporaryFile() as answer,
+        tempfile.TemporaryFile() as printed,
+        tempfile.TemporaryDirectory(prefix="hicache-nixl-") as folder,  # goes also when the process is killed
+    ):
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "hicache_nixl.lab.sweep.child"],
+            env={**os.environ, "TMPDIR": folder},
             stdin=subprocess.PIPE,
             stdout=answer,
             stderr=printed,
@@ -65,7 +70,7 @@ def work(request: dict[str, Any]) -> bytes:
         assert process.stdin is not None  # it is a pipe
         try:
             with suppress(BrokenPipeError):  # of a process that has ended already, which its code tells
-                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.write(json.dumps({**request, "folder": folder}).encode() + b"\n")
                 process.stdin.flush()
             _watch(process, lambda: key in _ended or not _wanted(worker, key))
         finally:
