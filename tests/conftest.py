@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+if "HICACHE_NIXL_TEST_OBJECT_STORE" in os.environ:
+    import nixl_cu12._api  # noqa: F401  # before anything imports nixl: the build with OBJ
+
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel

@@ -15,6 +15,7 @@ from hicache_nixl.lifetimes.pooled import lifetime as pooled
 from hicache_nixl.lifetimes.pooled.opening import Store
 from hicache_nixl.lifetimes.pooled.row import Rows
 from hicache_nixl.lifetimes.pooled.segments import name_of
+from hicache_nixl.lifetimes.pooled_objects import lifetime as pooled_objects
 
 MAPPED = ("pooled/state", "pooled/index.")  # mmap keeps a descriptor of its own
 # An index holds hashes only.  These are the names behind them, noted when a connector made the hashes.
@@ -35,8 +36,9 @@ def note_names(monkeypatch: pytest.MonkeyPatch) -> None:
         SPACES[space_of(suffix, endings)] = suffix, endings
         return space_of(suffix, endings)
 
-    monkeypatch.setattr(pooled, "numbers_of", noted_keys)
-    monkeypatch.setattr(pooled, "space_of", noted_space)
+    for module in (pooled, pooled_objects):
+        monkeypatch.setattr(module, "numbers_of", noted_keys)
+        monkeypatch.setattr(module, "space_of", noted_space)
 
 
 class Records:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import in_memory
+from object_pieces import ObjectRecords, Objects
 from pooled_store import Records
-from support import LEFT, names_open
+from support import LEFT, STORE_VARIABLE, names_open
 
 from hicache_nixl.lifetimes import LIFETIMES
 
-STORES = (*LIFETIMES, "in_memory")
+# Over objects in a process of its own, which has loaded the build of NIXL with OBJ; see test_objects_contract.py.
+STORES = ("scoped_objects", "pooled_objects") if STORE_VARIABLE in os.environ else (*LIFETIMES, "in_memory")
 ALONE = tuple(name for name in STORES if not LEFT[name].fails_together)  # where a bad page fails alone
 BY_PIECE = tuple(name for name in STORES if not LEFT[name].one_record)  # where a piece can be stored by hand
 # What can happen to a piece in any store: its size afterwards, None if it is missing, and the error of a get.
@@ -101,7 +103,12 @@ class Dict:
 
 def raw_access(lifetime: str, folder: Path) -> Raw:
     """Return raw access to the store of a lifetime in a folder."""
-    kinds: dict[str, Callable[[Path], Raw]] = {"in_memory": Dict, "pooled": Records}
+    kinds: dict[str, Callable[[Path], Raw]] = {
+        "in_memory": Dict,
+        "pooled": Records,
+        "scoped_objects": Objects,
+        "pooled_objects": ObjectRecords,
+    }
     return kinds.get(lifetime, Files)(folder)
 
 
@@ -116,6 +123,9 @@ def damage(raw: Raw, name: str, how: str) -> None:
 
 def complaint(lifetime: str, name: str, how: str = "missing") -> list[str]:
     """Return what the error line of a get says after a piece was damaged."""
+    if lifetime == "scoped_objects":
+        told = {"missing": "there is no such object", "empty": "holds 0 of 3072 bytes"}
+        return [name, told.get(how, "another size than 3072 bytes")]
     if LEFT[lifetime].one_record:
         return [repr(name.partition("_")[0]), NOT_STORED]
     return [name, DAMAGE[how][1]]

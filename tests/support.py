@@ -21,6 +21,7 @@ import torch
 from hicache_nixl import HiCacheNixl, HiCacheStorageConfig, MlaHostPool, MultiHeadHostPool
 from hicache_nixl.config import DEFAULT_LIFETIME, RELEASED
 from hicache_nixl.host.pools import HostKVPool
+from hicache_nixl.lab.object_store import Endpoint
 
 MODEL = "org/model"  # its files end in _org-model_0_1, MLA: _org-model
 TESTS = Path(__file__).resolve().parent
@@ -73,8 +74,14 @@ LEFT = {
     "try_finally": Left(0, 1, 1, 1, 1, fails_together=True),
     "scoped": Left(0, 0, 0, 0, 0, fails_together=False),
     "pooled": Left(0, 0, 0, 0, 0, fails_together=False, one_record=True, opened_once=1),
+    "scoped_objects": Left(0, 0, 0, 0, 0, fails_together=False),  # of the tests only: the plugin OBJ
+    "pooled_objects": Left(0, 0, 0, 0, 0, fails_together=False, one_record=True),
     "in_memory": Left(0, 0, 0, 0, 0, fails_together=False),  # of the tests only
 }
+OBJECTS = "_objects"  # how the names of lifetimes end here that use the plugin OBJ
+STORE_VARIABLE = (
+    "HICACHE_NIXL_TEST_OBJECT_STORE"  # with an endpoint as JSON, the contract is tested over objects
+)
 # A store of pooled without these may use half of the disk.
 SMALL_STORE = {"capacity_gb": 0.02, "segment_mb": 1, "min_free_gb": 0}
 
@@ -91,9 +98,12 @@ def storage_config(
     posix: dict[str, Any] | None = None,
     **extra: Any,
 ) -> HiCacheStorageConfig:
-    """Return what a server would hand over for the POSIX plugin; stores of ``pooled`` are small."""
+    """Return what a server would hand over, for the POSIX plugin unless the name of the lifetime says OBJ; stores of ``pooled`` are small."""
     if lifetime == "pooled":
         extra = SMALL_STORE | extra
+    plugin = {"posix": {"active": True, **(posix or {})}}
+    if lifetime.endswith(OBJECTS):
+        lifetime, plugin = lifetime.removesuffix(OBJECTS), object_store().extra_config()["plugin"]
     return HiCacheStorageConfig(
         tp_rank=tp_rank,
         tp_size=tp_size,
@@ -105,8 +115,13 @@ def storage_config(
         enable_storage_metrics=False,
         is_page_first_layout=True,
         model_name=model,
-        extra_config={"plugin": {"posix": {"active": True, **(posix or {})}}, "lifetime": lifetime, **extra},
+        extra_config={"plugin": plugin, "lifetime": lifetime, **extra},
     )
+
+
+def object_store() -> Endpoint:
+    """Return the object store that the tests use, in a process that has loaded the build of NIXL with OBJ."""
+    return Endpoint(**json.loads(os.environ[STORE_VARIABLE]))
 
 
 def make_pool(

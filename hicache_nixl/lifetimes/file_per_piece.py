@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from ..config import OBJ_PLUGINS, NixlBackendConfig
-from ..errors import ConfigError, FileError, TransferError
+from ..errors import ConfigError, FileError, RegistrationError, TransferError
+from ..host.addresses import Addresses
 from ..names import KV, Named, PageNames
 from ..transport.agent import make_backend
 from ..transport.files import NixlFileManager, most_files
 from ..transport.objects import ObjectRequests
-from ..transport.registration import Buffer, NixlRegistration, buffer_addresses, buffer_sizes
+from ..transport.registration import Buffer, NixlRegistration, buffer_sizes
 from .outcome import MOVED, Outcome
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class FilePerPiece(ABC):
         self._objects: ObjectRequests | None = None
         if backend.plugin in OBJ_PLUGINS:
             if not self.as_released:
-                self._objects = ObjectRequests(self.registration, config.object_timeout)
+                self._objects = ObjectRequests(self.registration, config)
         else:
             shared = config.allow_shared_folder or self.as_released
             self._files = NixlFileManager(
@@ -152,8 +153,11 @@ class FilePerPiece(ABC):
         Each object is a transfer of its own from the start.
         """
         if self._objects is not None:
+            try:
+                pieces: list[Any] = list(Addresses.of(buffers, 1))
+            except RegistrationError as error:
+                return [Outcome.not_touched(error)] * len(keys)
             move = self._objects.put if direction == "WRITE" else self._objects.get
-            pieces = list(zip(buffer_addresses(buffers), buffer_sizes(buffers), strict=True))
             return [MOVED if error is None else Outcome.failed(error) for error in move(keys, pieces)]
         with self._one_at_a_time:
             try:
@@ -199,8 +203,9 @@ class FilePerPiece(ABC):
     def present(self, pages: Named, sizes: Sequence[int] | None) -> Iterator[bool]:
         """Look for files or objects, see ``protocol.Lifetime``."""
         keys = self._keys(pages.names)
-        if self._objects is not None:  # an object is listed once it has all its bytes
-            found = self._objects.leading(keys)
+        if self._objects is not None:
+            self._objects.check()
+            found = self._objects.bucket.leading(keys, cycle(sizes or [None]))
         elif self.as_released or self._files is None:
             found = iter([answer is not None for answer in self.registration.query(keys)])
         else:
@@ -208,7 +213,12 @@ class FilePerPiece(ABC):
         return (all(pieces) for pieces in zip(*[found] * len(pages.endings), strict=True))
 
     def clear(self, names: PageNames) -> int:
-        """Remove page files, see ``protocol.Lifetime``."""
+        """Remove page files or objects, see ``protocol.Lifetime``."""
+        if self._objects is not None:
+            bucket = self._objects.bucket
+            own = [name for name in bucket.names() if names.is_own(name)]
+            bucket.remove(own)
+            return len(own)
         if self._files is None:
             raise ConfigError("clear removes files; empty a bucket with the tools of its object store")
         return self._files.clear(names.is_own)

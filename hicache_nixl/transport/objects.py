@@ -9,101 +9,26 @@ store is back, or when NIXL gives up.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as LateError
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
 
-import torch
-
+from ..config import NixlBackendConfig
 from ..errors import HiCacheNixlError, MissingError, StoreError
-from ..host.pools import aligned_tensor
+from .bucket import Bucket
+from .lane import Lane, Part, starts_of, windows
 from .registration import NixlRegistration, growing_pause
 
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 16  # requests of a call at a time; NIXL has fewer threads, and what waits in its queue cannot be taken back
-LANE_BYTES = 32 << 20  # of the requests of a call at a time, or of its largest one
 MARK_BYTES = 8
+IN_A_ROW = 8  # failures after which the store itself is asked
 CLOSING = 2.0  # seconds that ``close`` waits for late answers
-
-
-@dataclass(frozen=True)
-class Part:
-    """A request: some bytes of a lane, and where they are in an object.
-
-    Attributes
-    ----------
-    name : str
-    at, size : int
-        In the lane.
-    offset : int
-        In the object; 0 to write, which is always a whole object.
-    """
-
-    name: str
-    at: int
-    size: int
-    offset: int = 0
-
-
-class Lane:
-    """Registered memory for the requests of one call."""
-
-    def __init__(self, registration: NixlRegistration):
-        self._registration = registration
-        self._held = ExitStack()
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        self.running: dict[
-            int, Any
-        ] = {}  # handles of requests that are not answered, by their place in the call
-        self.ends = ExitStack()  # what their call has registered
-
-    @property
-    def start(self) -> int:
-        """Its address."""
-        return self._memory.data_ptr()
-
-    def grow(self, size: int) -> None:
-        """Have at least this many bytes."""
-        if size > len(self._memory):
-            self.close()
-            self._memory = aligned_tensor((size,), torch.uint8)
-            self._held.enter_context(self._registration.registered_buffers([(self.start, size)]))
-
-    def fill(self, at: int, pieces: Sequence[tuple[int, int]]) -> None:
-        """Copy pieces, pairs of address and bytes, into the lane, one behind the other."""
-        to = self.start + at
-        for address, size in pieces:
-            ctypes.memmove(to, address, size)
-            to += size
-
-    def copy_to(self, at: int, pieces: Sequence[tuple[int, int]]) -> None:
-        """Copy bytes of the lane to pieces, one behind the other."""
-        source = self.start + at
-        for address, size in pieces:
-            ctypes.memmove(address, source, size)
-            source += size
-
-    def bytes_at(self, at: int, size: int) -> bytes:
-        """Return bytes of the lane."""
-        return ctypes.string_at(self.start + at, size)
-
-    def write(self, at: int, content: bytes) -> None:
-        """Put bytes into the lane."""
-        ctypes.memmove(self.start + at, content, len(content))
-
-    def close(self) -> None:
-        """End the registration of its memory."""
-        self._held.close()
 
 
 class ObjectRequests:
@@ -112,16 +37,19 @@ class ObjectRequests:
     Parameters
     ----------
     registration : NixlRegistration
-    patience : float
-        Seconds without any answer after which a call fails.
+    config : NixlBackendConfig
+
+    Attributes
+    ----------
+    bucket : Bucket
     """
 
-    def __init__(self, registration: NixlRegistration, patience: float):
-        self._registration, self._patience = registration, patience
+    def __init__(self, registration: NixlRegistration, config: NixlBackendConfig):
+        self._registration, self._patience = registration, config.object_timeout
+        self.bucket = Bucket(config.object_params(), config.object_timeout)
         self._lock = threading.Lock()
         self._free: list[Lane] = []
         self._late: list[Lane] = []
-        self._asked: set[Future[list[Any]]] = set()  # lookups that are not answered
 
     def check(self) -> None:
         """Raise ``StoreError`` while a request of an earlier call is not answered."""
@@ -132,8 +60,6 @@ class ObjectRequests:
                     self._late.remove(lane)
                     self._free.append(lane)
             late = sum(len(lane.running) for lane in self._late)
-            self._asked = {asked for asked in self._asked if not asked.done()}
-            late += len(self._asked)
         if late:
             raise StoreError(
                 f"the object store has not answered {late} requests yet; until then, none is made"
@@ -159,6 +85,7 @@ class ObjectRequests:
         )
         lane.ends.enter_context(self._registration.registered(tuples, "OBJ"))
         errors: dict[int, Exception | None] = {}
+        asked, away = 0, None
         waiting = deque(enumerate(zip(parts, tuples, strict=True)))
         started = answered = time.monotonic()
         try:
@@ -171,6 +98,10 @@ class ObjectRequests:
                 now = time.monotonic()
                 if len(lane.running) < before:
                     answered = now
+                    if len(errors) - list(errors.values()).count(None) >= asked + IN_A_ROW and waiting:
+                        asked, away = len(errors), self._cause()
+                        if away is not None:
+                            waiting.clear()
                 elif now - answered > self._patience:
                     break
                 elif lane.running:
@@ -178,8 +109,16 @@ class ObjectRequests:
         finally:
             if not lane.running:
                 lane.ends.close()
-        late = StoreError(f"the object store did not answer for {self._patience:g} s")
+        late = away or StoreError(f"the object store did not answer for {self._patience:g} s")
         return [errors.get(which, late) if which not in lane.running else late for which in range(len(parts))]
+
+    def _cause(self) -> StoreError | None:
+        """Ask the store why requests failed, which NIXL does not tell; None if it answers."""
+        try:
+            self.bucket.ask()
+        except StoreError as error:
+            return error
+        return None
 
     def _post(self, direction: str, lane: Lane, which: int, part: Part, number: int) -> Exception | None:
         """Post a request; return an error that it ended with at once."""
@@ -218,59 +157,49 @@ class ObjectRequests:
         if errors is None and not lane.running:
             lane.ends.close()
 
-    def present(self, names: Sequence[str]) -> list[bool]:
-        """Return which objects there are.
+    def explain(
+        self, names: Sequence[str], sizes: Sequence[int], errors: list[Exception | None]
+    ) -> list[Exception | None]:
+        """Tell why gets failed: objects that are missing, or too small, or a store that refuses or is away.
 
-        Raises
-        ------
-        StoreError
-            When the store refuses, or does not answer in time.
+        ``sizes`` are the bytes that each object has at least.  Errors with the same reason are one object, which is logged
+        once.
         """
-        self.check()
-        asked: Future[list[Any]] = Future()
-        # A thread of its own, since NIXL waits for the answers; it ends with the last of them, or with the process.
-        threading.Thread(target=self._ask, args=(asked, names), daemon=True).start()
-        try:
-            return [answer is not None for answer in asked.result(self._patience)]
-        except LateError:
-            with self._lock:
-                self._asked.add(asked)
-            raise StoreError(f"the object store did not answer for {self._patience:g} s") from None
-
-    def _ask(self, asked: Future[list[Any]], names: Sequence[str]) -> None:
-        try:
-            asked.set_result(self._registration.query(names))
-        except BaseException as error:
-            asked.set_exception(error)
-
-    def leading(self, names: Sequence[str]) -> Iterator[bool]:
-        """Yield whether each object is there, asking for more and more of them at a time."""
-        first, count = 0, IN_FLIGHT
-        while first < len(names):
-            yield from self.present(names[first : first + count])
-            first, count = first + count, 2 * count
-
-    def explain(self, names: Sequence[str], errors: list[Exception | None]) -> list[Exception | None]:
-        """Tell objects that are missing from a store that refuses or is away: NIXL reports both alike."""
         failed = [which for which, error in enumerate(errors) if isinstance(error, StoreError)]
-        if not failed:
+        if not failed or self._is_late():
             return errors
         try:
-            there = self.present([names[which] for which in failed])
-        except HiCacheNixlError:
-            return errors
-        for which, found in zip(failed, there, strict=True):
-            if not found:
+            found = self.bucket.sizes([names[which] for which in failed])
+        except StoreError as error:
+            return [error if isinstance(before, StoreError) else before for before in errors]
+        lost = StoreError("the object store lists objects that NIXL cannot load")
+        for which, size in zip(failed, found, strict=True):
+            if size is None:
                 errors[which] = MissingError(f"{names[which]}: there is no such object")
+            elif size < sizes[which]:
+                errors[which] = MissingError(
+                    f"{names[which]}: the object holds {size} of {sizes[which]} bytes"
+                )
+            else:
+                errors[which] = lost
         return errors
+
+    def explain_puts(self, errors: list[Exception | None]) -> list[Exception | None]:
+        """Tell why puts failed, in one error."""
+        if not any(isinstance(error, StoreError) for error in errors) or self._is_late():
+            return errors
+        full = "NIXL could not store objects, though the store answers; it may be full"
+        told = self._cause() or StoreError(full)
+        return [told if isinstance(error, StoreError) else error for error in errors]
 
     def put(self, names: Sequence[str], pieces: Sequence[tuple[int, int]]) -> list[Exception | None]:
         """Store each piece, a pair of address and bytes, as an object; return the error of each."""
-        return self._in_windows(self._put, names, pieces, 0)
+        return self.explain_puts(self._in_windows(self._put, names, pieces, 0))
 
     def get(self, names: Sequence[str], pieces: Sequence[tuple[int, int]]) -> list[Exception | None]:
         """Load objects of exactly the size of each piece into it; return the error of each."""
-        return self.explain(names, self._in_windows(self._get, names, pieces, MARK_BYTES))
+        errors = self._in_windows(self._get, names, pieces, MARK_BYTES)
+        return self.explain(names, [size for _, size in pieces], errors)
 
     @staticmethod
     def _in_windows(
@@ -337,11 +266,12 @@ class ObjectRequests:
 
     def close(self) -> None:
         """End all registrations and the agent; what the store has not answered by then ends later, in a thread."""
+        self.bucket.close()
         deadline = time.monotonic() + CLOSING
         while self._is_late():
             if time.monotonic() > deadline:
                 logger.warning("the object store has not answered all requests; its agent ends when it has")
-                threading.Thread(target=self._end_later, daemon=True).start()
+                threading.Thread(target=self._end_later, name="hicache-nixl-late", daemon=True).start()
                 return
             time.sleep(0.05)
         self._end()
@@ -367,36 +297,3 @@ class ObjectRequests:
 def _last(lane: Lane, part: Part) -> bytes:
     """Return the last byte that an object should have, and those behind it."""
     return lane.bytes_at(part.at + part.size - MARK_BYTES - 1, 1 + MARK_BYTES)
-
-
-def windows(sizes: Sequence[int], most: int = LANE_BYTES) -> Iterator[tuple[int, int]]:
-    """Yield ranges that are moved at a time: of at most so many bytes, or a single one.
-
-    Examples
-    --------
-    >>> list(windows([4, 4, 4, 20, 4], 8))
-    [(0, 2), (2, 3), (3, 4), (4, 5)]
-    """
-    first = total = 0
-    for which, size in enumerate(sizes):
-        if which > first and total + size > most:
-            yield first, which
-            first, total = which, 0
-        total += size
-    if sizes:
-        yield first, len(sizes)
-
-
-def starts_of(sizes: Sequence[int]) -> list[int]:
-    """Return where things of these sizes start, one behind the other.
-
-    Examples
-    --------
-    >>> starts_of([4, 8, 2])
-    [0, 4, 12]
-    """
-    starts, at = [], 0
-    for size in sizes:
-        starts.append(at)
-        at += size
-    return starts

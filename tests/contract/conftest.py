@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import in_memory
 import pytest
+from object_pieces import empty_bucket
 from pooled_store import note_names
 from several import several_pools
 from stores import STORES, Raw, raw_access
+from support import STORE_VARIABLE
 
 from hicache_nixl import lifetimes
+from hicache_nixl.lifetimes.pooled_objects import catalogue
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +25,14 @@ def pages_in_a_dict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(lifetimes.BY_NAME, "in_memory", "in_memory")
     yield
     in_memory.STORES.clear()
+
+
+@pytest.fixture(autouse=True)
+def empty_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin each test that is over objects with an empty bucket."""
+    if STORE_VARIABLE in os.environ:
+        empty_bucket()
+        monkeypatch.setattr(catalogue, "FRESH", 0)  # what tests remove by hand is noticed at once
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from object_pieces import empty_bucket
 from stores import STORES, raw_access
-from support import LEFT, as_bytes, close_below, keys_of, scramble, storage_config
+from support import LEFT, STORE_VARIABLE, as_bytes, close_below, keys_of, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.config import DEFAULT_LIFETIME
@@ -29,6 +31,8 @@ class Run:
     """A store in a new folder, for one example."""
 
     def __init__(self, lifetime: str, mla: bool, layout: str, page_bytes: int):
+        if STORE_VARIABLE in os.environ:
+            empty_bucket()
         self._folder = tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
         self.raw = raw_access(lifetime, self.folder)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from obstore.store import S3Store
 
 from ...errors import ConfigError
-from ...lifetimes.pooled_objects.bucket import LOOPBACK, NO_PROXY
+from ...transport.bucket import LOOPBACK, NO_PROXY
 
 INSTALL = "pip install 'hicache-nixl[objectstore]'"
 SHOWN = 4  # characters of an access key

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...errors import DamagedError
-from .bucket import Bucket
+from ...transport.bucket import Bucket
 from .segment import Name, folder_of, read_head, since
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,13 @@ SECOND = 10**9  # nanoseconds
 OVERLAP = 10 * SECOND  # that clocks of servers may differ, and that a request may take
 LOOK_BACK = 900 * SECOND  # now and then: what came later than that
 NOW_AND_THEN = 60 * SECOND
+FRESH = 5 * SECOND  # that a segment is taken to be there, after it was seen or loaded
 
 # Reads the indexes of segments: the bytes of each, None for one that could not be read.
 ReadHeads = Callable[[Sequence[Name]], "list[bytes | None]"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Segment:
     """A segment whose index is known.
 
@@ -35,11 +36,14 @@ class Segment:
     keys : list of bytes
     checks : numpy.ndarray
         uint64, (n,): checksums of its pages.
+    seen : int
+        When it was there, by ``time.monotonic_ns``.
     """
 
     name: Name
     keys: list[bytes]
     checks: np.ndarray
+    seen: int = field(default_factory=time.monotonic_ns)
 
 
 Place = tuple[Segment, int]  # a segment, and which of its pages
@@ -125,6 +129,18 @@ class Catalogue:
                 known = self._pages.get(key)
                 if known is None or known[0].name.base < segment.name.base:
                     self._pages[key] = (segment, number)
+
+    def check(self, segments: Iterable[Segment]) -> bool:
+        """Return whether segments are there, and forget those that are not; asks only for those not seen lately."""
+        now = time.monotonic_ns()
+        old = [segment for segment in segments if now - segment.seen > FRESH]
+        sizes = self._bucket.sizes([segment.name.path for segment in old]) if old else []
+        for segment, size in zip(old, sizes, strict=True):
+            if size is None:
+                self.forget(segment)
+            else:
+                segment.seen = now
+        return None not in sizes
 
     def forget_page(self, place: Place) -> None:
         """Forget a page whose bytes are not as they were stored."""

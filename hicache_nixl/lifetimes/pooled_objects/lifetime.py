@@ -12,22 +12,23 @@ import numpy as np
 import torch
 
 from ...config import NixlBackendConfig
-from ...errors import ConfigError, DamagedError, MissingError, StoreError
+from ...errors import ConfigError, DamagedError, MissingError
 from ...host.addresses import Addresses
 from ...names import KV, Named, PageNames
 from ...transport.agent import make_backend
-from ...transport.objects import Lane, ObjectRequests, Part, starts_of, windows
+from ...transport.lane import Lane, Part, starts_of, windows
+from ...transport.objects import ObjectRequests
 from ...transport.registration import Buffer, NixlRegistration
 from ..outcome import MOVED, Outcome
 from ..pooled.checksums import NONE, checksums
 from ..pooled.keys import numbers_of, space_of
-from .bucket import Bucket
 from .catalogue import Catalogue, Place, Segment
 from .segment import Name, head
 
 MIB, GIB = 1 << 20, 1 << 30
 SEGMENT = 4 * MIB  # bytes of pages in a segment; several of them are moved at a time
 RANGE = 8 * MIB  # bytes that a request reads
+TRIES = 2  # of a load
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,9 @@ class Lifetime:
         self._segment = MIB * options.segment_mb if options.segment_mb else SEGMENT
         self._capacity = None if options.capacity_gb is None else int(options.capacity_gb * GIB)
         self._verify = options.verify == "checksum"
-        params = config.object_params()
-        self._bucket = Bucket(params, config.object_timeout)
         self.registration = NixlRegistration(make_backend(config))
-        self._requests = ObjectRequests(self.registration, config.object_timeout)
+        self._requests = ObjectRequests(self.registration, config)
+        self._bucket = self._requests.bucket
         self._catalogues: dict[int, Catalogue] = {}
         self._lock = threading.Lock()
 
@@ -147,6 +147,7 @@ class Lifetime:
                 segments.append(Segment(name, listed, checks))
                 requests.append(Part(name.path, at, name.size))
             errors = self._requests.run("WRITE", lane, requests)
+        errors = self._requests.explain_puts(errors)
         outcomes = []
         for segment, error in zip(segments, errors, strict=True):
             if error is None:
@@ -170,9 +171,14 @@ class Lifetime:
         outcomes = [missing] * len(keys)
         for first, last, sizes in _alike(places):
             found = self._find(catalogue, keys[first:last], int(sizes.sum()))
-            runs = _runs(found, first)
-            for some, end in windows([run.size for run in runs]):
-                self._load(catalogue, runs[some:end], places.starts, sizes, outcomes)
+            for _ in range(TRIES):
+                if self._load(catalogue, _runs(found, first), places.starts, sizes, outcomes):
+                    break
+                # A segment has been removed; its pages may have been stored again in another one.
+                again = self._find(catalogue, keys[first:last], int(sizes.sum()))
+                found = [
+                    None if outcomes[page] is MOVED else place for page, place in enumerate(again, first)
+                ]
         return outcomes
 
     def _find(self, catalogue: Catalogue, keys: Sequence[bytes], page_bytes: int) -> list[Place | None]:
@@ -191,18 +197,28 @@ class Lifetime:
         starts: np.ndarray,
         sizes: np.ndarray,
         outcomes: list[Outcome],
-    ) -> None:
-        places = starts_of([run.size for run in runs])
-        parts = [run.part(at) for run, at in zip(runs, places, strict=True)]
-        with self._requests.lane(sum(run.size for run in runs)) as lane:
-            errors = self._requests.run("READ", lane, parts)
-            for run, at, error in zip(runs, places, errors, strict=True):
-                if error is not None:
-                    told = Outcome.not_touched(self._told(catalogue, run, error))
+    ) -> bool:
+        """Load runs of pages and note their outcomes; return False if a segment has been removed."""
+        all_there = True
+        for some, end in windows([run.size for run in runs]):
+            few = runs[some:end]
+            places = starts_of([run.size for run in few])
+            parts = [run.part(at) for run, at in zip(few, places, strict=True)]
+            with self._requests.lane(sum(part.size for part in parts)) as lane:
+                errors = self._requests.run("READ", lane, parts)
+                ends = [part.offset + part.size for part in parts]
+                errors = self._requests.explain([part.name for part in parts], ends, errors)
+                for run, at, error in zip(few, places, errors, strict=True):
+                    if error is None:
+                        self._copy(catalogue, run, lane, at, starts, sizes, outcomes)
+                        continue
+                    told = Outcome.not_touched(error)
+                    if isinstance(error, MissingError):
+                        catalogue.forget(run.segment)
+                        all_there, told = False, outcomes[run.wanted[0]]
                     for page in run.wanted:
                         outcomes[page] = told
-                else:
-                    self._copy(catalogue, run, lane, at, starts, sizes, outcomes)
+        return all_there
 
     def _copy(
         self,
@@ -230,20 +246,12 @@ class Lifetime:
                 catalogue.forget_page((run.segment, run.first + number))
                 outcomes[page] = damaged
 
-    def _told(self, catalogue: Catalogue, run: _Run, error: Exception) -> Exception:
-        """Tell a segment that was removed from a store that is away."""
-        try:
-            if self._bucket.has(run.segment.name.path):
-                return error
-        except StoreError:
-            return error
-        catalogue.forget(run.segment)
-        return MissingError("not stored any more: the segment was removed")
-
     def present(self, pages: Named, sizes: Sequence[int] | None) -> Iterator[bool]:
-        """Look pages up; without a request if all are known."""
-        catalogue = self._catalogue(space_of(pages.suffix, pages.endings))
-        found = self._find(catalogue, _listed(pages.keys), sum(sizes or ()))
+        """Look pages up; without a request if all are known, and their segments were there some seconds ago."""
+        catalogue, keys = self._catalogue(space_of(pages.suffix, pages.endings)), _listed(pages.keys)
+        found = self._find(catalogue, keys, sum(sizes or ()))
+        if not catalogue.check({place[0] for place in found if place is not None}):
+            found = self._find(catalogue, keys, sum(sizes or ()))
         return (place is not None for place in found)
 
     # -- the rest --------------------------------------------------------------------------------------

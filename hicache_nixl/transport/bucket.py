@@ -1,0 +1,134 @@
+"""What NIXL cannot do with a bucket: list objects, tell their sizes, and remove them.  Every request ends within a bounded time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from ..errors import StoreError
+
+Answer = TypeVar("Answer")
+
+_NAMES = {  # of NIXL's parameters
+    "access_key": "access_key_id",
+    "secret_key": "secret_access_key",
+    "session_token": "session_token",
+    "region": "region",
+}
+
+AT_A_TIME = 8  # requests; more are not faster
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# A proxy of the environment would be asked for the loopback, too; only one that is named can have exceptions.
+NO_PROXY = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": ",".join(LOOPBACK)}
+
+
+class Bucket:
+    """A bucket of an object store.
+
+    Parameters
+    ----------
+    params : mapping
+        Those of NIXL's OBJ plugin; what is not given comes from the usual variables of AWS.
+    patience : float
+        Seconds that a request may take.
+    """
+
+    def __init__(self, params: Mapping[str, str], patience: float):
+        endpoint = params.get("endpoint_override")
+        given: dict[str, Any] = {ours: params[theirs] for theirs, ours in _NAMES.items() if theirs in params}
+        if endpoint:
+            given["endpoint"] = (
+                endpoint if "://" in endpoint else f"{params.get('scheme', 'https')}://{endpoint}"
+            )
+        waits = timedelta(seconds=patience)
+        options: dict[str, Any] = {"allow_http": True, "timeout": waits, "connect_timeout": waits}
+        if endpoint and urlsplit(given["endpoint"]).hostname in LOOPBACK:
+            options |= NO_PROXY
+        self._heads = ThreadPoolExecutor(AT_A_TIME, "hicache-nixl-objects")
+        self._store = S3Store(
+            params["bucket"],
+            **given,
+            virtual_hosted_style_request=params.get("use_virtual_addressing") == "true",
+            client_options=options,  # type: ignore[arg-type]
+            retry_config={"max_retries": 1, "retry_timeout": waits},
+        )
+
+    def names(self, folder: str | None = None, after: str | None = None) -> Iterator[str]:
+        """Yield the names of objects that begin with a folder, by default of all, in order, those behind ``after``."""
+        listed = iter(self._store.list(folder, offset=after, chunk_size=1000))
+        while (some := _told(next, listed, None)) is not None:
+            yield from (found["path"] for found in some)
+
+    def ask(self) -> None:
+        """Raise ``StoreError`` if the store refuses, or does not answer."""
+        next(self.names(), None)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are missing are no error."""
+        if listed := list(names):
+            _told(self._store.delete, listed)
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Return the bytes of each object, None for one that is missing.
+
+        NIXL looks objects up as well, but does not tell their sizes, and may take half a minute for each.
+        """
+        return list(self._heads.map(self._size, names))
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return int(_told(self._store.head, name)["size"])
+        except FileNotFoundError:
+            return None
+
+    def leading(self, names: Sequence[str], sizes: Iterable[int | None]) -> Iterator[bool]:
+        """Yield whether each object is there and has a size, or any but 0; asks for more and more of them at a time."""
+        first, count, expected = 0, AT_A_TIME, iter(sizes)
+        while first < len(names):
+            for size, wanted in zip(self.sizes(names[first : first + count]), expected, strict=False):
+                yield bool(size) and wanted in (None, size)
+            first, count = first + count, 2 * count
+
+    def close(self) -> None:
+        """End its threads."""
+        self._heads.shutdown()
+
+
+def _told(action: Callable[..., Answer], *args: object) -> Answer:
+    """Return the answer to a request, or raise ``FileNotFoundError`` or ``StoreError``."""
+    try:
+        return action(*args)
+    except FileNotFoundError:
+        raise FileNotFoundError("no such object or bucket") from None
+    except (BaseError, OSError, ValueError) as error:
+        raise StoreError(f"the object store {_short(str(error))}") from None
+
+
+def _short(message: str) -> str:
+    """Return what is to be known of a message that has many lines, some of them in XML.
+
+    Examples
+    --------
+    >>> _short("GET http://s3/b - Server returned non-2xx status code: 403 Forbidden: <Error><Code>InvalidAccessKeyId</Code>")
+    'at http://s3 refused: InvalidAccessKeyId'
+    >>> _short("HEAD http://127.0.0.1:9/b/k in 1ms, after 1 retries - HTTP error: error sending request")
+    'at http://127.0.0.1:9 cannot be reached'
+    """
+    found = re.search(r"https?://[^/\s?]+", message)
+    where = f"at {found[0].rpartition('@')[2] if '@' in found[0] else found[0]} " if found else ""
+    told = re.findall(r"<(?:Code|Message)>(.*?)</", message)[:2]
+    status = re.search(r"status code: (\d{3}[ \w]*)", message)
+    if told or status:
+        return f"{where}refused: {': '.join(told) or (status[1].strip() if status else '')}"
+    if "timed out" in message or "timeout" in message.partition("\n")[0].rpartition(" - ")[2]:
+        return f"{where}did not answer in time"
+    if "error sending request" in message:
+        return f"{where}cannot be reached"
+    return where + "failed: " + message.partition("\n")[0][:200]
