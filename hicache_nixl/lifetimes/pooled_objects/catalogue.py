@@ -106,8 +106,11 @@ class Catalogue:
             after = since(self._space, self._newest - (LOOK_BACK if look_back else OVERLAP))
         if look_back:
             self._looked_back = now
-        found = [Name.read(self._space, path) for path in self._bucket.names(folder_of(self._space), after)]
-        return [name for name in found if name is not None and name.base not in self._segments]
+        listed = [Name.read(self._space, path) for path in self._bucket.names(folder_of(self._space), after)]
+        names = [name for name in listed if name is not None]
+        if names:  # a clock that is ahead must not hide what others store
+            self._newest = max(self._newest, min(names[-1].time, time.time_ns()))
+        return [name for name in names if name.base not in self._segments]
 
     def _read(self, names: Sequence[Name]) -> None:
         for name, content in zip(names, self._read_heads(names), strict=True):
@@ -118,8 +121,6 @@ class Catalogue:
             except DamagedError as error:
                 logger.warning("a segment is passed over: %s", error)
                 self.add(Segment(name, [], np.empty(0, np.uint64)))
-        if names:
-            self._newest = max(self._newest, names[-1].time)
 
     def add(self, segment: Segment) -> None:
         """Note a segment; of the places of a page, the one that was written last counts."""

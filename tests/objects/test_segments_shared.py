@@ -1,0 +1,240 @@
+"""Pages in segments: servers that share a bucket, requests, capacity, damage and clocks."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from object_pieces import ObjectRecords, _names
+from pooled_store import note_names
+from support import OBJECTS, as_bytes, keys_of, make_pool, object_store, scramble, storage_config
+
+from hicache_nixl import HiCacheNixl
+from hicache_nixl.errors import ConfigError
+from hicache_nixl.lifetimes.pooled_objects import catalogue, segment
+from hicache_nixl.transport.objects import ObjectRequests
+
+PAGES = 24
+
+
+@pytest.fixture
+def two(open_store):
+    """Two servers of one rank."""
+    return open_store("pooled"), open_store("pooled")
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """Note every request of NIXL: its direction and bytes."""
+    run, requests = ObjectRequests.run, []
+
+    def noted(self, direction, lane, parts):
+        requests.extend((direction, part.size) for part in parts)
+        return run(self, direction, lane, parts)
+
+    monkeypatch.setattr(ObjectRequests, "run", noted)
+    return requests
+
+
+def segments() -> list[str]:
+    return _names(object_store().client(), segment.FOLDER)
+
+
+def stored(store, pool, keys) -> bool:
+    return all(store.batch_set_v1(keys, pool.page_indices(0, len(keys))))
+
+
+def test_what_one_server_stores_the_other_finds_at_its_next_call(two, pool):
+    writer, reader = two
+    for turn in range(3):
+        keys = keys_of(PAGES, f"turn{turn}-")
+        assert reader.batch_exists(keys) == 0
+        assert stored(writer, pool, keys)
+        before = pool.kv_buffer.clone()
+        assert reader.batch_exists(keys) == PAGES
+        scramble(pool)
+        assert all(reader.batch_get_v1(keys, pool.page_indices(0, PAGES)))
+        n = PAGES * pool.page_size
+        assert torch.equal(as_bytes(pool.kv_buffer)[:, :n], as_bytes(before)[:, :n])
+
+
+def test_a_batch_is_one_request_to_store_and_one_to_load(two, pool, moved):
+    writer, reader = two
+    assert stored(writer, pool, keys_of(PAGES))
+    assert [direction for direction, _ in moved] == ["WRITE"]
+    assert all(reader.batch_get_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
+    assert [direction for direction, _ in moved[1:]] == ["READ", "READ"], "the index, once, and all pages"
+    assert all(reader.batch_get_v1(keys_of(PAGES), pool.page_indices(0, PAGES)))
+    assert len(moved) == 4, "the index is known by now"
+    assert writer.batch_exists(keys_of(PAGES)) == reader.batch_exists(keys_of(PAGES)) == PAGES
+    assert len(moved) == 4, "a lookup of known pages needs no request"
+
+
+def test_some_pages_of_a_segment_are_read_without_the_others(two, pool, moved):
+    writer, reader = two
+    keys = keys_of(PAGES)
+    assert stored(writer, pool, keys)
+    wanted = [keys[page] for page in (3, 4, 5, 9)]
+    assert reader.batch_exists(wanted) == 4
+    del moved[:]
+    assert all(reader.batch_get_v1(wanted, pool.page_indices(0, 4)))
+    page = 2 * 3072
+    assert moved == [("READ", 3 * page), ("READ", page)]
+
+
+def test_the_bytes_that_were_stored_last_count(two, pool):
+    writer, reader = two
+    keys = keys_of(3)
+    assert stored(writer, pool, keys)
+    assert reader.batch_exists(keys) == 3
+    scramble(pool)
+    latest = as_bytes(pool.kv_buffer).clone()
+    assert stored(reader, pool, keys)
+    late = HiCacheNixl(storage_config("pooled" + OBJECTS))
+    late.register_mem_pool_host(pool)
+    with late:
+        scramble(pool)
+        assert all(late.batch_get_v1(keys, pool.page_indices(0, 3)))
+    assert torch.equal(as_bytes(pool.kv_buffer)[:, : 3 * pool.page_size], latest[:, : 3 * pool.page_size])
+
+
+def test_large_pages_have_a_segment_each(open_store, moved):
+    store, pool = open_store("pooled", extra={"segment_mb": 1}), make_pool(False, "page_first", 4)
+    large = torch.zeros(3, 2 << 20, dtype=torch.uint8).random_()
+    assert store.batch_set(keys_of(3), list(large))
+    assert len(segments()) == 3
+    found = list(torch.zeros_like(large))
+    assert all(torch.equal(*pair) for pair in zip(store.batch_get(keys_of(3), found), large, strict=True))
+    assert pool.size
+
+
+def test_capacity_removes_the_oldest_segments(open_store, pool):
+    page = 2 * 3072
+    capacity = 5 * PAGES * page / 2**30
+    store = open_store("pooled", extra={"capacity_gb": capacity})
+    for turn in range(12):
+        assert stored(store, pool, keys_of(PAGES, f"turn{turn}-"))
+        bytes_stored = sum(segment.Name.read(0, path).size for path in segments())
+        assert bytes_stored <= capacity * 2**30 * 1.01
+    assert store.batch_exists(keys_of(PAGES, "turn11-")) == PAGES
+    assert store.batch_exists(keys_of(PAGES, "turn0-")) == 0
+
+
+def test_a_segment_that_another_server_removed_is_forgotten_when_it_is_missed(two, pool, log, monkeypatch):
+    writer, reader = two
+    keys = keys_of(PAGES)
+    assert stored(writer, pool, keys)
+    assert reader.batch_exists(keys) == PAGES
+    writer.clear()
+    assert segments() == []
+    assert reader.batch_get_v1(keys, pool.page_indices(0, PAGES)) == [False] * PAGES
+    assert "not stored, or not with this size" in log.line()
+    assert reader.batch_exists(keys) == 0
+    assert stored(writer, pool, keys)
+    assert reader.batch_exists(keys) == PAGES
+    writer.clear()
+    monkeypatch.setattr(catalogue, "FRESH", 0)
+    assert reader.batch_exists(keys) == 0, "a lookup asks again after some seconds"
+
+
+def test_a_page_with_other_bytes_is_refused_and_the_others_are_loaded(two, pool, log, monkeypatch):
+    note_names(monkeypatch)
+    writer, reader = two
+    keys = keys_of(3)
+    assert stored(writer, pool, keys)
+    ObjectRecords.flip(ObjectRecords(None), "page1_org-model_0_1_v")
+    assert reader.batch_get_v1(keys, pool.page_indices(0, 3)) == [True, False, True]
+    assert "other bytes than were stored" in log.line()
+    assert reader.batch_exists(keys) == 1
+    assert stored(reader, pool, keys)
+    assert reader.batch_exists(keys) == 3
+
+
+def test_without_verify_nothing_is_compared(open_store, pool, monkeypatch):
+    note_names(monkeypatch)
+    store = open_store("pooled", extra={"verify": "none"})
+    assert stored(store, pool, keys_of(3))
+    ObjectRecords(None).flip("page1_org-model_0_1_v")
+    assert all(store.batch_get_v1(keys_of(3), pool.page_indices(0, 3)))
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(10_000)], ids=["empty", "short", "zeros"])
+def test_an_object_that_is_no_segment_is_passed_over(two, pool, content):
+    writer, reader = two
+    assert stored(writer, pool, keys_of(2))
+    (path,) = segments()
+    space = int(path.split("/")[1], 16)
+    client = object_store().client()
+    client.put(segment.Name.new(space, 7, 6144).path, content)
+    client.put(segment.folder_of(space) + "readme", b"hello")
+    assert reader.batch_exists(keys_of(2)) == 2
+    assert reader.batch_exists(["other"]) == 0
+    assert all(reader.batch_get_v1(keys_of(2), pool.page_indices(0, 2)))
+
+
+@pytest.mark.parametrize("ahead", [-9, -1, 0, 1, 9, 3600])
+def test_clocks_of_servers_may_differ_by_some_seconds(two, pool, monkeypatch, ahead):
+    """What a clock far behind stored is found by a look back, now and then; see the next test."""
+    writer, reader = two
+    assert stored(reader, pool, keys_of(2, "own"))
+    assert reader.batch_exists(keys_of(2, "own")) == 2
+    now = time.time_ns()
+    monkeypatch.setattr(segment.time, "time_ns", lambda: now + ahead * 10**9)
+    assert stored(writer, pool, keys_of(2, "other"))
+    assert reader.batch_exists(keys_of(2, "other")) == 2
+
+
+def test_a_clock_that_is_an_hour_ahead_hides_nothing_of_others(two, pool, monkeypatch):
+    writer, reader = two
+    now = time.time_ns()
+    with monkeypatch.context() as patched:
+        patched.setattr(segment.time, "time_ns", lambda: now + 3600 * 10**9)
+        assert stored(writer, pool, keys_of(2, "ahead"))
+    assert reader.batch_exists(keys_of(2, "ahead")) == 2
+    assert stored(writer, pool, keys_of(2, "other"))
+    assert reader.batch_exists(keys_of(2, "other")) == 2
+
+
+def test_what_a_clock_far_behind_stored_is_found_by_a_look_back(two, pool, monkeypatch):
+    writer, reader = two
+    assert stored(reader, pool, keys_of(2, "own"))
+    assert reader.batch_exists(keys_of(2, "missing")) == 0
+    assert stored(reader, pool, keys_of(2, "more"))
+    assert reader.batch_exists(keys_of(2, "missing")) == 0
+    now = time.time_ns()
+    with monkeypatch.context() as patched:
+        patched.setattr(segment.time, "time_ns", lambda: now - 600 * 10**9)
+        assert stored(writer, pool, keys_of(2, "other"))
+    assert reader.batch_exists(keys_of(2, "other")) == 0
+    monkeypatch.setattr(catalogue, "NOW_AND_THEN", 0)
+    assert reader.batch_exists(keys_of(2, "other")) == 2
+
+
+BAD = {
+    "min_free_gb": ({"min_free_gb": 1}, "min_free_gb: the free space of an object store is not known"),
+    "object_timeout": ({"object_timeout": 0}, "object_timeout"),
+    "a flag": ({"object_timeout": True}, "object_timeout.*expected a number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_options_that_cannot_work_are_refused(open_store, name):
+    extra, says = BAD[name]
+    with pytest.raises(ConfigError, match=says):
+        open_store("pooled", extra=extra)
+
+
+@pytest.mark.parametrize("lifetime", ["scoped", "pooled"])
+def test_the_usual_variables_are_enough(lifetime, pool, monkeypatch):
+    """The flat form has no secret in it."""
+    for name, value in object_store().variables().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SGLANG_HICACHE_NIXL_BACKEND_PLUGIN", "OBJ")
+    config = storage_config(lifetime + OBJECTS)
+    config.extra_config.clear()
+    config.extra_config.update({"lifetime": lifetime, "scheme": "http"})
+    with HiCacheNixl(config) as store:
+        store.register_mem_pool_host(pool)
+        assert stored(store, pool, keys_of(3))
+        assert store.batch_exists(keys_of(3)) == 3
