@@ -38,6 +38,7 @@ from measured import (
     timed,
 )
 from served import SERVED
+from shared_store import SHARED
 
 from hicache_nixl.lab import figures
 from hicache_nixl.lab.bench.results import medians, ratios
@@ -82,6 +83,7 @@ MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt 
     ),
     **STORES,
     **SERVED,
+    **SHARED,
     "served_watch": lambda: figures.served_watch(SERVER),
 }
 TITLED: dict[str, Callable[[], Figure]] = {  # with a title that their caller works out

@@ -81,7 +81,7 @@ def servers() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["connector", "status"])
 
 
-def _versions(released: pd.DataFrame, roles: Sequence[str]) -> list[str]:
+def versions_of(released: pd.DataFrame, roles: Sequence[str]) -> list[str]:
     """Return the releases of these roles that are available."""
     role = expected().role
     return [name.removeprefix(PREFIX) for name in available(released) if role[name] in roles]
@@ -114,7 +114,7 @@ def served(
     **how
         For ``rounds``.
     """
-    tables = [rounds(version, name, **how) for version in _versions(released, roles) for name in connectors]
+    tables = [rounds(version, name, **how) for version in versions_of(released, roles) for name in connectors]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
@@ -175,7 +175,7 @@ def rounds(
         counting = _telemetry(ends) if telemetry else {}
         what = {"nofile_limit": nofile_limit, "variables": counting, "storage_dir": folder, "model": model}
         server = ends.enter_context(_server(version, connector, **what))
-        server.ask(_prompt(chance)[:FIRST], OUTPUT)
+        server.ask(prompt_of(chance)[:FIRST], OUTPUT)
         before = len(server.fds())
         if watch is not None:
             ends.enter_context(_watching(server, watch))
@@ -188,7 +188,7 @@ def rounds(
             rows.append((version, name, number, step, *counts, same, emfile, _registered(counting)))
 
         for number in tqdm(range(1, count + overwrite + 1), desc=f"{name} in {version}", leave=False):
-            prompt, had = _prompt(chance), server.stored()
+            prompt, had = prompt_of(chance), server.stored()
             cold = server.ask(prompt, OUTPUT)
             server.settle(had + pages_of(prompt))
             server.flush()  # which waits for the backup to end
@@ -223,7 +223,7 @@ def first_tokens(
         ``arm``, a connector; ``repeat``, ``origin`` (``"cold"``, ``"storage"`` or ``"host"``), ``tokens`` that came from
         there, and ``seconds`` to the first token.  The first repeat, in which a server still loads code, is left out.
     """
-    arms = [(version, connector) for version in _versions(released, [role]) for connector in connectors]
+    arms = [(version, connector) for version in versions_of(released, [role]) for connector in connectors]
     rows: list[tuple[Any, ...]] = []
     chance = random.Random(seed)
     with ExitStack() as ends:
@@ -234,7 +234,7 @@ def first_tokens(
             name = f"{PREFIX}{version}" if connector == OWN else connector
             running[name] = ends.enter_context(_server(version, connector, **what))
         for repeat in tqdm(range(prompts + 1), desc="first tokens", leave=False):
-            three = [_prompt(chance) for _ in range(3)]
+            three = [prompt_of(chance) for _ in range(3)]
             for name, server in running.items():
                 for origin, answer in _origins(server, three):
                     loaded = {"storage": answer.storage, "host": answer.host}
@@ -275,7 +275,8 @@ def overwrite_pages(folder: Path, seed: int = 0) -> None:
                 file.write(chance.randbytes(used))
 
 
-def _prompt(chance: random.Random) -> list[int]:
+def prompt_of(chance: random.Random) -> list[int]:
+    """Return tokens of a prompt that no server has seen."""
     return [chance.choice(WORDS) for _ in range(PROMPT)]
 
 

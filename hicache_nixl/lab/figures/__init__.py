@@ -10,6 +10,7 @@ from .leaks import behaviours, creation, faults, second_leak
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
 from .replays import replays
 from .serving import first_tokens, served_counts, served_leak, served_registrations, served_watch
+from .sharing import through_a_fault
 from .stores import anatomy, bounded, by_stored, hit_rates, traffic
 from .times import benchmarks, cost, latency, over_calls, pairs_and_ratios
 from .words import Drawn
@@ -43,6 +44,7 @@ __all__ = [
     "served_registrations",
     "served_watch",
     "steps",
+    "through_a_fault",
     "throughputs",
     "traffic",
     "two_counts",

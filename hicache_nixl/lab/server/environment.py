@@ -2,7 +2,8 @@
 
 The packages are pinned in ``data/servers``: ``common.txt`` for what all releases share (3 GB, a virtual environment), and
 a short list for each release, which is installed beside it and comes first on the path of its server.  pip resolves no
-dependencies: SGLang would ask for its CUDA packages.
+dependencies: SGLang would ask for its CUDA packages.  What this package's connector needs besides is in ``connector.txt``,
+and is added to what all releases share, also to what was installed before it was listed.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def installed(version: str) -> Environment | None:
     """Return an environment that is complete, else None."""
     common, release = _folders(version)
     whole = all((folder / WHOLE).exists() for folder in (common, release))
+    whole = whole and (common / f".step-{_connector_step()}").exists()
     return Environment(version, common / "bin/python", release) if whole else None
 
 
@@ -113,6 +115,7 @@ def install(version: str, progress: Progress = lambda doing, size, expected: Non
             return there
         _check_space(common, release)
         _install(common, _pins("common"), COMMON_BYTES, "packages of all releases", progress)
+        _add_connector_packages(common, progress)
         _install(release, _pins(f"sglang-{version}"), RELEASE_BYTES, f"sglang {version}", progress, common)
     return Environment(version, common / "bin/python", release)
 
@@ -294,6 +297,18 @@ def _install(
         _discard(folder)
         raise
     (folder / WHOLE).touch()
+
+
+def _add_connector_packages(common: Path, progress: Progress) -> None:
+    """Install what the connector needs besides; a failure leaves everything else as it is."""
+    advance = partial(_advance, progress, "packages of the connector", common, COMMON_BYTES)
+    _step(
+        common, _connector_step(), partial(_pip, common / "bin/python", _pins("connector"), common, advance)
+    )
+
+
+def _connector_step() -> str:
+    return f"connector-{hashlib.sha256(chr(10).join(_pins('connector')).encode()).hexdigest()[:8]}"
 
 
 def _step(folder: Path, name: str, act: Callable[[], object]) -> None:

@@ -11,18 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ...config import LIFETIMES
+from ...config import LIFETIMES, is_secret
 from ...errors import ConfigError
 from ...lifetimes.pooled.inspection import Inspection
+from ...lifetimes.pooled_objects.segment import Name
 from ..worker.descriptors import fd_table
 from ..worker.releases import cache_folder
 from .environment import Environment, Progress, ServerError, install
 from .options import check_nofile_limit, check_storage_dir
 from .process import FAILED, HERE, HTTP, LAYOUTS, PAGE, TOKENS, Process, command
+
+if TYPE_CHECKING:
+    from ..object_store import Endpoint
 
 ANSWERED = 120.0  # seconds for a request
 ENDED = 10.0  # seconds for a request to end after its answer
@@ -73,6 +77,9 @@ class Server:
         Of this package's connector.
     options : mapping, optional
         More of its ``extra_config``, such as ``{"capacity_gb": 4}``.
+    objects : Endpoint, optional
+        An object store for the pages of this package's connector, in place of the storage folder.  Its credentials are in
+        the environment of the server, not in its command line.
     layout : {"page_first", "layer_first", "page_first_direct"}
         Of the host pool.
     nofile_limit : int, optional
@@ -107,6 +114,7 @@ class Server:
         *,
         lifetime: str = "scoped",
         options: Mapping[str, Any] | None = None,
+        objects: Endpoint | None = None,
         layout: str = "page_first",
         nofile_limit: int | None = None,
         storage_dir: str | os.PathLike[str] | None = None,
@@ -126,14 +134,16 @@ class Server:
             check_storage_dir(Path(storage_dir))
         self.version, self.backend, self.lifetime = version, backend, lifetime
         self._ours = backend == "hicache_nixl"
-        self._extra = {**OURS, "lifetime": lifetime, **(options or {}), **POSIX} if self._ours else POSIX
+        plugin = POSIX if objects is None else _plugin_of(objects)
+        self._extra = {**OURS, "lifetime": lifetime, **(options or {}), **plugin} if self._ours else POSIX
+        self._bucket = None if objects is None else objects.client()
         self._layout, self._model, self._progress = layout, model, progress
         self._device_tokens = device_tokens
         self._start = partial(
             Process,
             storage_dir=storage_dir,
             nofile_limit=nofile_limit or 0,
-            variables=variables,
+            variables={**({} if objects is None else objects.variables()), **(variables or {})},
             port=port,
             log=log,
         )
@@ -237,12 +247,23 @@ class Server:
         return fd_table(self.pid, self.storage_dir)
 
     def stored(self) -> int:
-        """Return how many pages are in storage."""
+        """Return how many pages are in storage; one that several servers have stored in objects may count as often."""
+        if self._bucket is not None:
+            return self._pages_in([found["path"] for some in self._bucket.list() for found in some])
         if self._ours and self.lifetime == "pooled":
             with Inspection(self.storage_dir) as inspection:
                 return len(inspection.rows())
-        files = sum(len(files) for _, _, files in os.walk(self.storage_dir))
-        return files // (1 if self._layout == "layer_first" else 2)  # keys and values, else
+        return self._by_pieces(sum(len(files) for _, _, files in os.walk(self.storage_dir)))
+
+    def _pages_in(self, names: Sequence[str]) -> int:
+        """Count the pages of objects."""
+        if self.lifetime != "pooled":
+            return self._by_pieces(len(names))
+        segments = [Name.read(0, name) for name in names]
+        return sum(segment.pages for segment in segments if segment is not None)
+
+    def _by_pieces(self, pieces: int) -> int:
+        return pieces // (1 if self._layout == "layer_first" else 2)  # keys and values, else
 
     def log(self) -> str:
         """Return all that the processes of the server have printed."""
@@ -259,6 +280,12 @@ class Server:
 
     def _no_answer(self, what: object) -> ServerError:
         return ServerError(f"the server gave no answer: {what}; its last lines:\n{self.process.last_lines()}")
+
+
+def _plugin_of(objects: Endpoint) -> dict[str, Any]:
+    """Return the ``extra_config`` that selects an object store, without credentials."""
+    section = objects.extra_config()["plugin"]["obj"]
+    return {"plugin": {"obj": {name: value for name, value in section.items() if not is_secret(name)}}}
 
 
 def pages_of(tokens: Sequence[int]) -> int:

@@ -50,6 +50,8 @@ class CallRow:
         Of the first line that was logged with one; 0 for none.
     core_seconds : float
         Of the calling thread on a core, within ``seconds``.
+    claimed : int
+        Pages that the connector says are stored, loaded or found.
     log : list of str
         Warnings and errors that the call logged, and what the worker found to be wrong.
     raised : str or None
@@ -77,6 +79,7 @@ class CallRow:
     pages_ok: int
     errno: int
     core_seconds: float = field(metadata=_BESIDES)
+    claimed: int = field(metadata=_BESIDES)
     log: list[str] = field(metadata=_BESIDES)
     raised: str | None = field(metadata=_BESIDES)
     steps: dict[str, int] | None = field(default=None, metadata=_BESIDES)

@@ -84,9 +84,8 @@ class Host:
         if wheel is None:
             connector = HiCacheNixl(config, self.storage_dir)
             connector.register_mem_pool_host(self.pages.pool)
-            if (
-                self.setup.connector == "pooled"
-            ):  # opens the segment that it keeps, before anything is counted
+            if self.setup.connector == "pooled" and not self.setup.on_objects:
+                # opens the segment that it keeps, before anything is counted
                 connector.batch_set_v1(["opens the segment"], torch.arange(self.pages.pool.page_size))
             return connector
         released, storage_config = releases.connector_class(wheel)
@@ -178,6 +177,7 @@ class Host:
         run = {"set": self._set, "get": self._get, "exists": self._exists}[operation]
         raised, watched, check = None, {}, _nothing_to_check
         self.seconds = self.core_seconds = 0.0
+        self.claimed = 0
         with ExitStack() as during:
             if fault or watch:
                 made = faults.Fault(*fault) if fault else None
@@ -206,6 +206,7 @@ class Host:
             registration_seconds=registration_seconds,
             pages_ok=pages_ok,
             errno=int(found[1]) if found else 0,
+            claimed=self.claimed,
             log=[*lines, *self.log.take(), *wrong],
             raised=raised,
             seconds=self.seconds,
@@ -275,6 +276,7 @@ class Host:
         batch = self.pages.to_set(count)
         with self._timed():
             results = self.connector.batch_set_v1(batch.keys, batch.indices)
+        self.claimed = sum(map(bool, results))
 
         def check() -> tuple[int, list[str]]:
             wrong = [*self.pages.was_set(batch, results), *self._wrong_exists(batch, results)]
@@ -286,6 +288,7 @@ class Host:
         batch = self.pages.to_get(count)
         with self._timed():
             results = self.connector.batch_get_v1(batch.keys, batch.indices)
+        self.claimed = sum(map(bool, results))
 
         def check() -> tuple[int, list[str]]:
             good, wrong = self.pages.was_get(batch, results)
@@ -297,6 +300,7 @@ class Host:
         keys = self.pages.latest_keys(count)
         with self._timed():
             found = self.connector.batch_exists(keys)
+        self.claimed = found
         return lambda: (found, [])
 
     def _wrong_exists(self, batch: Batch, results: Sequence[bool]) -> list[str]:

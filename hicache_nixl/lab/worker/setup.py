@@ -7,7 +7,15 @@ import hashlib
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from ...config import ALIGNMENT, LAYOUTS, LIFETIMES, QUEUES, HiCacheStorageConfig, NixlBackendConfig
+from ...config import (
+    ALIGNMENT,
+    LAYOUTS,
+    LIFETIMES,
+    OBJ_PLUGINS,
+    QUEUES,
+    HiCacheStorageConfig,
+    NixlBackendConfig,
+)
 from ...errors import ConfigError
 from ...lifetimes.pooled.state import MOST_SEGMENTS
 from .releases import INSTALLED, PREFIX, installed_in, known_releases, version_of
@@ -64,6 +72,8 @@ class Setup:
     room : int, optional
         Pages that the store of ``pooled`` has room for before it drops the oldest, at least those of one call;
         by default those of 16.
+    tp_rank, tp_size : int
+        Which rank of a server the connector is of, and of how many.
 
     Examples
     --------
@@ -83,6 +93,8 @@ class Setup:
     direct: bool = False
     seed: int = 0
     room: int | None = None
+    tp_rank: int = 0
+    tp_size: int = 1
 
     def __post_init__(self) -> None:
         if not self.is_ours and self.version is None and installed_in(self.connector) is None:
@@ -138,6 +150,11 @@ class Setup:
         return next((queue for queue, flag in QUEUES.items() if flag in flags), "libaio")
 
     @property
+    def on_objects(self) -> bool:
+        """Whether the pages are in an object store."""
+        return NixlBackendConfig(self.params).plugin in OBJ_PLUGINS
+
+    @property
     def is_ours(self) -> bool:
         """Whether the connector is a lifetime of this package."""
         return self.connector in LIFETIMES
@@ -166,8 +183,11 @@ class Setup:
         }
 
     def _store_options(self) -> dict[str, Any]:
-        """Return a capacity for ``pooled`` that is enough, and segments of the usual size, or one for all pages."""
-        if self.connector != "pooled":
+        """Return a capacity for ``pooled`` that is enough, and segments of the usual size, or one for all pages.
+
+        A bucket is not bounded unless that is asked for.
+        """
+        if self.connector != "pooled" or self.on_objects:
             return {}
         room = CALLS_IN_STORE * self.pages if self.room is None else max(self.room, self.pages)
         page = self.page_bytes + ALIGNMENT
@@ -179,10 +199,10 @@ class Setup:
         return {"segment_mb": segment, "capacity_gb": segments * segment / 1024, "min_free_gb": 0}
 
     def storage_config(self) -> HiCacheStorageConfig:
-        """The configuration that a server of one rank would pass."""
+        """The configuration that a server would pass."""
         return HiCacheStorageConfig(
-            tp_rank=0,
-            tp_size=1,
+            tp_rank=self.tp_rank,
+            tp_size=self.tp_size,
             pp_rank=0,
             pp_size=1,
             attn_cp_rank=0,

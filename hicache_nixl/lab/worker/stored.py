@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from ...config import OBJ_PLUGINS, NixlBackendConfig
 from ...errors import HiCacheNixlError
 from ...lifetimes.pooled.inspection import Inspection
 from ...lifetimes.pooled.keys import numbers_of
@@ -25,7 +24,7 @@ class Stored(Protocol):
 
 def stored_by(setup: Setup, folder: Path) -> Stored:
     """Return access to what the connector of a setup stores in a folder."""
-    if NixlBackendConfig(setup.params).plugin in OBJ_PLUGINS:
+    if setup.on_objects:
         return Unknown()
     return Segments(folder) if setup.connector == "pooled" else Files(setup, folder)
 

@@ -49,7 +49,7 @@ def index(tmp_path, cache, fresh_venv, monkeypatch) -> Iterator[Index]:
     write_pins(tmp_path / "resources")
     use(tmp_path / "resources", fresh_venv)
     (tmp_path / "wheels").mkdir()
-    index = Index(tmp_path / "wheels", ["tiny-a", "tiny-b", "tiny-c"])
+    index = Index(tmp_path / "wheels", ["tiny-a", "tiny-b", "tiny-c", "tiny-d"])
     for name, value in {**index.variables, "PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "0"}.items():
         monkeypatch.setenv(name, value)
     yield index
@@ -93,6 +93,7 @@ class TestInstall:
         assert doing == [
             "packages of all releases, step 1 of 2",
             "packages of all releases, step 2 of 2",
+            "packages of the connector",
             f"sglang {VERSION}, step 1 of 1",
         ]
         assert told[-1][1] < told[-1][2] == environment.RELEASE_BYTES
@@ -101,7 +102,14 @@ class TestInstall:
     def test_it_is_made_once(self, index):
         first = install(VERSION)
         assert install(VERSION) == first
-        assert index.asked == ["tiny-a", "tiny-b", "tiny-c"]
+        assert index.asked == ["tiny-a", "tiny-b", "tiny-d", "tiny-c"]
+
+    def test_packages_of_the_connector_are_added_to_what_was_installed_without_them(self, index, tmp_path):
+        made = install(VERSION)
+        (tmp_path / "resources/data/servers/connector.txt").write_text("tiny-d==1.0\ntiny-a==1.0")
+        assert installed(VERSION) is None
+        assert install(VERSION) == made
+        assert index.asked == ["tiny-a", "tiny-b", "tiny-d", "tiny-c", "tiny-d", "tiny-a"]
 
     def test_remove_frees_all_of_it(self, index, cache):
         install(VERSION)
@@ -146,7 +154,7 @@ class TestInterrupted:
         let_go(index)
         assert installed(VERSION) is None
         install(VERSION)
-        assert index.asked == ["tiny-a", "tiny-b", "tiny-b", "tiny-c"]
+        assert index.asked == ["tiny-a", "tiny-b", "tiny-b", "tiny-d", "tiny-c"]
 
     @pytest.mark.slow
     def test_killed_it_takes_pip_with_it_and_continues(self, index, installing):
@@ -218,9 +226,9 @@ class TestWhatCannotBeInstalled:
         self, index, tmp_path, cache
     ):
         common = tmp_path / "resources/data/servers/common.txt"
-        common.write_text("\n".join([*PINS["common"], "tiny-d==1.0"]))
+        common.write_text("\n".join([*PINS["common"], "tiny-e==1.0"]))
         with pytest.raises(
-            ServerError, match=r"^the packages could not be installed: No matching .*tiny-d==1.0\n"
+            ServerError, match=r"^the packages could not be installed: No matching .*tiny-e==1.0\n"
         ):
             install(VERSION)
         assert list((cache / "servers").iterdir()) == []

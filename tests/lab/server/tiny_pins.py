@@ -13,7 +13,11 @@ from pathlib import Path
 from hicache_nixl.lab.server import environment
 
 VERSION = "9.9.1"
-PINS = {"common": ["tiny-a==1.0", "tiny-b==1.0"], f"sglang-{VERSION}": ["tiny-c==1.0"]}
+PINS = {
+    "common": ["tiny-a==1.0", "tiny-b==1.0"],
+    "connector": ["tiny-d==1.0"],
+    f"sglang-{VERSION}": ["tiny-c==1.0"],
+}
 # For a program that installs as a test does, in a process of its own.
 PROGRAM = """
 import sys

@@ -1,0 +1,43 @@
+"""The figure of a store through a fault says what is lost, and marks the kill and the return."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.text import Text
+from shared_store import THROUGH, through
+
+from hicache_nixl.lab import figures
+
+pytestmark = pytest.mark.usefixtures("closed_figures")
+
+
+def test_the_title_says_what_is_lost_what_fails_meanwhile_and_how_long_a_call_takes():
+    told = (
+        "pooled, two copies: 0 of 320 pages are lost; until the volume server is back, no page fails, and a call takes "
+        "at most 0.05 s; pooled, one copy: 0 of 320 pages are lost; until the volume server is back, up to 16 pages "
+        "cannot be read, and a call takes at most 4 s."
+    )
+    assert figures.through_a_fault(THROUGH).title == told[0].upper() + told[1:]
+
+
+def test_pages_that_stay_lost_are_counted():
+    table = through("000", unread=16)
+    table.iloc[-1, table.columns.get_loc("failed")] = 7
+    assert "7 of 320 pages are lost" in figures.through_a_fault(table).title
+
+
+def test_without_the_endpoint_it_is_named():
+    title = figures.through_a_fault(through("000", "S3", unread=320)).title
+    assert "until S3 is back, up to 320 pages cannot be read" in title
+
+
+def test_the_kill_and_the_return_are_marked_where_their_calls_began():
+    figure = figures.through_a_fault(THROUGH).figure
+    for axes in figure.axes:
+        marks = {
+            text.get_text(): text.xy[0]
+            for text in axes.findobj(Text)
+            if text.get_text() in ("killed", "back")
+        }
+        assert marks == {"killed": 5.0, "back": 10.0}
+        assert axes.get_yscale() == "log"
