@@ -1,0 +1,113 @@
+"""The folder of a sweep: what comes back is unpacked as a whole, inside the folder, or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from tiny_sweeps import begun
+
+from hicache_nixl.errors import ConfigError
+from hicache_nixl.lab.runs.folder import RunFolder
+from hicache_nixl.lab.sweep.grid import Grid
+from hicache_nixl.lab.sweep.lanes import Answer, Job
+from hicache_nixl.lab.sweep.record import Sweep, read_sweep
+
+SLUG = "001-a"
+
+
+def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as files:
+        for about, text in members:
+            about.size = len(text)
+            files.addfile(about, io.BytesIO(text))
+    return made.getvalue()
+
+
+def file(name: str, text: bytes = b"x") -> tuple[tarfile.TarInfo, bytes]:
+    return tarfile.TarInfo(name), text
+
+
+def link(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
+    about = tarfile.TarInfo(name)
+    about.type, about.linkname = tarfile.SYMTYPE, target
+    return about, b""
+
+
+def answer(packed: bytes, **told: object) -> Answer:
+    return Answer(Job(SLUG, {}, "a", True), "a", {"state": "ended", "seconds": 1.0, **told}, packed)
+
+
+@pytest.fixture
+def sweep(folder: Path) -> Sweep:
+    return begun(folder, Grid(), ["01_counts"], ["a"])
+
+
+class TestKeep:
+    def test_a_run_is_in_its_place_and_its_state_is_written(self, sweep):
+        sweep.keep(answer(archive(file("claims.csv", b"text")), verdict="1 of 1 claims hold"))
+        assert (sweep.run_of(SLUG) / "claims.csv").read_text() == "text"
+        (point,) = read_sweep(sweep.folder).points.values()
+        assert (point.state, point.verdict, point.host) == ("ended", "1 of 1 claims hold", "a")
+        assert point.bytes == len(archive(file("claims.csv", b"text")))
+
+    @pytest.mark.parametrize(
+        "member",
+        [file("../outside"), file("/tmp/outside"), link("out", "/etc"), link("out", "../..")],
+        ids=["above", "absolute", "link", "link above"],
+    )
+    def test_nothing_is_written_outside_of_its_folder(self, sweep, member):
+        before = sorted(path.name for path in sweep.folder.parent.iterdir())
+        name = member[0].name
+        if name.startswith("/"):  # taken as relative, as tar does
+            sweep.keep(answer(archive(member)))
+            assert (sweep.run_of(SLUG) / "tmp/outside").exists()
+        else:
+            with pytest.raises(tarfile.FilterError):
+                sweep.keep(answer(archive(member)))
+            assert not sweep.run_of(SLUG).exists()
+        assert sorted(path.name for path in sweep.folder.parent.iterdir()) == before
+
+    def test_an_archive_that_is_cut_off_is_never_taken_for_a_run(self, sweep):
+        with pytest.raises((EOFError, tarfile.ReadError)):
+            sweep.keep(answer(archive(file("claims.csv", bytes(range(256)) * 99))[:-40]))
+        assert not sweep.run_of(SLUG).exists()
+        assert sweep.points[SLUG].state == "missing"
+
+    def test_the_run_of_a_point_that_failed_before_is_replaced(self, sweep):
+        sweep.keep(answer(archive(file("old")), reason="it crashed"))
+        assert sweep.points[SLUG].state == "failed"
+        sweep.keep(answer(archive(file("new"))))
+        assert [path.name for path in sweep.run_of(SLUG).iterdir()] == ["new"]
+        assert (sweep.points[SLUG].state, sweep.points[SLUG].reason) == ("ended", "")
+
+    def test_a_point_without_a_run_has_no_record(self, sweep):
+        sweep.keep(Answer(Job(SLUG, {}, "a", True), "", {"state": "failed", "reason": "host a has left"}))
+        assert sweep.record(SLUG) is None
+        assert sweep.verdict() == "0 of 1 points ran, 1 failed"
+
+    def test_what_comes_back_is_a_run_that_can_be_read(self, sweep, tmp_path):
+        made = RunFolder(tmp_path / "made")
+        made.path.mkdir()
+        made.plan(["01_counts"])
+        packed = archive(file("provenance.json", (made.path / "provenance.json").read_bytes()))
+        sweep.keep(answer(packed))
+        assert sweep.record(SLUG).unfinished == ["01_counts"]
+
+
+class TestRead:
+    def test_a_format_of_later_is_refused(self, sweep):
+        path = sweep.folder / "sweep.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9, "version": "9.0"}))
+        with pytest.raises(ConfigError, match=r"sweep.json is of another version of hicache-nixl \(9.0\)"):
+            read_sweep(sweep.folder)
+
+    @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[]"])
+    def test_a_file_that_is_damaged_is_one_line(self, sweep, text):
+        (sweep.folder / "sweep.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"sweep.json cannot be read"):
+            read_sweep(sweep.folder)
