@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 import time
@@ -121,8 +122,9 @@ class Fleet:
             self._identities |= {address: one for address, one in answers.items() if isinstance(one, dict)}
         groups: dict[str, dict[str, Any]] = {}
         for address in sorted(workers):
-            if address in self._identities:
-                groups.setdefault(self._identities[address]["machine"], {})[address] = workers[address]
+            told = self._identities.get(address)
+            if told is not None and told["version"] == __version__:  # others may have joined later
+                groups.setdefault(told["machine"], {})[address] = workers[address]
         hosts = [self._host(machine, some, groups) for machine, some in groups.items()]
         hosts.sort(key=lambda host: _by_number(host.name))
         for host in hosts:
@@ -209,17 +211,30 @@ def _local_client() -> Iterator[Client]:
 def _remote_client(scheduler: str) -> Iterator[Client]:
     from distributed import Client
 
+    with _quiet():
+        try:
+            client = Client(scheduler, timeout=CONNECT, set_as_default=False)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # also TimeoutError; ValueError for a malformed address
+            what = "it cannot be reached" if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"--scheduler {scheduler}: {what} within {CONNECT:.0f} s; {START}") from None
+        with client:
+            yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask from logging what the errors of this package tell."""
+    log = logging.getLogger("distributed")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
-        client = Client(scheduler, timeout=CONNECT, set_as_default=False)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # also TimeoutError; ValueError for a malformed address
-        what = "it cannot be reached" if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"--scheduler {scheduler}: {what} within {CONNECT:.0f} s; {START}") from None
-    with client:
-        yield client
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _check(fleet: Fleet, scheduler: str | None) -> None:
@@ -232,6 +247,8 @@ def _check(fleet: Fleet, scheduler: str | None) -> None:
         listed = ", ".join(f"{name} has {version}" for name, version in sorted(others.items()))
         raise ConfigError(f"hosts need hicache-nixl {__version__}, as it is here; {listed}")
     hosts = Fleet(fleet.client).hosts()
+    if not hosts:
+        raise ConfigError(f"--scheduler {scheduler}: none of its workers answers; {START}")
     for name in fleet.only:
         if not any(host.answers_to(name) for host in hosts.values()):
             raise ConfigError(f"host {name!r} is unknown; expected one of {', '.join(hosts)}")

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ... import __version__
 from .child import INTERRUPTED
 
 MACHINE = "HICACHE_NIXL_MACHINE"  # names the machine of a worker, in place of its host name and boot id
@@ -28,10 +29,16 @@ _asking = threading.Lock()
 
 
 def identity() -> dict[str, str]:
-    """Return the machine of this worker: containers of one machine have the same boot id, and share its disks."""
+    """Return the machine of this worker, and the version of this package.
+
+    Containers of one machine have the same boot id, and share its disks.
+    """
+    host, machine = platform.node(), platform.node()
+    with suppress(OSError):  # a sandbox may hide it
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     if named := os.environ.get(MACHINE):
-        return {"machine": named, "host": named}
-    return {"machine": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "host": platform.node()}
+        host = machine = named
+    return {"machine": machine, "host": host, "version": __version__}
 
 
 async def offer(shares: int, dask_worker: Any = None) -> None:

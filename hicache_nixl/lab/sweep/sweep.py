@@ -173,6 +173,7 @@ def _kept(begun: Sweep, answer: Answer) -> PointState | None:
     host = answer.job.slug.removeprefix(FACTS)
     if answer.told["state"] == ENDED:
         begun.hosts[host] = answer.told["facts"]
+        begun.problems.pop(host, None)
     else:
         begun.problems[host] = answer.told.get("reason", answer.told["state"])
     begun.write()
