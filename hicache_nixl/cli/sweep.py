@@ -117,10 +117,10 @@ def sweep(
     """
     if resume is not None and run is not None:
         raise ConfigError("--run names a new sweep, and --resume goes on with one; give one of the two")
-    from ..lab.sweep import sweep as sweeps
-
-    given = _given(file, parameter or [], notebook, profile, every_host, host)
     with showing_sweep() as watch:
+        from ..lab.sweep import sweep as sweeps  # it takes a second, which the progress covers
+
+        given = _given(file, parameter or [], notebook, profile, every_host, host)
         if resume is not None:
             result = sweeps.resume(resume, given, scheduler=scheduler, watch=watch)
         else:

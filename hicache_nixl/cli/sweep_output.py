@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from ..lab.sweep.record import PointState
     from ..lab.sweep.sweep import Result, Step
 
 AT_ONCE = "interrupted again: ended at once; what has run is kept\n"
-SHOWN = 3  # running points in the bar
+SHORT = 16  # columns of "points 12 of 160"
+SHOWN = 2  # running points in the bar
 
 
 @contextmanager
@@ -28,17 +30,18 @@ def showing_sweep() -> Iterator[Callable[[Step], None]]:
     terminal = console.is_terminal and not console.is_dumb_terminal
     before = signal.getsignal(signal.SIGINT)
     with _bar(console) as bar:
-        task = bar.add_task("starting", total=None, visible=terminal)
+        task = bar.add_task("connecting", total=None, points="points", visible=terminal)
 
         def advance(step: Step) -> None:
             if step.note:
                 signal.signal(signal.SIGINT, _end_at_once)
                 _print(console, step.note)
             if step.ended is not None:
-                _print(console, ended(step.ended))
+                _print(console, f"{step.sweep.label(step.ended.slug)}: {ended(step.ended)}")
             points = step.sweep.points.values()
             done = sum(point.state != "missing" for point in points)
-            bar.update(task, total=len(points), completed=done, description=_now(step))
+            told = f"points {done} of {len(points)}"
+            bar.update(task, total=len(points), completed=done, points=told, description=_now(step))
 
         try:
             yield advance
@@ -47,11 +50,11 @@ def showing_sweep() -> Iterator[Callable[[Step], None]]:
 
 
 def ended(point: PointState) -> str:
-    """Say in a line how a point has ended."""
+    """Say how a point has ended."""
     if point.reason:
-        return f"{point.name}: failed: {point.reason}"
+        return f"failed: {point.reason}"
     again = f", after {point.deaths} of its workers died" if point.deaths else ""
-    return f"{point.name}: {point.seconds or 0:.0f} s, {point.verdict}{again}"
+    return f"{point.seconds or 0:.0f} s, {point.verdict}{again}"
 
 
 def as_dict(result: Result) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def as_dict(result: Result) -> dict[str, Any]:
 def _now(step: Step) -> str:
     """Say what runs now."""
     failed = sum(point.state == "failed" for point in step.sweep.points.values())
-    running = [step.sweep.points[slug].name if slug in step.sweep.points else slug for slug in step.running]
+    known = step.sweep.points
+    running = [step.sweep.label(slug, host) if slug in known else slug for slug, host in step.running.items()]
     shown = "; ".join(running[:SHOWN]) + (f"; {len(running) - SHOWN} more" if len(running) > SHOWN else "")
     return (f"{failed} failed; " if failed else "") + (shown or "waiting for a host")
 
@@ -91,10 +95,12 @@ def _print(console: Console, line: str) -> None:
 
 def _bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("points {task.completed:.0f} of {task.total}"),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[points]}", table_column=Column(no_wrap=True, min_width=SHORT)),
+        BarColumn(bar_width=20, table_column=Column(min_width=20)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+        ),
         console=console,
         transient=True,
         redirect_stdout=False,

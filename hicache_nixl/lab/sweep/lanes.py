@@ -97,7 +97,7 @@ class Lanes:
         self.waiting = list(jobs)
         self._running: dict[str, _Running] = {}
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._seen = dict.fromkeys({job.host for job in jobs}, time.monotonic())
+        self._seen: dict[str | None, float] = dict.fromkeys({job.host for job in jobs}, time.monotonic())
 
     def running(self) -> dict[str, str]:
         """Return where each job that runs does so."""
@@ -182,10 +182,9 @@ class Lanes:
     def _away(self, hosts: dict[str, Host]) -> Iterator[Answer]:
         """Give up jobs whose host has been away for too long."""
         now = time.monotonic()
+        self._seen |= dict.fromkeys([*hosts, *([None] if hosts else [])], now)
         for job in list(self.waiting):
-            if job.host in hosts or (job.host is None and hosts):
-                self._seen[job.host] = now
-            elif now - self._seen[job.host] > GRACE:
+            if now - self._seen[job.host] > GRACE:
                 self.waiting.remove(job)
                 who = f"host {job.host}" if job.host else "every host"
                 died = f" {_times(job.deaths)}" if job.deaths else ""

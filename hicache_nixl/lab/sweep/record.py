@@ -72,12 +72,6 @@ class PointState:
     bytes: int = 0
     deaths: int = 0
 
-    @property
-    def name(self) -> str:
-        """What the point is called: its values and its host."""
-        where = f"on {self.host}" if self.host else ""
-        return " ".join(part for part in (told(self.values), where) if part) or "the defaults"
-
 
 @dataclass
 class Sweep:
@@ -115,6 +109,13 @@ class Sweep:
     def page(self) -> Path:
         """The page of the sweep."""
         return self.folder / "index.html"
+
+    def label(self, slug: str, host: str | None = None) -> str:
+        """Return what a point is called in the shell: the values that vary, and its host."""
+        point = self.points[slug]
+        values = {name: point.values[name] for name in self.grid.axes}
+        where = point.host or host
+        return " ".join([*([told(values)] if values else []), *([f"on {where}"] if where else [])])
 
     def run_of(self, slug: str) -> Path:
         """Return the folder of the run of a point."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -205,6 +206,19 @@ def test_a_host_that_stays_away_fails_its_jobs_and_those_of_others_go_on():
     (first, second) = ending()
     assert (first.job.slug, first.told["reason"]) == ("1", "host gone has left the cluster")
     assert second.told["state"] == "ended"
+
+
+def test_a_worker_that_is_started_again_has_its_job_again_however_long_that_has_run():
+    fleet = FakeFleet("a")
+    lanes = Lanes(fleet, [job("1", "a")])
+    look(lanes)
+    time.sleep(2 * module.GRACE)
+    look(lanes)
+    host = fleet.present.pop("a")
+    assert look(lanes) == []
+    fleet.present["a"] = host
+    assert look(lanes) == []
+    assert fleet.running() == ["1"]
 
 
 def test_without_any_host_everything_fails_after_a_while():
