@@ -86,7 +86,7 @@ class Cluster:
     def wait(self) -> None:
         """Wait until the workers have joined."""
         for name in self.workers:
-            wait_until(lambda name=name: "Registered to" in self.told(name))
+            wait_until(lambda name=name: "Registered to" in self.told(name), 90)
 
     def kill(self, name: str) -> None:
         """Kill a worker at once, as a machine that is lost."""
@@ -113,7 +113,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         )
     made = None
     try:
-        wait_until(lambda: re.search(r"Scheduler at: +(\S+)", log.read_text()))
+        wait_until(lambda: re.search(r"Scheduler at: +(\S+)", log.read_text()), 90)
         found = re.search(r"Scheduler at: +(\S+)", log.read_text())
         assert found is not None
         made = Cluster(found[1], folder, scheduler)

@@ -27,6 +27,7 @@ from hicache_nixl.lab.sweep.grid import Grid
 
 run = run_in_this_process  # the fixture that runs a command line
 HOST = os.uname().nodename
+START = 90  # seconds for a kernel to start on a busy machine
 MAIN = """
 import sys
 from pathlib import Path
@@ -148,7 +149,7 @@ class TestInterrupted:
 
     def kernels_of(self, process: subprocess.Popen[str]) -> list[psutil.Process]:
         """Wait until a point has a kernel; return all processes that the command has started."""
-        wait_until(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 3)
+        wait_until(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 3, START)
         return psutil.Process(process.pid).children(recursive=True)
 
     def test_ctrl_c_ends_it_with_130_and_says_how_to_go_on(self, started):

@@ -144,7 +144,7 @@ def test_ctrl_c_ends_the_points_that_run_with_their_kernels_and_keeps_the_rest(t
     seen: list[psutil.Process] = []
 
     def interrupt() -> None:
-        wait_until(lambda: any(child.children() for child in points_of_workers(os.getpid())))
+        wait_until(lambda: any(child.children() for child in points_of_workers(os.getpid())), 90)
         for child in points_of_workers(os.getpid()):
             seen.extend([child, *child.children(recursive=True)])
         time.sleep(1)  # until the kernel runs its cells
