@@ -201,6 +201,26 @@ class ObjectRequests:
         errors = self._in_windows(self._get, names, pieces, MARK_BYTES)
         return self.explain(names, [size for _, size in pieces], errors)
 
+    def read(self, objects: Sequence[tuple[str, int]]) -> list[bytes | None]:
+        """Return so many of the first bytes of objects, None for one that could not be read."""
+        contents: list[bytes | None] = []
+        for first, last in windows([size for _, size in objects]):
+            names, sizes = zip(*objects[first:last], strict=True)
+            parts = list(map(Part, names, starts_of(sizes), sizes))
+            with self.lane(sum(sizes)) as lane:
+                errors = self.run("READ", lane, parts)
+                contents += [
+                    lane.bytes_at(part.at, part.size) if error is None else None
+                    for part, error in zip(parts, errors, strict=True)
+                ]
+        return contents
+
+    def write(self, name: str, content: bytes) -> Exception | None:
+        """Store an object; return an error."""
+        with self.lane(len(content)) as lane:
+            lane.write(0, content)
+            return self.run("WRITE", lane, [Part(name, 0, len(content))])[0]
+
     @staticmethod
     def _in_windows(
         move: Callable[..., list[Exception | None]],

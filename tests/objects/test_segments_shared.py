@@ -12,7 +12,7 @@ from support import OBJECTS, as_bytes, keys_of, make_pool, object_store, scrambl
 
 from hicache_nixl import HiCacheNixl
 from hicache_nixl.errors import ConfigError
-from hicache_nixl.lifetimes.pooled_objects import catalogue, segment
+from hicache_nixl.lifetimes.pooled_objects import catalogue, gathered, segment
 from hicache_nixl.transport.objects import ObjectRequests
 
 PAGES = 24
@@ -209,6 +209,70 @@ def test_what_a_clock_far_behind_stored_is_found_by_a_look_back(two, pool, monke
     assert reader.batch_exists(keys_of(2, "other")) == 0
     monkeypatch.setattr(catalogue, "NOW_AND_THEN", 0)
     assert reader.batch_exists(keys_of(2, "other")) == 2
+
+
+@pytest.fixture
+def many(open_store, pool, monkeypatch):
+    """A bucket with more segments than are read one by one twice, and what opens one more server."""
+    monkeypatch.setattr(gathered, "MANY", 8)
+    monkeypatch.setattr(catalogue, "MANY", 8)
+    writer = open_store("pooled")
+    for number in range(12):
+        assert stored(writer, pool, keys_of(2, f"call{number}-"))
+
+    def finds_all():
+        reader = open_store("pooled")
+        return all(reader.batch_exists(keys_of(2, f"call{number}-")) == 2 for number in range(12))
+
+    return finds_all
+
+
+def gathered_names() -> list[str]:
+    return _names(object_store().client(), f"{segment.FOLDER}-gathered")
+
+
+def reads(moved) -> int:
+    count = sum(direction == "READ" for direction, _ in moved)
+    del moved[:]
+    return count
+
+
+def test_only_the_first_new_server_reads_many_indexes_one_by_one(many, moved):
+    del moved[:]
+    assert many()
+    assert reads(moved) == 12
+    assert len(gathered_names()) == 1
+    assert many()
+    assert reads(moved) == 1
+    assert len(gathered_names()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(1000)], ids=["empty", "short", "zeros"])
+def test_gathered_indexes_that_are_damaged_are_read_one_by_one(many, moved, content):
+    assert many()
+    (name,) = gathered_names()
+    object_store().client().put(name, content)
+    del moved[:]
+    assert many()
+    assert reads(moved) >= 12
+
+
+def test_gathered_indexes_of_segments_that_are_gone_are_removed(many, open_store, pool):
+    assert many()
+    before = gathered_names()
+    assert before
+    object_store().client().delete(segments())
+    writer = open_store("pooled")
+    for number in range(12):
+        assert stored(writer, pool, keys_of(2, f"call{number}-"))
+    assert many()
+    assert set(gathered_names()).isdisjoint(before)
+
+
+def test_clear_removes_gathered_indexes(many, open_store):
+    assert many()
+    open_store("pooled").clear()
+    assert gathered_names() == segments() == []
 
 
 BAD = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...errors import DamagedError
 from ...transport.bucket import Bucket
+from .gathered import MANY, Gathered, Requests
 from .segment import Name, folder_of, read_head, since
 
 logger = logging.getLogger(__name__)
@@ -21,9 +22,6 @@ OVERLAP = 10 * SECOND  # that clocks of servers may differ, and that a request m
 LOOK_BACK = 900 * SECOND  # now and then: what came later than that
 NOW_AND_THEN = 60 * SECOND
 FRESH = 5 * SECOND  # that a segment is taken to be there, after it was seen or loaded
-
-# Reads the indexes of segments: the bytes of each, None for one that could not be read.
-ReadHeads = Callable[[Sequence[Name]], "list[bytes | None]"]
 
 
 @dataclass(eq=False)
@@ -56,22 +54,18 @@ class Catalogue:
     ----------
     space : int
     bucket : Bucket
-    read_heads : callable
+    requests : Requests
     """
 
-    def __init__(self, space: int, bucket: Bucket, read_heads: ReadHeads):
-        self._space, self._bucket, self._read_heads = space, bucket, read_heads
+    def __init__(self, space: int, bucket: Bucket, requests: Requests):
+        self._space, self._bucket, self._requests = space, bucket, requests
+        self._gathered = Gathered(space, bucket, requests)
         self._lock, self._refreshing = threading.Lock(), threading.Lock()
         self._pages: dict[bytes, Place] = {}
         self._segments: dict[str, Segment] = {}
+        self.stored = 0  # bytes of the segments that are known
         self._refreshed, self._looked_back = 0, 0  # when, by ``time.monotonic_ns``
         self._newest = 0  # by the clocks of the writers
-
-    @property
-    def stored(self) -> int:
-        """Bytes of the segments that are known."""
-        with self._lock:
-            return sum(segment.name.size for segment in self._segments.values())
 
     def find(self, keys: Sequence[bytes], page_bytes: int) -> list[Place | None]:
         """Return where pages of this size, or of any with 0, are, as far as is known without a request."""
@@ -113,19 +107,27 @@ class Catalogue:
         return [name for name in names if name.base not in self._segments]
 
     def _read(self, names: Sequence[Name]) -> None:
-        for name, content in zip(names, self._read_heads(names), strict=True):
-            if content is None:  # it was removed meanwhile, or the next refresh will find it
-                continue
+        """Read the indexes of new segments; of many at the start, those that were gathered with few requests."""
+        known = self._gathered.load({name.base for name in names}) if len(names) >= MANY else {}
+        alone = [name for name in names if name.base not in known]
+        read = self._requests.read([(name.path, name.head_bytes) for name in alone])
+        heads = [(name, head) for name, head in zip(alone, read, strict=True) if head is not None]
+        # One that could not be read was removed meanwhile, or a later refresh will find it.
+        for name, head in [*((name, known[name.base]) for name in names if name.base in known), *heads]:
             try:
-                self.add(Segment(name, *read_head(name, content)))
+                self.add(Segment(name, *read_head(name, head)))
             except DamagedError as error:
                 logger.warning("a segment is passed over: %s", error)
                 self.add(Segment(name, [], np.empty(0, np.uint64)))
+        self._gathered.keep(heads)
 
     def add(self, segment: Segment) -> None:
         """Note a segment; of the places of a page, the one that was written last counts."""
         with self._lock:
+            if segment.name.base in self._segments:
+                return
             self._segments[segment.name.base] = segment
+            self.stored += segment.name.size
             for number, key in enumerate(segment.keys):
                 known = self._pages.get(key)
                 if known is None or known[0].name.base < segment.name.base:
@@ -155,6 +157,7 @@ class Catalogue:
         with self._lock:
             if self._segments.pop(segment.name.base, None) is None:
                 return
+            self.stored -= segment.name.size
             for number, key in enumerate(segment.keys):
                 if self._pages.get(key, (None, 0))[0] is segment and self._pages[key][1] == number:
                     del self._pages[key]
@@ -181,6 +184,7 @@ class Catalogue:
         self.refresh()
         with self._lock:
             pages = len(self._pages)
-            self._pages, self._segments = {}, {}
+            self._pages, self._segments, self.stored = {}, {}, 0
         self._bucket.remove(self._bucket.names(folder_of(self._space)))
+        self._gathered.clear()
         return pages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -72,7 +73,6 @@ class Lifetime:
         self._verify = options.verify == "checksum"
         self.registration = NixlRegistration(make_backend(config))
         self._requests = ObjectRequests(self.registration, config)
-        self._bucket = self._requests.bucket
         self._catalogues: dict[int, Catalogue] = {}
         self._lock = threading.Lock()
 
@@ -85,26 +85,8 @@ class Lifetime:
     def _catalogue(self, space: int) -> Catalogue:
         with self._lock:
             if space not in self._catalogues:
-                self._catalogues[space] = Catalogue(space, self._bucket, self._read_heads)
+                self._catalogues[space] = Catalogue(space, self._requests.bucket, self._requests)
             return self._catalogues[space]
-
-    def _read_heads(self, names: Sequence[Name]) -> list[bytes | None]:
-        """Read the indexes of segments."""
-        contents: list[bytes | None] = []
-        sizes = [name.head_bytes for name in names]
-        for first, last in windows(sizes):
-            places = starts_of(sizes[first:last])
-            with self._requests.lane(sum(sizes[first:last])) as lane:
-                parts = [
-                    Part(name.path, at, name.head_bytes)
-                    for name, at in zip(names[first:last], places, strict=True)
-                ]
-                errors = self._requests.run("READ", lane, parts)
-                contents += [
-                    lane.bytes_at(part.at, part.size) if error is None else None
-                    for part, error in zip(parts, errors, strict=True)
-                ]
-        return contents
 
     # -- storing ---------------------------------------------------------------------------------------
 
@@ -231,6 +213,7 @@ class Lifetime:
         outcomes: list[Outcome],
     ) -> None:
         """Copy the pages of a run from the lane, but those with other bytes than were stored."""
+        run.segment.seen = time.monotonic_ns()
         page_bytes, count = run.segment.name.page_bytes, len(run.wanted)
         stored = run.segment.checks[run.first : run.first + count]
         good = [True] * count

@@ -47,8 +47,8 @@ class Name:
     @classmethod
     def new(cls, space: int, pages: int, page_bytes: int) -> Name:
         """Return a name that no other segment has."""
-        now, number = time.time_ns(), next(_count) & 0xFFFF
-        base = f"{now:016x}-{_WRITER}{number:04x}-{pages:x}-{page_bytes:x}"
+        now = time.time_ns()
+        base = f"{now:016x}-{unique()}-{pages:x}-{page_bytes:x}"
         return cls(space, now, base, pages, page_bytes)
 
     @classmethod
@@ -74,6 +74,11 @@ class Name:
     def size(self) -> int:
         """Bytes of the object."""
         return self.head_bytes + self.pages * self.page_bytes
+
+
+def unique() -> str:
+    """Return 16 hexadecimal digits that no other process, and no recent call of this one, gets."""
+    return f"{_WRITER}{next(_count) & 0xFFFF:04x}"
 
 
 def folder_of(space: int) -> str:
