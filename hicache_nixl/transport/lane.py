@@ -56,8 +56,9 @@ class Lane:
         """Have at least this many bytes."""
         if size > len(self._memory):
             self.close()
-            self._memory = aligned_tensor((size,), torch.uint8)
-            self._held.enter_context(self._registration.registered_buffers([(self.start, size)]))
+            memory = aligned_tensor((size,), torch.uint8)
+            self._held.enter_context(self._registration.registered_buffers([(memory.data_ptr(), size)]))
+            self._memory = memory
 
     def fill(self, at: int, pieces: Sequence[tuple[int, int]]) -> None:
         """Copy pieces, pairs of address and bytes, into the lane, one behind the other."""
@@ -84,6 +85,7 @@ class Lane:
     def close(self) -> None:
         """End the registration of its memory."""
         self._held.close()
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
 
 def windows(sizes: Sequence[int], most: int = LANE_BYTES) -> Iterator[tuple[int, int]]:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 16  # requests of a call at a time; NIXL has fewer threads, and what waits in its queue cannot be taken back
 MARK_BYTES = 8
-IN_A_ROW = 8  # failures after which the store itself is asked
+FAILURES = 8  # after which the store is asked whether it is there
 CLOSING = 2.0  # seconds that ``close`` waits for late answers
 
 
@@ -85,7 +85,7 @@ class ObjectRequests:
         )
         lane.ends.enter_context(self._registration.registered(tuples, "OBJ"))
         errors: dict[int, Exception | None] = {}
-        asked, away = 0, None
+        ask_at, away = FAILURES, None
         waiting = deque(enumerate(zip(parts, tuples, strict=True)))
         started = answered = time.monotonic()
         try:
@@ -98,8 +98,8 @@ class ObjectRequests:
                 now = time.monotonic()
                 if len(lane.running) < before:
                     answered = now
-                    if len(errors) - list(errors.values()).count(None) >= asked + IN_A_ROW and waiting:
-                        asked, away = len(errors), self._cause()
+                    if waiting and sum(error is not None for error in errors.values()) >= ask_at:
+                        ask_at, away = 2 * ask_at, self._cause()
                         if away is not None:
                             waiting.clear()
                 elif now - answered > self._patience:
