@@ -19,6 +19,16 @@ from .experiments.indexes import index_summary as index_summary
 from .experiments.indexes import index_times as index_times
 from .experiments.law import left_by_calls as left_by_calls
 from .experiments.law import traced_set as traced_set
+from .experiments.object_costs import cpu_costs as cpu_costs
+from .experiments.object_costs import first_limit as first_limit
+from .experiments.object_costs import object_growth as object_growth
+from .experiments.object_costs import rack as rack
+from .experiments.object_costs import shares as shares
+from .experiments.objects import most_sockets as most_sockets
+from .experiments.objects import object_counts as object_counts
+from .experiments.objects import object_stores as object_stores
+from .experiments.objects import object_turns as object_turns
+from .experiments.objects import requests_per_page as requests_per_page
 from .experiments.panel import panel as panel
 from .experiments.publishing import publish_times as publish_times
 from .experiments.replay import replay as replay

@@ -21,13 +21,18 @@ from ..resources import resource
 from ..watch import read_watch
 from .experiments.indexes import SEGMENT_ROWS
 from .experiments.replay import POOL as HOST_POOL
+from .runs.folder import read_table
 from .statistics import FEWEST
 from .worker.schedule import MOST_CALLS, MOST_KEYS
 
 PROFILES = "notebooks/parameters"
 NUMBERED = "[0-9][0-9]_*.ipynb"
 LEFT_OUT = "without"  # in a profile: notebooks that it does not run
-CHOICES = {"queue": QUEUES, "layout": LAYOUTS}
+CHOICES = {
+    "queue": QUEUES,
+    "layout": LAYOUTS,
+    "model": tuple(read_table(resource("data/model_geometries.csv")).model),
+}
 # The least and the most that a number may be; 1 and without end where nothing is said.
 # A worker has some descriptors of its own; the memory of a soak is counted every 100 calls, and an interval needs 6 counts.
 # The interval of a median of times to the first token needs 6 prompts, too.
@@ -39,6 +44,7 @@ LEAST = {
     "soak_calls": 600,
     "requests": 10,
     "index_rows": SEGMENT_ROWS,
+    "tokens_per_prompt": 64,  # a page
 }
 MOST = {
     **dict.fromkeys(("keys_per_call", "keys_sweep"), MOST_KEYS),
@@ -46,6 +52,8 @@ MOST = {
     **dict.fromkeys(("page_bytes", "page_sweep"), 2**30),
     "repeats": 10_000,
     **dict.fromkeys(("rounds", "few_rounds", "prompts"), 1000),
+    "clients": 64,
+    "volumes": 16,
     "stored_sweep": 10**8,
     "requests": 10**6,
     "index_rows": 10**7,

@@ -8,6 +8,7 @@ from itertools import combinations
 import matplotlib
 import pandas as pd
 import pytest
+from kept_objects import OBJECTS
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -82,6 +83,7 @@ MEASURED: dict[str, Callable[[], figures.Drawn]] = {  # with a title and an alt 
         pd.concat([COST, COST.assign(before="sglang==0.5.11", after="sglang==0.5.12")])
     ),
     **STORES,
+    **OBJECTS,
     **SERVED,
     **SHARED,
     "served_watch": lambda: figures.served_watch(SERVER),

@@ -40,6 +40,12 @@ BAD = {  # for each parameter of a notebook, a value that cannot work
     "few_rounds": 0,
     "prompts": 5,
     "index_rows": 16383,
+    "clients": [0],
+    "volumes": [17],
+    "model": "no such model",
+    "prompts_per_second": 0,
+    "tokens_per_prompt": 63,
+    "network_gbit": -1.0,
     "storage_dir": 7,
     "watched": "/nowhere.csv",
 }

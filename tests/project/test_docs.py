@@ -18,6 +18,7 @@ from hicache_nixl.lab import plan
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, SERVERS = ROOT / "docs/reference", ROOT / "docs/reference-server"
 PROFILES = {DOCS: "quick", SERVERS: "server"}  # of the two runs
+LATER = {"09_past_one_machine"}  # than the reference run, until it is renewed
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs/build.py")
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
@@ -30,7 +31,7 @@ def picture() -> bytes:
 
 
 def notebooks(profile: str) -> list[str]:
-    return plan.notebooks_of_profile(profile, plan.notebooks())
+    return [name for name in plan.notebooks_of_profile(profile, plan.notebooks()) if name not in LATER]
 
 
 @pytest.mark.parametrize("run", PROFILES, ids=PROFILES.values())
@@ -40,6 +41,10 @@ def test_every_notebook_is_there_executed_with_figures(run):
         code = [cell for cell in cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code)
         assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs), name
+
+
+def test_notebooks_that_are_later_than_the_reference_run_are_not_in_it():
+    assert [name for name in LATER if (DOCS / f"notebooks/{name}.ipynb").exists()] == []
 
 
 def test_it_is_the_run_whose_tables_are_in_data():

@@ -7,6 +7,7 @@ alt text, as ``Run.figure`` expects them.
 from .bench import throughputs
 from .counts import end, growth, hero, law, steps, two_counts
 from .leaks import behaviours, creation, faults, second_leak
+from .objects import object_counts, object_growth, object_speed
 from .overlays import counts_of_two, intervals_of_two, ratios_of_two
 from .replays import replays
 from .serving import first_tokens, served_counts, served_leak, served_registrations, served_watch
@@ -34,6 +35,9 @@ __all__ = [
     "intervals_of_two",
     "latency",
     "law",
+    "object_counts",
+    "object_growth",
+    "object_speed",
     "over_calls",
     "pairs_and_ratios",
     "ratios_of_two",

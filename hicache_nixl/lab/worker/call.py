@@ -52,6 +52,8 @@ class CallRow:
         Of the calling thread on a core, within ``seconds``.
     claimed : int
         Pages that the connector says are stored, loaded or found.
+    process_seconds : float
+        Of all threads of the worker on a core, within ``seconds``: NIXL's among them.
     log : list of str
         Warnings and errors that the call logged, and what the worker found to be wrong.
     raised : str or None
@@ -80,6 +82,7 @@ class CallRow:
     errno: int
     core_seconds: float = field(metadata=_BESIDES)
     claimed: int = field(metadata=_BESIDES)
+    process_seconds: float = field(metadata=_BESIDES)
     log: list[str] = field(metadata=_BESIDES)
     raised: str | None = field(metadata=_BESIDES)
     steps: dict[str, int] | None = field(default=None, metadata=_BESIDES)

@@ -176,7 +176,7 @@ class Host:
             )
         run = {"set": self._set, "get": self._get, "exists": self._exists}[operation]
         raised, watched, check = None, {}, _nothing_to_check
-        self.seconds = self.core_seconds = 0.0
+        self.seconds = self.core_seconds = self.process_seconds = 0.0
         self.claimed = 0
         with ExitStack() as during:
             if fault or watch:
@@ -211,6 +211,7 @@ class Host:
             raised=raised,
             seconds=self.seconds,
             core_seconds=self.core_seconds,
+            process_seconds=self.process_seconds,
             **watched,
         )
         return dataclasses.asdict(row)
@@ -318,12 +319,13 @@ class Host:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Measure the connector alone: seconds on the clock, and of this thread on a core."""
-        clock, core = time.perf_counter(), time.thread_time()
+        """Measure the connector alone: seconds on the clock, and of this thread and of all threads on a core."""
+        process, core, clock = time.process_time(), time.thread_time(), time.perf_counter()
         try:
             yield
         finally:
             self.seconds, self.core_seconds = time.perf_counter() - clock, time.thread_time() - core
+            self.process_seconds = time.process_time() - process
 
 
 def _nothing_to_check() -> tuple[int, list[str]]:

@@ -1,0 +1,250 @@
+"""Pages in an object store of this machine: what stays open and registered, how fast it is, and what it costs.
+
+NIXL's OBJ plugin loads only in a process that has loaded no other build of NIXL, so each arm has a worker of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from ...errors import HiCacheNixlError
+from ...lifetimes import RELEASED
+from ...transport.agent import OBJ_THREADS
+from ...transport.bucket import AT_A_TIME
+from ..connectors import available
+from ..object_store import ObjectStore
+from ..progress import tqdm
+from ..runs.record import AVAILABLE
+from ..worker.call import CallRow
+from ..worker.client import Worker, WorkerError
+from ..worker.descriptors import count_kinds
+from ..worker.schedule import Schedule
+from ..worker.setup import Setup
+from .alternating import alternating, counted
+
+STORE = "SeaweedFS"  # among the connectors of the table ``released``
+OBJ, FILE = "OBJ", "FILE"  # where the pages of an arm are
+COUNTS = ["connector", "kept", "call", "operation", "keys", "pages_ok", "open_fds"]
+COUNTS += ["storage_files", "sockets", "other", "registrations"]
+TURNS = ["page_bytes", "keys", "pair", "arm", "operation", "seconds", "bytes"]
+TURNS += ["client_cpu", "store_cpu", "requests", "puts"]
+
+
+def object_stores() -> pd.DataFrame:
+    """Try an object store of this machine with NIXL's OBJ plugin, for the table ``released`` of a notebook.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``connector``, here the name of the store, and ``status``: ``"available"``, or the reason why it cannot be used.
+    """
+    status = AVAILABLE
+    try:
+        with object_store() as store, Worker(on_objects(store, Setup("scoped", pages=1))) as worker:
+            checked(worker.call("set", 1), 1)
+    except HiCacheNixlError as error:
+        status = str(error).partition("\n")[0]
+    return pd.DataFrame([(STORE, status)], columns=["connector", "status"])
+
+
+@contextmanager
+def object_store(
+    volumes: int = 1, *, copies: int = 1, storage_dir: str | os.PathLike[str] | None = None
+) -> Iterator[ObjectStore]:
+    """Start a store whose data are in a new folder of the disk to measure, and remove them at the end."""
+    with (
+        tempfile.TemporaryDirectory(dir=storage_dir, prefix="hicache-nixl-") as folder,
+        ObjectStore(volumes, replication=f"00{copies - 1}", folder=folder) as store,
+    ):
+        yield store
+
+
+def on_objects(store: ObjectStore, setup: Setup, **fields: Any) -> Setup:
+    """Return a setup with its pages in a store."""
+    return dataclasses.replace(setup, plugin_params=store.endpoint.extra_config(), **fields)
+
+
+def _kept(store: ObjectStore, setup: Setup, where: str) -> Setup:
+    return on_objects(store, setup) if where == OBJ else setup
+
+
+def checked(row: CallRow, keys: int) -> CallRow:
+    """Return the row of a call, or raise ``WorkerError`` if a page is not right."""
+    if row.pages_ok != keys:
+        raise WorkerError(f"{row.operation} of {keys} keys: {row.pages_ok} pages are right; log: {row.log}")
+    return row
+
+
+# -- what stays ----------------------------------------------------------------------------------------
+
+
+def object_counts(
+    released: pd.DataFrame,
+    connectors: Sequence[str],
+    setup: Setup,
+    *,
+    beside: Sequence[str] = ("leaky",),
+    storage_dir: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Count descriptors by kind, and registrations, after each call of the schedule of PR #24671.
+
+    All arms run at the same time, since nothing is timed.
+
+    Parameters
+    ----------
+    released : pandas.DataFrame
+        From ``object_stores``; without a store, the table is empty.
+    connectors, beside : sequence of str
+        With their pages in objects, and in files.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per arm and call, the first with call 0 before all of them: ``connector``; ``kept``, where its pages are
+        (``"OBJ"`` or ``"FILE"``); ``open_fds`` and, of these, ``storage_files``, ``sockets`` and ``other``.
+
+    Raises
+    ------
+    WorkerError
+    """
+    if not available(released):
+        return pd.DataFrame(columns=COUNTS)
+    schedule = Schedule.pr24671()
+    setup = dataclasses.replace(setup, pages=schedule.largest, room=schedule.total("set"))
+    arms = [(name, OBJ) for name in connectors] + [(name, FILE) for name in beside]
+    with object_store(storage_dir=storage_dir) as store, ThreadPoolExecutor(len(arms)) as pool:
+        bar = tqdm(total=len(arms) * len(schedule), desc="schedules", unit="call", leave=False)
+
+        def run(arm: tuple[str, str]) -> list[tuple[Any, ...]]:
+            own = _kept(store, setup.for_connector(arm[0]), arm[1])
+            with Worker(own, storage_dir=storage_dir) as worker:
+                rows = [(*arm, 0, "", 0, 0, *_kinds(worker), 0)]
+                for number, call in enumerate(schedule, 1):
+                    row = worker.call(call.operation, call.keys)
+                    counts = (call.operation, call.keys, row.pages_ok, *_kinds(worker), row.registrations)
+                    rows.append((*arm, number, *counts))
+                    bar.update()
+                return rows
+
+        with bar:
+            rows = [row for rows in pool.map(run, arms) for row in rows]
+    return pd.DataFrame(rows, columns=COUNTS)
+
+
+def _kinds(worker: Worker) -> tuple[int, ...]:
+    """Count all descriptors of a worker, and of these storage files, sockets and others."""
+    kinds = count_kinds(worker.pid, f"{worker.folder}/").kinds
+    storage, sockets = kinds["storage file"], kinds["socket"]
+    return kinds.total(), storage, sockets, kinds.total() - storage - sockets
+
+
+def most_sockets(lifetime: str) -> int:
+    """Return how many connections a lifetime may have to a store: one for each thread of NIXL, and for each lookup at a time.
+
+    The lifetimes that follow the PR leave both to NIXL, which has half as many threads as there are processors.
+
+    Examples
+    --------
+    >>> most_sockets("scoped"), most_sockets("pooled")
+    (16, 16)
+    """
+    if lifetime in RELEASED:
+        return max(1, (os.cpu_count() or 1) // 2)
+    return int(OBJ_THREADS) + AT_A_TIME
+
+
+# -- how fast ------------------------------------------------------------------------------------------
+
+
+def object_turns(
+    released: pd.DataFrame,
+    setup: Setup,
+    page_sweep: Sequence[int],
+    keys_sweep: Sequence[int],
+    *,
+    repeats: int,
+    arms: Sequence[tuple[str, str]] = (("pooled", OBJ), ("scoped", OBJ), ("scoped", FILE)),
+    storage_dir: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Time a set and the get of the same pages for each arm in turn, and count what they cost.
+
+    Parameters
+    ----------
+    page_sweep, keys_sweep : sequence of int
+        Bytes of a page, and pages of a call: every combination is a point.
+    arms : sequence of tuple
+        A connector, and where its pages are.  The files and the data of the store are on one disk, and both are in the
+        page cache.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per call: ``page_bytes``, ``keys``, ``pair``, ``arm`` (such as ``"pooled, OBJ"``), ``operation``,
+        ``seconds``, ``bytes``; ``client_cpu``, seconds of the client's threads on a core; and with objects
+        ``store_cpu``, seconds of all processes of the store, ``requests``, and of these ``puts``.
+
+    Raises
+    ------
+    WorkerError
+        When a call did not store or read back every page.
+    """
+    if not available(released):
+        return pd.DataFrame(columns=TURNS)
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as ends:
+        store = ends.enter_context(object_store(storage_dir=storage_dir))
+        setups = {f"{name}, {kept}": _kept(store, setup.for_connector(name), kept) for name, kept in arms}
+        workers = {
+            arm: ends.enter_context(Worker(own, storage_dir=storage_dir)) for arm, own in setups.items()
+        }
+        for point, (size, keys) in enumerate(product(page_sweep, keys_sweep)):
+            for place, (arm, worker) in enumerate(workers.items()):  # pages of different keys
+                seed, room = point * len(workers) + place, keys * (repeats + 2)
+                own = dataclasses.replace(setups[arm], page_bytes=size, pages=keys, seed=seed, room=room)
+                worker.open(own)
+            turns = alternating(list(workers), repeats, label=f"{keys} pages of {size} bytes")
+            for pair, arm in turns:
+                counting = store if arm.endswith(OBJ) else None
+                for operation in ("set", "get"):
+                    measured = _turn(workers[arm], operation, keys, counting)
+                    values = (size, keys, pair, arm, operation, *measured)
+                    rows.append(dict(zip(TURNS, values, strict=True)))
+    return counted(rows)
+
+
+def _turn(worker: Worker, operation: str, keys: int, store: ObjectStore | None) -> tuple[float | None, ...]:
+    """Make a call; return its seconds, bytes, CPU of client and store, and requests."""
+    if store is None:
+        row = checked(worker.call(operation, keys), keys)
+        return row.seconds, row.bytes, row.process_seconds, None, None, None
+    before, used = store.requests(), sum(store.cpu_seconds().values())
+    row = checked(worker.call(operation, keys), keys)
+    used = sum(store.cpu_seconds().values()) - used
+    made = {kind: count - before.get(kind, 0) for kind, count in store.requests().items()}
+    return row.seconds, row.bytes, row.process_seconds, used, sum(made.values()), made.get("PUT", 0)
+
+
+def requests_per_page(turns: pd.DataFrame) -> pd.DataFrame:
+    """Return how many requests a page takes: ``arm``, ``page_bytes``, ``keys``, and ``puts`` and ``gets`` per page.
+
+    A set is followed by lookups of the worker, which check it, so that only its PUTs are counted.
+    """
+    rows = []
+    asked = turns.dropna(subset="requests")
+    for (arm, size, keys), calls in asked.groupby(["arm", "page_bytes", "keys"], sort=False):
+        sets, gets = (calls[calls.operation == operation] for operation in ("set", "get"))
+        each = {
+            "puts": sets.puts.sum() / (keys * len(sets)),
+            "gets": gets.requests.sum() / (keys * len(gets)),
+        }
+        rows.append({"arm": arm, "page_bytes": size, "keys": keys, **each})
+    return pd.DataFrame(rows, columns=["arm", "page_bytes", "keys", "puts", "gets"])

@@ -1,0 +1,45 @@
+"""The figures of an object store say what their tables hold, also where no store could be started."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from kept_objects import counts, grown, turns
+
+from hicache_nixl.lab import figures
+
+pytestmark = pytest.mark.usefixtures("closed_figures")
+NOTHING = pd.DataFrame()
+
+
+def test_counts_tell_the_leak_in_files_and_the_registrations_in_objects():
+    drawn = figures.object_counts(counts())
+    assert drawn.title == (
+        "After 21 calls: 672 storage descriptors with leaky in files and none with any lifetime in objects; there, leaky and "
+        "try_finally leave 1344 registrations."
+    )
+    assert "Sockets: leaky in files: stays at 2" in drawn.alt
+
+
+def test_a_leak_in_objects_is_not_called_none():
+    assert "and 42 with any lifetime in objects" in figures.object_counts(counts(leaking=2)).title
+
+
+def test_speed_compares_pooled_with_scoped_over_all_points():
+    table = turns(ms_per_mib=0)  # only requests cost: 2 x 16 and 2 x 64 in place of one
+    drawn = figures.object_speed(table)
+    assert drawn.title.startswith("In an object store, pooled does a set 64.0 [64.0, 64.0] and a get 64.0")
+    assert "1.00 [1.00, 1.00] times as fast as scoped with files" in drawn.alt
+
+
+def test_growth_says_that_it_is_no_scaling_and_on_how_many_processors():
+    title = figures.object_growth(grown()).title
+    assert title.startswith(
+        "On the 2 processors of this machine, which all of it shares, 8 clients move 4 times"
+    )
+    assert title.endswith("this is what it costs, not how it scales.")
+
+
+@pytest.mark.parametrize("draw", [figures.object_counts, figures.object_speed, figures.object_growth])
+def test_without_a_store_a_figure_says_that_it_was_not_run(draw):
+    assert draw(NOTHING).title == "Not run: no object store could be started."
