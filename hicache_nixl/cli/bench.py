@@ -11,6 +11,7 @@ import typer
 
 from ..config import QUEUES
 from ..errors import ConfigError
+from . import bench_objects
 from .app import AsJson, CommandFailedError, app, check_new_files, print_json, say
 from .bench_output import copy_figure, save, say_aside, show, what_is_measured
 from .progress import showing_turns
@@ -18,6 +19,7 @@ from .replay_files import write_files
 
 if TYPE_CHECKING:
     from ..lab.bench.measure import Measured
+    from ..lab.bench.object_plan import ObjectPlan
     from ..lab.bench.plan import Plan
 
 MISSED = 3  # exit code
@@ -50,9 +52,32 @@ def bench(
         list[str] | None,
         typer.Option(
             help="pooled, pooled-none (verify=none), scoped, sglang==0.5.23, sglang-file, ceiling; try_finally, leaky; "
-            "repeatable.",
-            show_default="the first six",
+            "repeatable. With --object-store: pooled, pooled-other, scoped, sglang-seaweedfs, sglang==0.5.23, "
+            "scoped-file.",
+            show_default="the first six, or all",
         ),
+    ] = None,
+    object_store: Annotated[
+        bool,
+        typer.Option(
+            "--object-store", help="Measure over an object store: a SeaweedFS that is started, or --endpoint."
+        ),
+    ] = False,
+    volumes: Annotated[
+        int | None,
+        typer.Option(
+            help="Volume servers of the SeaweedFS; with several, every object is on two.", show_default="1"
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of your own object store; credentials are those of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        ),
+    ] = None,
+    bucket: Annotated[
+        str | None,
+        typer.Option(help="An existing bucket of --endpoint.", show_default="AWS_DEFAULT_BUCKET"),
     ] = None,
     run: Annotated[
         str | None, typer.Option(help="Name of the new folder below runs/.", show_default="bench-DATE-TIME")
@@ -78,6 +103,13 @@ def bench(
     it, missed if the whole interval is below, and otherwise undecided.
     stderr shows the progress.
 
+    With --object-store, the same pages go to an object store through NIXL's
+    plugin OBJ: pooled (the pages of a call in few objects) and scoped (two
+    objects for each page), beside SGLang 0.5.23's backend "seaweedfs" and its
+    NIXL connector, and scoped on files of the same disk. Requests and processor
+    time for each page are measured, too. There are no targets, so that --check
+    is an error; --queue and --direct are for files.
+
     [bold]Examples[/]
 
     Under two minutes:
@@ -92,23 +124,48 @@ def bench(
 
         hicache-nixl bench --quick --check --json
 
+    An object store with three volume servers, and your own:
+
+        hicache-nixl bench --quick --object-store --volumes 3
+        hicache-nixl bench --object-store --endpoint https://HOST --bucket NAME
+
     [bold]--json[/]
 
     keys, rounds, measured, left_out, run, medians (further, queue, direct,
     page_bytes, operation, arm, ms, low_ms, high_ms, MiB_s), ratios (...,
     against, speed_ratio, low, high, pairs, target, verdict), openings (pages,
     ms, low_ms, high_ms), descriptors (arm, storage_fds, open_fds), targets.
+    With --object-store: keys, rounds, where, measured, left_out, run, fastest,
+    results (page_bytes, operation, arm, ms, low_ms, high_ms, p50_ms, p99_ms,
+    calls, pages_s, and for each page requests, client_us, store_us; ratio, low,
+    high against sglang-seaweedfs).
 
     [bold]Exit codes[/]
 
         0    it ran; a missed target is no error without --check
         1    it did not run to its end, or a file could not be written
-        2    an option cannot work, or the disk is too small; nothing was run.
+        2    an option cannot work, the disk is too small, or the object store
+             of --endpoint does not answer; nothing was run.
              With --check: no target could be checked, for example without
              SGLang
         3    with --check: a target is missed
         130  interrupted; what was stored is removed
     """
+    if object_store:
+        _refuse_for_objects(queue=queue, direct=direct, check=check)
+        over_objects = bench_objects.plan_of(
+            quick=quick,
+            page_kib=page_kib or [],
+            arms=arm or [],
+            volumes=volumes,
+            endpoint=endpoint,
+            bucket=bucket,
+        )
+        _bench_objects(over_objects, storage_dir, run, png, as_json)
+        return
+    for option, given in (("--volumes", volumes), ("--endpoint", endpoint), ("--bucket", bucket)):
+        if given is not None:
+            raise ConfigError(f"{option} needs --object-store")
     from ..lab.bench.plan import make_plan
     from ..lab.bench.results import Results
     from ..lab.bench.results import as_json as result_as_json
@@ -137,6 +194,43 @@ def bench(
             "--check: no target could be checked; it needs pooled, and what it is compared with"
         )
     raise typer.Exit(MISSED if check and results.missed else 0)
+
+
+def _refuse_for_objects(**options: object) -> None:
+    """Refuse options that are for files only."""
+    if options.pop("check"):
+        raise ConfigError("--check: there are no targets with --object-store; leave one of them out")
+    for name, given in options.items():
+        if given:
+            raise ConfigError(f"--{name} is for files; leave it or --object-store out")
+
+
+def _bench_objects(
+    plan: ObjectPlan, storage_dir: Path | None, run: str | None, png: Path | None, as_json: bool
+) -> None:
+    from ..lab.bench.object_results import as_json as result_as_json
+    from ..lab.bench.object_results import fastest, fastest_of_others, few_calls, summary
+    from ..lab.execute import default_run_name, new_run_folder
+
+    check_new_files(png=png)
+    needed = plan.check(storage_dir)
+    folder = new_run_folder(default_run_name("bench") if run is None else run)
+    with _removed_if_empty(folder):
+        measured = bench_objects.measured(plan, storage_dir, needed)
+        table, line = summary(measured.times), fastest(measured.times)
+        lines = [line, fastest_of_others(measured.times)]
+        bench_objects.save(folder, measured, table, line, storage_dir)
+    failed = write_files([(png, lambda path: copy_figure(folder, path))])
+    if as_json:
+        what = bench_objects.what_is_measured(measured.plan)
+        print_json(
+            {"measured": what, "run": folder, **result_as_json(measured, table, " ".join(lines).strip())}
+        )
+    else:
+        bench_objects.show(measured, table, [*lines, few_calls(table)])
+        say(f"tables and figure are in {folder}")
+    if failed:
+        raise CommandFailedError("; ".join(failed))
 
 
 def _measured(plan: Plan, storage_dir: Path | None, space: str) -> Measured:

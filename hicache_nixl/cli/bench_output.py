@@ -79,11 +79,11 @@ def _about(medians: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _show_times(medians: pd.DataFrame, title: str) -> None:
     arms = list(dict.fromkeys(medians.arm))
-    table = _table(title, "page", "call", *(arm.replace("==", "\n").replace("-", "\n") for arm in arms))
+    table = table_of(title, "page", "call", *(arm.replace("==", "\n").replace("-", "\n") for arm in arms))
     for (size, operation), group in medians.groupby(["page_bytes", "operation"], sort=False):
         found = dict(zip(group.arm, group.ms, strict=True))
         cells = (f"{found[arm]:.3g}" if arm in found else "-" for arm in arms)
-        table.add_row(_size(size), operation, *cells)
+        table.add_row(shown_size(size), operation, *cells)
     out.print(table)
 
 
@@ -91,12 +91,14 @@ def _show_ratios(ratios: pd.DataFrame, title: str, pair: str) -> None:
     from ..lab.bench.results import VERDICTS
     from ..lab.statistics import Estimate
 
-    table = _table(title, "page", "call", pair, "times as fast", "target", "")
+    table = table_of(title, "page", "call", pair, "times as fast", "target", "")
     for row in ratios.sort_values(["page_bytes"], kind="stable").itertuples():
         found = Estimate(row.speed_ratio, row.low, row.high, row.pairs)
         target = f"{row.target:g}" if row.verdict else ""
         arms = f"{row.arm} / {row.against}".removeprefix(pair).strip()
-        table.add_row(_size(row.page_bytes), row.operation, arms, str(found), target, VERDICTS[row.verdict])
+        table.add_row(
+            shown_size(row.page_bytes), row.operation, arms, str(found), target, VERDICTS[row.verdict]
+        )
     if table.row_count:
         out.print(table)
 
@@ -104,14 +106,14 @@ def _show_ratios(ratios: pd.DataFrame, title: str, pair: str) -> None:
 def _show_openings(openings: pd.DataFrame) -> None:
     if not len(openings):
         return
-    table = _table("opening a store of pooled, with its NIXL agents", "pages in it", "milliseconds")
+    table = table_of("opening a store of pooled, with its NIXL agents", "pages in it", "milliseconds")
     for row in openings.itertuples():
         table.add_row(str(row.pages), f"{row.ms:.3g} [{row.low_ms:.3g}, {row.high_ms:.3g}]")
     out.print(table)
 
 
 def _show_descriptors(descriptors: pd.DataFrame) -> None:
-    table = _table("most descriptors open between calls", "arm", "storage files", "with NIXL's")
+    table = table_of("most descriptors open between calls", "arm", "storage files", "with NIXL's")
     for row in descriptors.itertuples():
         table.add_row(row.arm, str(row.storage_fds), str(row.open_fds))
     out.print(table)
@@ -123,13 +125,15 @@ def _cache(direct: bool) -> str:
     return cache_name(direct)
 
 
-def _size(count: int) -> str:
+def shown_size(count: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
     from ..lab.figures.words import size_of
 
     return size_of(count)
 
 
-def _table(title: str, *headings: str) -> Table:
+def table_of(title: str, *headings: str) -> Table:
+    """Return an empty table."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
     )

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ...config import HiCacheStorageConfig
 from ...connector import HiCacheNixl
 from ...errors import HiCacheNixlError
+from ...transport.agent import load_nixl
 from ..worker import releases
 from ..worker.observers import LogTail
 from ..worker.pages import CheckedPages
-from ..worker.setup import Setup
+from ..worker.setup import MODEL_NAME, Setup
 from ..worker.stored import Unknown
 from .stores import Ceiling, FileBackend, NixlStore, Timed
 
 Answer = TypeVar("Answer")
 CEILING_FILE = "ceiling"
+OPERATIONS = ("set", "exists", "get")
+LOADED = {  # from a wheel of SGLang
+    "nixl": releases.connector_class,
+    "file": releases.file_backend,
+    "seaweedfs": releases.seaweedfs_backend,
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class Asked:
     Attributes
     ----------
     kind : str
-        ``"ours"``, ``"nixl"`` (SGLang's connector), ``"file"`` (its backend without NIXL) or ``"ceiling"``.
+        ``"ours"``, ``"nixl"`` (SGLang's connector), ``"file"`` (its backend without NIXL), ``"seaweedfs"`` (its backend
+        for S3) or ``"ceiling"``.
     folder : str
         An existing folder for its files.
     queue, page_bytes, direct, seed
@@ -42,11 +52,17 @@ class Asked:
     written : int
         Bytes that all calls together will write.
     options : mapping
-        Of our connector, in the form of ``extra_config``.
+        Of a connector, in the form of ``extra_config``.
     scattered : bool
         As in ``CheckedPages``.
     wheel : str or None
         Of SGLang.
+    model : str
+        The name of the model.
+    with_objects : bool
+        Whether to use the build of NIXL that has the plugin OBJ.
+    another : bool
+        Whether a second one of our connectors looks up and loads what the first one stores.
     """
 
     kind: str
@@ -61,6 +77,9 @@ class Asked:
     options: Mapping[str, Any]
     scattered: bool
     wheel: str | None
+    model: str = MODEL_NAME
+    with_objects: bool = False
+    another: bool = False
 
 
 class Arm:
@@ -97,34 +116,47 @@ class Arm:
             raise
 
     def _opened(self) -> Timed:
-        kind, wheel = self._asked.kind, self._asked.wheel
+        if self._asked.with_objects:
+            _load_nixl_with_objects()
+        kind = self._asked.kind
         if kind == "ceiling":
             path = os.path.join(self._asked.folder, CEILING_FILE)
             return Ceiling(self._pages.pool, path, self._asked.written, self._asked.direct)
         if kind == "ours":
-            return NixlStore(self._registered(self._connector()))
-        assert wheel is not None
+            another = self._registered(self._connector()) if self._asked.another else None
+            return NixlStore(self._registered(self._connector()), another)
+        return self._of_sglang(kind)
+
+    def _of_sglang(self, kind: str) -> Timed:
+        assert self._asked.wheel is not None
+        backend, storage_config = LOADED[kind](self._asked.wheel)
         setup = dataclasses.replace(self._setup, connector=f"{releases.PREFIX}0.5.23")
-        load = releases.file_backend if kind == "file" else releases.connector_class
-        backend, storage_config = load(wheel)
-        config = storage_config(**vars(setup.storage_config()))
+        config = storage_config(**vars(self._config(setup)))
         if kind == "file":
             return FileBackend(backend(config, self._asked.folder), self._pages.pool)
-        return NixlStore(self._registered(backend(config, self._asked.folder)))
+        folder = (self._asked.folder,) if kind == "nixl" else ()
+        try:
+            return NixlStore(self._registered(backend(config, *folder)))
+        except Exception as error:
+            told = "; ".join([f"{type(error).__name__}: {error}", *self._log.take()])
+            raise HiCacheNixlError(f"it could not be created: {told}") from error
+
+    def _config(self, setup: Setup) -> HiCacheStorageConfig:
+        config = setup.storage_config()
+        extra = {**(config.extra_config or {}), **self._asked.options}
+        return dataclasses.replace(config, extra_config=extra, model_name=self._asked.model)
 
     def _connector(self) -> HiCacheNixl:
-        config = self._setup.storage_config()
-        extra = {**(config.extra_config or {}), **self._asked.options}
-        return HiCacheNixl(dataclasses.replace(config, extra_config=extra), self._asked.folder)
+        return HiCacheNixl(self._config(self._setup), self._asked.folder)
 
     def _registered(self, connector: Any) -> Any:
         connector.register_mem_pool_host(self._pages.pool)
         return connector
 
-    def turn(self, calls: int) -> list[dict[str, Any]]:
+    def turn(self, calls: int, operations: Sequence[str] = OPERATIONS) -> list[dict[str, Any]]:
         """Store a prefix of new pages, look it up, and load it, as SGLang's controller does; a row for each call.
 
-        All that is not timed, such as filling the host pages and comparing them, comes before or after all calls
+        Each row has the ``seconds`` of a call and the ``core_seconds`` of all threads of this process.  All that is not timed, such as filling the host pages and comparing them, comes before or after all calls
         of an operation.
 
         Raises
@@ -132,39 +164,39 @@ class Arm:
         HiCacheNixlError
             When a page was not stored, found, or loaded bit for bit.
         """
-        rows = self._set(calls)
-        if self._asked.kind != "ceiling":  # a file has no lookup
-            rows += self._exists(calls)
-        return rows + self._get(calls)
+        makes = {"set": self._set, "exists": self._exists, "get": self._get}
+        if self._asked.kind == "ceiling":  # a file has no lookup
+            del makes["exists"]
+        return [row for name, make in makes.items() if name in operations for row in make(calls)]
 
     def _set(self, calls: int) -> list[dict[str, Any]]:
         whole = self._pages.to_set(calls * self._asked.keys)
         parts = whole.parts(self._asked.keys)
-        seconds, answers = self._timed([self._store.setting(part) for part in parts])
+        times, answers = self._timed([self._store.setting(part) for part in parts])
         stored = [good for results in answers for good in results]
         self._pages.was_set(whole, stored)
-        return self._rows("set", seconds, sum(stored))
+        return self._rows("set", times, sum(stored))
 
     def _exists(self, calls: int) -> list[dict[str, Any]]:
         keys, n = self._pages.latest_keys(calls * self._asked.keys), self._asked.keys
         parts = [keys[first : first + n] for first in range(0, len(keys), n)]
-        seconds, found = self._timed([self._store.asking(part) for part in parts])
-        return self._rows("exists", seconds, sum(found))
+        times, found = self._timed([self._store.asking(part) for part in parts])
+        return self._rows("exists", times, sum(found))
 
     def _get(self, calls: int) -> list[dict[str, Any]]:
         whole = self._pages.to_get(calls * self._asked.keys)
         parts = whole.parts(self._asked.keys)
-        seconds, answers = self._timed([self._store.getting(part) for part in parts])
+        times, answers = self._timed([self._store.getting(part) for part in parts])
         good, wrong = self._pages.was_get(whole, [loaded for results in answers for loaded in results])
-        return self._rows("get", seconds, good - len(wrong))
+        return self._rows("get", times, good - len(wrong))
 
-    def _rows(self, operation: str, seconds: Sequence[float], right: int) -> list[dict[str, Any]]:
-        pages = len(seconds) * self._asked.keys
+    def _rows(self, operation: str, times: Sequence[dict[str, float]], right: int) -> list[dict[str, Any]]:
+        pages = len(times) * self._asked.keys
         if right != pages:
             told = "; ".join(self._log.take()) or "nothing was logged"
             raise HiCacheNixlError(f"{operation} of {pages} pages: {right} are right; {told}")
         moved = 0 if operation == "exists" else self._asked.keys * self._asked.page_bytes
-        return [{"operation": operation, "seconds": second, "bytes": moved} for second in seconds]
+        return [{"operation": operation, "bytes": moved, **taken} for taken in times]
 
     def fill(self, calls: int) -> None:
         """Make sets that are not timed."""
@@ -180,16 +212,17 @@ class Arm:
         self._store = NixlStore(self._registered(connector))
         return seconds
 
-    def _timed(self, calls: Sequence[Callable[[], Answer]]) -> tuple[list[float], list[Answer]]:
-        """Make calls one after another in the thread, and return the seconds and the answer of each."""
+    def _timed(self, calls: Sequence[Callable[[], Answer]]) -> tuple[list[dict[str, float]], list[Answer]]:
+        """Make calls one after another in the thread, and return the times and the answer of each."""
 
-        def run() -> tuple[list[float], list[Answer]]:
-            seconds, answers = [], []
+        def run() -> tuple[list[dict[str, float]], list[Answer]]:
+            times, answers = [], []
             for call in calls:
-                start = time.perf_counter()
+                core, start = time.process_time(), time.perf_counter()
                 answers.append(call())
-                seconds.append(time.perf_counter() - start)
-            return seconds, answers
+                seconds = time.perf_counter() - start
+                times.append({"seconds": seconds, "core_seconds": time.process_time() - core})
+            return times, answers
 
         return self._thread.submit(run).result()
 
@@ -197,3 +230,13 @@ class Arm:
         """Close the store and end the thread."""
         self._store.close()
         self._thread.shutdown()
+
+
+def _load_nixl_with_objects() -> None:
+    """Load the build of NIXL whose plugin OBJ works without CUDA, for SGLang's connector too.
+
+    Each imports ``nixl``, which would load the other build where both are installed.
+    """
+    api = load_nixl("OBJ")
+    build = sys.modules[api.__name__.rpartition(".")[0]]
+    sys.modules.update({"nixl": build, "nixl._api": api})

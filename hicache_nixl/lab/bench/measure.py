@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -128,7 +128,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     opening: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        workers = _started(stack, names, storage_dir)
+        workers = started(stack, names, ArmWorker, storage_dir, TIMEOUT)
         owner = next(
             iter(workers.values())
         )  # its folder has all files, and is removed with it, whatever happens
@@ -205,6 +205,9 @@ class ArmWorker(Worker):
         return [{**row, "open_fds": kept, "storage_fds": storage_fds} for row in rows]
 
 
+AnyWorker = TypeVar("AnyWorker", bound=ArmWorker)
+
+
 def options_of(arm: ArmPlan, plan: Plan, point: Point) -> dict[str, Any]:
     """Return the options of an arm, for ``pooled`` with the size of its store."""
     if not arm.segment_bytes:
@@ -213,13 +216,17 @@ def options_of(arm: ArmPlan, plan: Plan, point: Point) -> dict[str, Any]:
     return {**arm.options, **size, "min_free_gb": 0}
 
 
-def _started(
-    stack: ExitStack, arms: Iterable[str], storage_dir: str | os.PathLike[str] | None
-) -> dict[str, ArmWorker]:
+def started(
+    stack: ExitStack,
+    arms: Iterable[str],
+    worker_class: type[AnyWorker],
+    storage_dir: str | os.PathLike[str] | None,
+    timeout: float,
+) -> dict[str, AnyWorker]:
     """Start a worker for each arm, all at once."""
 
-    def start(arm: str) -> ArmWorker:
-        worker = ArmWorker(Setup("scoped"), storage_dir=storage_dir, timeout=TIMEOUT)
+    def start(arm: str) -> AnyWorker:
+        worker = worker_class(Setup("scoped"), storage_dir=storage_dir, timeout=timeout)
         stack.enter_context(worker)
         return worker
 
@@ -249,12 +256,24 @@ def _turns(
     """Give every arm a turn in each round, in another order than in the round before."""
     about = {"further": group.startswith(BESIDE), "queue": point.queue, "direct": point.direct}
     about |= {"page_bytes": point.page_bytes}
-    order = list(in_turn(list(workers), plan.rounds))
+
+    def turn(arm: str) -> list[dict[str, Any]]:
+        rows = workers[arm].turn(point.calls)
+        write_back(workers[arm].folder_in_use, drop=EVERY[arm].dropped)
+        return [{**about, **row} for row in rows]
+
+    return in_rounds(group, list(workers), plan.rounds, turn, watch)
+
+
+def in_rounds(
+    group: str, arms: Sequence[str], rounds: int, turn: Callable[[str], list[dict[str, Any]]], watch: Watch
+) -> list[dict[str, Any]]:
+    """Give every arm a turn in each round, the first of which warms up, and return the rows of all."""
+    order = list(in_turn(arms, rounds))
     rows = []
     for done, (pair, arm) in enumerate(order):
         watch(Turn(group, done, len(order)))
-        rows += [{**about, "pair": pair, "arm": arm, **row} for row in workers[arm].turn(point.calls)]
-        write_back(workers[arm].folder_in_use, drop=EVERY[arm].dropped)
+        rows += [{"pair": pair, "arm": arm, **row} for row in turn(arm)]
     watch(Turn(group, len(order), len(order), ended=True))
     return rows
 

@@ -35,10 +35,17 @@ class Timed(Protocol):
 
 
 class NixlStore:
-    """A connector for NIXL: ours or SGLang's."""
+    """A connector with zero-copy calls: ours or one of SGLang's, for NIXL or for S3.
 
-    def __init__(self, connector: Any):
-        self._connector = connector
+    Parameters
+    ----------
+    connector : object
+    another : object, optional
+        Looks pages up and loads them instead of it.
+    """
+
+    def __init__(self, connector: Any, another: Any = None):
+        self._connector, self._reader = connector, another or connector
 
     def setting(self, batch: Batch) -> Call:
         """Prepare a set."""
@@ -46,16 +53,17 @@ class NixlStore:
 
     def getting(self, batch: Batch) -> Call:
         """Prepare a get."""
-        return partial(self._connector.batch_get_v1, batch.keys, batch.indices)
+        return partial(self._reader.batch_get_v1, batch.keys, batch.indices)
 
     def asking(self, keys: Sequence[str]) -> Callable[[], int]:
         """Prepare a lookup."""
-        return partial(self._connector.batch_exists, list(keys))
+        return partial(self._reader.batch_exists, list(keys))
 
     def close(self) -> None:
-        """Close the connector; SGLang's releases up to 0.5.12 cannot be closed."""
-        if hasattr(self._connector, "close"):
-            self._connector.close()
+        """Close the connectors; SGLang's releases up to 0.5.12, and its backend for S3, cannot be closed."""
+        for connector in dict.fromkeys([self._connector, self._reader]):
+            if hasattr(connector, "close"):
+                connector.close()
 
 
 class FileBackend:

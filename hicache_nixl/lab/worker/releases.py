@@ -55,6 +55,7 @@ _EMPTY = ("sglang", "sglang.srt", _STACK, f"{_STACK}.storage", f"{_STACK}.storag
 _CONNECTOR = f"{_STACK}.storage.nixl.hicache_nixl"
 _HOST_POOL = (f"{_STACK}.memory_pool_host", f"{_STACK}.pool_host")
 _FILE_BACKEND = f"{_STACK}.hicache_storage"
+_SEAWEEDFS = f"{_STACK}.storage.seaweedfs.seaweedfs_store"
 _FILE_VARIABLES = "SGLANG_HICACHE_FILE_BACKEND_"  # how the names of its variables begin
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.(post|dev)[0-9]+)?")
 
@@ -213,6 +214,25 @@ def file_backend(wheel: str | os.PathLike[str]) -> tuple[type, type]:
         return module.HiCacheFile, module.HiCacheStorageConfig
     except Exception as error:
         raise HiCacheNixlError(f"its file backend does not load: {type(error).__name__}: {error}") from error
+
+
+def seaweedfs_backend(wheel: str | os.PathLike[str]) -> tuple[type, type]:
+    """Import ``SeaweedFSStore``, SGLang's backend for S3, and ``HiCacheStorageConfig``; as ``connector_class``.
+
+    Raises
+    ------
+    HiCacheNixlError
+        When it does not load: it needs boto3 and msgspec.
+    """
+    _replace_stack(wheel)
+    try:
+        importlib.import_module("boto3")  # which it imports only when it is created
+        store = importlib.import_module(_SEAWEEDFS).SeaweedFSStore
+        return store, importlib.import_module(_FILE_BACKEND).HiCacheStorageConfig
+    except Exception as error:
+        raise HiCacheNixlError(
+            f"its backend seaweedfs does not load: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _replace_stack(wheel: str | os.PathLike[str]) -> None:

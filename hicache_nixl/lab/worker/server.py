@@ -32,6 +32,7 @@ from ...lifetimes import scoped
 from ...lifetimes.pooled import folder as pooled_folder
 from ...transport.agent import load_nixl
 from ...transport.registration import growing_pause, steady_pause
+from ..bench.arms import OPERATIONS as ALL
 from ..bench.arms import Arm, Asked
 from . import descriptors, faults, releases
 from .call import CallRow
@@ -255,9 +256,9 @@ class Host:
         self.arm = None
         return {}
 
-    def turn(self, calls: int) -> dict[str, Any]:
+    def turn(self, calls: int, operations: Sequence[str] = ALL) -> dict[str, Any]:
         """Time sets, lookups and gets of the arm."""
-        return {"rows": self._arm().turn(calls)}
+        return {"rows": self._arm().turn(calls, operations)}
 
     def fill(self, calls: int) -> dict[str, Any]:
         """Make sets that are not timed."""

