@@ -19,6 +19,9 @@ from .experiments.indexes import index_summary as index_summary
 from .experiments.indexes import index_times as index_times
 from .experiments.law import left_by_calls as left_by_calls
 from .experiments.law import traced_set as traced_set
+from .experiments.object_cluster import acknowledged as acknowledged
+from .experiments.object_cluster import cluster_faults as cluster_faults
+from .experiments.object_cluster import shared_ranks as shared_ranks
 from .experiments.object_costs import cpu_costs as cpu_costs
 from .experiments.object_costs import first_limit as first_limit
 from .experiments.object_costs import object_growth as object_growth

@@ -40,6 +40,8 @@ def test_growth_says_that_it_is_no_scaling_and_on_how_many_processors():
     assert title.endswith("this is what it costs, not how it scales.")
 
 
-@pytest.mark.parametrize("draw", [figures.object_counts, figures.object_speed, figures.object_growth])
+@pytest.mark.parametrize(
+    "draw", [figures.object_counts, figures.object_speed, figures.object_growth, figures.through_a_fault]
+)
 def test_without_a_store_a_figure_says_that_it_was_not_run(draw):
     assert draw(NOTHING).title == "Not run: no object store could be started."

@@ -239,16 +239,15 @@ def first_limit(plan: pd.DataFrame) -> str:
     >>> rows = [("client", "network", 80, 100, "Gbit/s", 0.8), ("store", "processors", 96, 32, "cores", 3.0)]
     >>> columns = ["machine", "limit", "needed", "of_one", "unit", "machines"]
     >>> first_limit(pd.DataFrame(rows, columns=columns)).partition(":")[0]
-    'The rack needs 1 client and 3 stores'
+    'The rack needs 1 machine for clients and 3 for the store'
     """
     if plan.empty:
         return "Nothing was measured, so nothing is worked out."
     most = plan.groupby("machine").machines.max()
-    told = [
-        f"{math.ceil(most[name])} {name}{'s' * (math.ceil(most[name]) > 1)}" for name in ("client", "store")
-    ]
+    clients, servers = (math.ceil(most[name]) for name in ("client", "store"))
+    told = f"{clients} machine{'s' * (clients > 1)} for clients and {servers} for the store"
     stores = plan[plan.machine == "store"].sort_values("machines", ascending=False)
     worst, following = (stores.iloc[min(place, len(stores) - 1)] for place in (0, 1))
     reason = f"the first limit of a store is its {worst.limit} ({worst.needed:.3g} {worst.unit} are needed, one has {worst.of_one:g})"
     then = f", then its {following.limit}" if len(stores) > 1 else ""
-    return f"The rack needs {' and '.join(told)}: {reason}{then}. What would lift it: {LIFTED[worst.limit]}."
+    return f"The rack needs {told}: {reason}{then}. What would lift it: {LIFTED[worst.limit]}."

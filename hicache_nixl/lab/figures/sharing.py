@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from .look import _OKABE_ITO, INK, LOOK, heading
+from .objects import NO_STORE
+from .serving import not_run
 from .words import Drawn, listed
 
 COPIES = {"000": "one copy", "001": "two copies", "002": "three copies"}
@@ -30,6 +32,8 @@ def through_a_fault(table: pd.DataFrame) -> Drawn:
     table : pandas.DataFrame
         From ``lab.through_a_fault``, or several of them together.
     """
+    if table.empty:
+        return not_run(NO_STORE)
     groups = [part for _, part in table.groupby(["lifetime", "fault", "replication"], sort=False)]
     figure, panels = plt.subplots(
         1, len(groups), figsize=(3 + 3.5 * len(groups), 3.8), sharey=True, squeeze=False

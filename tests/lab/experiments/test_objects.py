@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from kept_objects import grown, turns
+from shared_store import through
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.connectors import available
-from hicache_nixl.lab.experiments import object_costs, objects
+from hicache_nixl.lab.experiments import object_cluster, object_costs, objects
 from hicache_nixl.lab.object_store import ObjectStoreError, weed
 from hicache_nixl.lab.worker.schedule import Schedule
 from hicache_nixl.lab.worker.setup import Setup
@@ -83,10 +84,17 @@ class TestWithoutAStore:
         assert objects.requests_per_page(table).empty
         growing = object_costs.object_growth(NOWHERE, Setup(), [1], [1], keys=4)
         assert object_costs.shares(growing).empty
+        assert object_cluster.cluster_faults(NOWHERE, ["pooled"]).empty
+        assert object_cluster.shared_ranks(NOWHERE, ["pooled"]).empty
         costs = object_costs.cpu_costs(table)
         plan = object_costs.rack(costs, **RACK, **MACHINE)
         assert plan.empty
         assert object_costs.first_limit(plan) == "Nothing was measured, so nothing is worked out."
+
+
+def test_the_acknowledged_pages_of_a_fault_are_those_of_the_last_get_of_all():
+    table = pd.concat([through("001"), through("001").assign(lifetime="scoped")])
+    assert object_cluster.acknowledged(table).began.tolist() == [15.5, 15.5]
 
 
 class TestOnPaper:
