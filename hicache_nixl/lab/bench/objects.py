@@ -18,6 +18,7 @@ import pandas as pd
 from ...errors import HiCacheNixlError, StoreError
 from ...host.pools import pool_for_page_bytes
 from ...lifetimes.pooled.keys import space_of
+from ...lifetimes.pooled_objects.gathered import gathered_folder_of
 from ...lifetimes.pooled_objects.segment import folder_of
 from ...names import PageNames
 from ..experiments.alternating import counted
@@ -27,7 +28,7 @@ from ..worker.releases import at_hand, source_of
 from ..worker.setup import Setup, key_of
 from .arms import OPERATIONS
 from .measure import ArmWorker, Watch, in_rounds, started
-from .object_plan import ARMS, OF_SGLANG, ObjectArm, ObjectPlan, bucket_of, redacted
+from .object_plan import ARMS, OF_SGLANG, OTHER, ObjectArm, ObjectPlan, bucket_of, redacted
 from .plan import KEYS, KIB, PEER
 
 PATIENCE = 120.0  # seconds for all calls of an operation in a turn
@@ -146,7 +147,8 @@ def _measure_point(
             for name, worker in workers.items():
                 try:
                     seed = list(ARMS).index(name)
-                    worker.open_object_arm(ARMS[name], endpoint, page_bytes, calls, seed, model)
+                    of_arm = _model_of(model, name)
+                    worker.open_object_arm(ARMS[name], endpoint, page_bytes, calls, seed, of_arm)
                     stored[name] += KEYS
                     for operation in OPERATIONS:
                         worker.time(operation, 1)
@@ -215,22 +217,33 @@ def _remove(endpoint: Endpoint, folders: Sequence[str], names: Sequence[str]) ->
                 bucket.remove(written[first : first + REMOVED])
     except (StoreError, FileNotFoundError) as error:
         raise HiCacheNixlError(
-            f"objects in {folders[0]}, and with {folders[1][:-1]} in their names, are left in bucket {endpoint.bucket}: "
+            f"objects in {', '.join(folders[1:])}, and with {folders[0][:-1]} in their names, are left in bucket "
+            f"{endpoint.bucket}: "
             f"{error}"
         ) from error
 
 
 def _written(page_bytes: int, model: str, stored: Mapping[str, int]) -> tuple[list[str], list[str]]:
     """Return the folders of the objects of a point, and the names of those in none."""
-    config = dataclasses.replace(Setup("scoped").storage_config(), model_name=model)
-    ours, released = PageNames(config), PageNames(config, plain=True)
-    ours.for_pool(pool_for_page_bytes(page_bytes, pages=1), True)
-    pages = ours.of_pages([], True)
+    named = {}
+    for arm, plain in (("scoped", False), (PEER, True), (OTHER, False)):
+        config = dataclasses.replace(Setup("scoped").storage_config(), model_name=_model_of(model, arm))
+        named[arm] = PageNames(config, plain=plain)
+        if not plain:
+            named[arm].for_pool(pool_for_page_bytes(page_bytes, pages=1), True)
+    pages = [named[arm].of_pages([], True) for arm in ("scoped", OTHER)]  # pooled and scoped are of one model
+    spaces = [space_of(some.suffix, some.endings) for some in pages]
+    folders = [folder(space) for space in spaces for folder in (folder_of, gathered_folder_of)]
     names = []
-    for arm, named in (("scoped", ours), (PEER, released)):
+    for arm in ("scoped", PEER):
         keys = [key_of(list(ARMS).index(arm), page) for page in range(stored.get(arm, 0))]
-        names += named.of_pages(keys, True).names
-    return [folder_of(space_of(pages.suffix, pages.endings)), f"{model}/"], names
+        names += named[arm].of_pages(keys, True).names
+    return [f"{model}/", *folders], names
+
+
+def _model_of(model: str, arm: str) -> str:
+    """Return the name of an arm's model: an arm of its own, or it would learn of the segments of another one, too."""
+    return f"{model}-{arm}" if arm == OTHER else model
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Gathered:
 
     def __init__(self, space: int, bucket: Bucket, requests: Requests):
         self._space, self._bucket, self._requests = space, bucket, requests
-        self._folder = f"{FOLDER}-gathered/{space:016x}/"
+        self._folder = gathered_folder_of(space)
 
     def load(self, wanted: Collection[str]) -> dict[str, bytes]:
         """Return the indexes of segments by the ``base`` of their names, those that are wanted and gathered.
@@ -108,6 +108,11 @@ class Gathered:
     def clear(self) -> None:
         """Remove all of them."""
         self._bucket.remove(self._bucket.names(self._folder))
+
+
+def gathered_folder_of(space: int) -> str:
+    """Return what the names of the gathered indexes of a space begin with."""
+    return f"{FOLDER}-gathered/{space:016x}/"
 
 
 def _of(path: str) -> re.Match[str] | None:
