@@ -46,6 +46,8 @@ from .experiments.serving import served as served
 from .experiments.serving import served_and_watched as served_and_watched
 from .experiments.serving import servers as servers
 from .experiments.sharing import one_writes_eight_read as one_writes_eight_read
+from .experiments.sharing import servers_with_objects as servers_with_objects
+from .experiments.sharing import two_first_tokens as two_first_tokens
 from .experiments.sharing import two_servers as two_servers
 from .experiments.store_faults import through_a_fault as through_a_fault
 from .experiments.store_faults import through_faults as through_faults

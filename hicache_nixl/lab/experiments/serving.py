@@ -57,8 +57,13 @@ COLUMNS = [
 ]
 
 
-def servers() -> pd.DataFrame:
-    """Make the environments of the servers of all releases of ``expected()``, for the table ``released`` of a notebook.
+def servers(*roles: str) -> pd.DataFrame:
+    """Make the environments of the servers of the releases of ``expected()``, for the table ``released`` of a notebook.
+
+    Parameters
+    ----------
+    *roles : str
+        Only releases of these roles; by default all.
 
     Returns
     -------
@@ -66,7 +71,10 @@ def servers() -> pd.DataFrame:
         ``connector``, the release, and ``status``: ``"available"``, or the reason why it could not be installed.
     """
     rows = []
-    for release in [name for name in expected().index if name.startswith(PREFIX)]:
+    known = expected().role
+    for release in [name for name in known.index if name.startswith(PREFIX)]:
+        if roles and known[release] not in roles:
+            continue
         with tqdm(desc=f"installing {release}", unit="B", unit_scale=True, leave=False) as bar:
 
             def advance(doing: str, size: int, whole: int, bar: Any = bar) -> None:

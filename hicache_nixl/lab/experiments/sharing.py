@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +12,15 @@ from typing import Any
 
 import pandas as pd
 
+from ..connectors import available
 from ..object_store import ObjectStore
 from ..progress import tqdm
 from ..server import Server
 from ..server.process import PAGE
 from ..server.server import pages_of
 from ..worker.client import Worker
-from .serving import FIRST, OUTPUT, prompt_of, versions_of
+from .objects import STORE, object_store, object_stores
+from .serving import FIRST, OUTPUT, prompt_of, servers, versions_of
 from .store_faults import setup_on
 
 RANKS = 8
@@ -87,6 +90,11 @@ def _objects(store: ObjectStore) -> int:
     return sum(len(some) for some in store.endpoint.client().list())
 
 
+def servers_with_objects(role: str = "newest") -> pd.DataFrame:
+    """Make the environment of a server, and try an object store, for the table ``released`` of a notebook."""
+    return pd.concat([servers(role), object_stores()], ignore_index=True)
+
+
 def two_servers(
     released: pd.DataFrame,
     role: str = "newest",
@@ -94,6 +102,7 @@ def two_servers(
     *,
     prompts: int = 4,
     model: str = "larger",
+    storage_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Let one real server store prompts in an object store, and another one load them.
@@ -106,7 +115,7 @@ def two_servers(
     Parameters
     ----------
     released : pandas.DataFrame
-        From ``servers``; nothing is run where the release is not available.
+        From ``servers_with_objects``; nothing is run where the release or the store is not available.
     role : str
         Of the release, as in ``expected()``.
     lifetimes : sequence of str
@@ -115,6 +124,8 @@ def two_servers(
         Repeats; one more comes before them, in which a server still loads code, and is left out.
     model : {"small", "larger"}
         The larger one takes long enough to compute a prompt that its loading shows in the time to the first token.
+    storage_dir : path, optional
+        An existing folder, in which a new one for the objects is made.
 
     Returns
     -------
@@ -125,19 +136,45 @@ def two_servers(
         ``fds_before``, descriptors of the scheduler after its first repeat, and ``open_fds`` after the step;
         ``objects`` in the store after the step.
     """
+    no_store = STORE in set(released.connector) - set(available(released))
     tables = [
-        _shared(version, lifetime, prompts, model, seed)
-        for version in versions_of(released, [role])
+        _shared(version, lifetime, prompts, model, storage_dir, seed)
+        for version in ([] if no_store else versions_of(released, [role]))
         for lifetime in lifetimes
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SERVER_COLUMNS)
 
 
-def _shared(version: str, lifetime: str, prompts: int, model: str, seed: int) -> pd.DataFrame:
+def two_first_tokens(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the times to the first token of the second of ``two_servers``, as ``first_tokens`` returns them.
+
+    Examples
+    --------
+    >>> rows = [("pooled", 1, 2, "cold", 2048, 0, 1.2), ("pooled", 1, 2, "shared", 2048, 2048, 0.4)]
+    >>> columns = ["lifetime", "repeat", "server", "step", "tokens", "from_storage", "first_token"]
+    >>> print(two_first_tokens(pd.DataFrame(rows, columns=columns)).to_string(index=False))
+       arm  repeat  origin  tokens  seconds
+    pooled       1    cold    2048      1.2
+    pooled       1 storage    2048      0.4
+    """
+    second = table[(table.server == 2) & table.step.isin(("cold", "shared"))]
+    named = second.rename(columns={"lifetime": "arm", "step": "origin", "first_token": "seconds"})
+    named = named.assign(origin=named.origin.replace("shared", "storage"))
+    return named[["arm", "repeat", "origin", "tokens", "seconds"]].reset_index(drop=True)
+
+
+def _shared(
+    version: str,
+    lifetime: str,
+    prompts: int,
+    model: str,
+    storage_dir: str | os.PathLike[str] | None,
+    seed: int,
+) -> pd.DataFrame:
     chance = random.Random(seed)
     rows: list[dict[str, Any]] = []
     with ExitStack() as ends:
-        store = ends.enter_context(ObjectStore())
+        store = ends.enter_context(object_store(storage_dir=storage_dir))
         what: dict[str, Any] = {"lifetime": lifetime, "objects": store.endpoint, "model": model}
         two = [ends.enter_context(Server(version, "hicache_nixl", **what)) for _ in range(2)]
         for server in two:

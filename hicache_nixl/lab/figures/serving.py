@@ -198,14 +198,16 @@ def first_tokens(table: pd.DataFrame) -> Drawn:
     Parameters
     ----------
     table : pandas.DataFrame
-        From ``lab.first_tokens``.
+        From ``lab.first_tokens`` or ``lab.two_first_tokens``.
     """
     if table.empty:
         return not_run("no server could be installed")
     arms = list(table.arm.unique())
-    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.35 * len(ORIGINS) * len(arms)))
+    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.35 * table.origin.nunique() * len(arms)))
     rows: list[str] = []
     for origin, what in ORIGINS.items():
+        if origin not in set(table.origin):
+            continue
         for arm in arms:
             chosen = table[(table.origin == origin) & (table.arm == arm)].seconds * 1e3
             place, colour = -len(rows), STYLES[arm][0]

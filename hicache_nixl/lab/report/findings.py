@@ -19,6 +19,7 @@ from ..worker.releases import PREFIX
 
 BEFORE, AFTER = "leaky", "try_finally"
 SERVED = "08_inside_sglang"
+SERVERS = {SERVED, "10_two_servers_one_store"}
 LEAKS = {"fds": "descriptors", "registrations": "registrations"}  # the worse one first
 
 
@@ -59,7 +60,7 @@ def findings(record: Record) -> list[Answer]:
         ("Does it with this connector?", SERVED, "ours", _served_ours),
     )
     ran = notebooks_of(record)
-    asked = (*(five if ran - {SERVED} or not ran else ()), *(served if SERVED in ran else ()))
+    asked = (*(five if ran - SERVERS or not ran else ()), *(served if SERVED in ran else ()))
     return [
         Answer(
             question, text(record) or f"Not measured in this run (notebook {notebook[:2]}).", notebook, figure

@@ -14,7 +14,7 @@ import yaml
 from ...resources import resource
 from ..runs.claims import FAILS, HOLDS, INCONCLUSIVE, tally
 from ..runs.record import Record, read_record
-from .findings import SERVED, findings, notebooks_of
+from .findings import SERVERS, findings, notebooks_of
 from .notebook_page import title_of, write_notebook_page
 from .pages import write_page
 
@@ -115,7 +115,7 @@ def machine(known: dict[str, Any]) -> list[tuple[str, str]]:
 def agenda(record: Record) -> dict[str, Any]:
     """Return the review agenda with the claims of this run as evidence; not ``asked`` of a run with servers alone."""
     known = yaml.safe_load(resource(AGENDA).read_text())
-    known["asked"] = notebooks_of(record) != {SERVED}
+    known["asked"] = not notebooks_of(record) or bool(notebooks_of(record) - SERVERS)
     for remark in known["remarks"]:
         chosen = [any(fnmatchcase(id, wanted) for wanted in remark["claims"]) for id in record.claims.id]  # noqa: A001
         evidence = record.claims.loc[chosen]
