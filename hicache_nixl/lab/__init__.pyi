@@ -31,6 +31,7 @@ from .experiments.objects import most_sockets as most_sockets
 from .experiments.objects import object_counts as object_counts
 from .experiments.objects import object_stores as object_stores
 from .experiments.objects import object_turns as object_turns
+from .experiments.objects import pages_by_role as pages_by_role
 from .experiments.objects import requests_per_page as requests_per_page
 from .experiments.panel import panel as panel
 from .experiments.publishing import publish_times as publish_times

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from typing import Any, TypeVar
 from ...config import HiCacheStorageConfig
 from ...connector import HiCacheNixl
 from ...errors import HiCacheNixlError
-from ...transport.agent import load_nixl
 from ..worker import releases
 from ..worker.observers import LogTail
 from ..worker.pages import CheckedPages
@@ -117,7 +115,7 @@ class Arm:
 
     def _opened(self) -> Timed:
         if self._asked.with_objects:
-            _load_nixl_with_objects()
+            releases.load_nixl_with_objects()
         kind = self._asked.kind
         if kind == "ceiling":
             path = os.path.join(self._asked.folder, CEILING_FILE)
@@ -230,13 +228,3 @@ class Arm:
         """Close the store and end the thread."""
         self._store.close()
         self._thread.shutdown()
-
-
-def _load_nixl_with_objects() -> None:
-    """Load the build of NIXL whose plugin OBJ works without CUDA, for SGLang's connector too.
-
-    Each imports ``nixl``, which would load the other build where both are installed.
-    """
-    api = load_nixl("OBJ")
-    build = sys.modules[api.__name__.rpartition(".")[0]]
-    sys.modules.update({"nixl": build, "nixl._api": api})

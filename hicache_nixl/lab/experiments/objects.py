@@ -20,13 +20,14 @@ from ...errors import HiCacheNixlError
 from ...lifetimes import RELEASED
 from ...transport.agent import OBJ_THREADS
 from ...transport.bucket import AT_A_TIME
-from ..connectors import available
+from ..connectors import available, expected
 from ..object_store import ObjectStore
 from ..progress import tqdm
 from ..runs.record import AVAILABLE
 from ..worker.call import CallRow
 from ..worker.client import Worker, WorkerError
 from ..worker.descriptors import count_kinds
+from ..worker.releases import PREFIX
 from ..worker.schedule import Schedule
 from ..worker.setup import Setup
 from .alternating import alternating, counted
@@ -147,17 +148,34 @@ def _kinds(worker: Worker) -> tuple[int, ...]:
     return kinds.total(), storage, sockets, kinds.total() - storage - sockets
 
 
+def pages_by_role(counts: pd.DataFrame) -> pd.DataFrame:
+    """Return how many pages the calls of released connectors asked for, and how many were right, by their role.
+
+    Examples
+    --------
+    >>> rows = [("sglang==0.5.23", 2, 2), ("scoped", 2, 2), ("sglang==0.5.23", 2, 1)]
+    >>> by_role = pages_by_role(pd.DataFrame(rows, columns=["connector", "keys", "pages_ok"]))
+    >>> by_role.asked.to_dict()["newest"], by_role.right.to_dict()["newest"], by_role.right.to_dict()["before"]
+    (4, 3, 0)
+    """
+    known = expected().role
+    released = counts[counts.connector.str.startswith(PREFIX)]
+    sums = released.groupby(released.connector.map(known).rename("role"))[["keys", "pages_ok"]].sum()
+    every = sums.reindex(known.unique(), fill_value=0).astype(int).rename_axis("role")
+    return every.rename(columns={"keys": "asked", "pages_ok": "right"})
+
+
 def most_sockets(lifetime: str) -> int:
     """Return how many connections a lifetime may have to a store: one for each thread of NIXL, and for each lookup at a time.
 
-    The lifetimes that follow the PR leave both to NIXL, which has half as many threads as there are processors.
+    The released connectors, and the lifetimes that follow the PR, leave both to NIXL, which has half as many threads as there are processors.
 
     Examples
     --------
     >>> most_sockets("scoped"), most_sockets("pooled")
     (16, 16)
     """
-    if lifetime in RELEASED:
+    if lifetime in RELEASED or lifetime.startswith(PREFIX):
         return max(1, (os.cpu_count() or 1) // 2)
     return int(OBJ_THREADS) + AT_A_TIME
 

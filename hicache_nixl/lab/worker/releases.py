@@ -24,6 +24,7 @@ import pandas as pd
 
 from ...errors import ConfigError, HiCacheNixlError
 from ...resources import resource
+from ...transport.agent import load_nixl
 from ..progress import tqdm
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,16 @@ def at_hand(connectors: Iterable[str]) -> dict[str, str]:
         except ReleaseError as error:
             reasons[connector] = str(error)
     return reasons
+
+
+def load_nixl_with_objects() -> None:
+    """Load the build of NIXL whose plugin OBJ works without CUDA, for released connectors, too.
+
+    Each imports ``nixl``, which would load the other build where both are installed.
+    """
+    api = load_nixl("OBJ")
+    build = sys.modules[api.__name__.rpartition(".")[0]]
+    sys.modules.update({"nixl": build, "nixl._api": api})
 
 
 def connector_class(wheel: str | os.PathLike[str]) -> tuple[type, type]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ...config import NixlBackendConfig
+from ...config import OBJ_PLUGINS, NixlBackendConfig
 from ...connector import HiCacheNixl
 from ...errors import HiCacheNixlError
 from ...lifetimes import scoped
@@ -68,6 +68,8 @@ class Host:
         self.storage_dir = folder or self.own_folder
         self.setup = Setup(**setup)
         plugin = NixlBackendConfig(self.setup.params).plugin
+        if plugin in OBJ_PLUGINS:
+            releases.load_nixl_with_objects()
         self.agent_class = load_nixl(plugin).nixl_agent
         self.registrations.count(self.agent_class)
         self.pages = CheckedPages(self.setup, stored_by(self.setup, Path(self.storage_dir)))
