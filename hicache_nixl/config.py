@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ from .lifetimes import LIFETIMES as LIFETIMES
 from .options import (
     ALWAYS_BOUNDED,
     BUCKET_VARIABLE,
+    CREDENTIAL_VARIABLES,
     DIRECT_IO_VARIABLE,
     INTERFACE_V1,
     OBJECT_VARIABLES,
@@ -351,6 +353,14 @@ class NixlBackendConfig:
                 params[name] = found
         if not params.get("bucket"):
             raise ConfigError(f"OBJ needs a bucket: set plugin.obj.bucket or {BUCKET_VARIABLE}")
+        credentials = {name: os.environ[name] for name in CREDENTIAL_VARIABLES if name in os.environ}
+        for name, value in {**credentials, **params}.items():
+            if re.search(r"\s", value):
+                raise ConfigError(f"{name}: there is white space in it, such as a line feed at its end")
+        if "@" in params.get("endpoint_override", ""):
+            raise ConfigError(
+                "endpoint_override: there are no credentials in a URL; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         return params
 
 

@@ -12,7 +12,12 @@ PLUGIN_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_PLUGIN"
 STORAGE_DIR_VARIABLE = "SGLANG_HICACHE_NIXL_BACKEND_STORAGE_DIR"
 DIRECT_IO_VARIABLE = "SGLANG_HICACHE_NIXL_USE_DIRECT_IO"
 BUCKET_VARIABLE = "AWS_DEFAULT_BUCKET"
-# What is read for a parameter of OBJ that is not given.  Credentials are left to the clients of AWS.
+CREDENTIAL_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)  # read by the clients of AWS
+# What is read for a parameter of OBJ that is not given.
 OBJECT_VARIABLES = {
     "bucket": (BUCKET_VARIABLE,),
     "endpoint_override": ("AWS_ENDPOINT_OVERRIDE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
@@ -23,7 +28,7 @@ OWN = {
     "lifetime": "how pages are stored: `leaky`, `try_finally`, `scoped` (default) or `pooled`",
     "allow_shared_folder": "use a storage folder to which other users can write",
     "sync": "`scoped`: after a power cut, a page is whole or missing",
-    "capacity_gb": "`pooled`: GiB of the store; with OBJ, of the pages of one model and rank",
+    "capacity_gb": "`pooled`: GiB of the store; with OBJ, of each host pool of one model and rank",
     "min_free_gb": "`pooled`: GiB of the file system that stay free; not with OBJ",
     "segment_mb": "`pooled`: MiB of a segment; with OBJ, of an object, 4 by default",
     "object_timeout": "`scoped` and `pooled` with OBJ: seconds without any answer of the object store after which a call fails; default 10",

@@ -14,14 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hicache_nixl import HiCacheNixl, HiCacheStorageConfig, MlaHostPool, MultiHeadHostPool
 from hicache_nixl.config import DEFAULT_LIFETIME, RELEASED
 from hicache_nixl.host.pools import HostKVPool
-from hicache_nixl.lab.object_store import Endpoint
+
+if TYPE_CHECKING:
+    from hicache_nixl.lab.object_store import Endpoint
 
 MODEL = "org/model"  # its files end in _org-model_0_1, MLA: _org-model
 TESTS = Path(__file__).resolve().parent
@@ -121,6 +123,8 @@ def storage_config(
 
 def object_store() -> Endpoint:
     """Return the object store that the tests use, in a process that has loaded the build of NIXL with OBJ."""
+    from hicache_nixl.lab.object_store import Endpoint
+
     return Endpoint(**json.loads(os.environ[STORE_VARIABLE]))
 
 

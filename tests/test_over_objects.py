@@ -30,7 +30,7 @@ def variables() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize(
     ("tests", "chosen", "least"),
-    [("contract", "objects", 500), ("objects", "", 59)],
+    [("contract", "objects", 500), ("objects", "", 75)],
     ids=["contract", "failures"],
 )
 def test_the_tests_pass_over_objects(variables, tests, chosen, least):

@@ -119,12 +119,7 @@ def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:
     listed = agent.get_plugin_list()
     if plugin not in listed:
         raise PluginError(f"plugin {plugin} is not part of this NIXL, which has {', '.join(sorted(listed))}")
-    try:
-        params = config.object_params() if plugin in OBJ_PLUGINS else config.init_params(plugin)
-    except ConfigError as error:
-        raise PluginError(str(error)) from error
-    if plugin in OBJ_PLUGINS and config.lifetime not in RELEASED:
-        params = {"num_threads": OBJ_THREADS, **params}
+    params = _object_params(config) if plugin in OBJ_PLUGINS else config.init_params(plugin)
     try:
         with _few_attempts(plugin):
             agent.create_backend(plugin, params)
@@ -136,11 +131,19 @@ def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:
         ) from error
 
 
+def _object_params(config: NixlBackendConfig) -> dict[str, str]:
+    try:
+        params = config.object_params()
+    except ConfigError as error:  # so that auto mode passes over it
+        raise PluginError(str(error)) from error
+    return params if config.lifetime in RELEASED else {"num_threads": OBJ_THREADS, **params}
+
+
 @contextmanager
 def _few_attempts(plugin: str) -> Iterator[None]:
     """Set what the AWS SDK reads when its client is made, unless the user has set it."""
-    given = {} if plugin not in OBJ_PLUGINS or ATTEMPTS.keys() & os.environ.keys() else ATTEMPTS
     with _environment:
+        given = {} if plugin not in OBJ_PLUGINS or ATTEMPTS.keys() & os.environ.keys() else ATTEMPTS
         os.environ.update(given)
         try:
             yield

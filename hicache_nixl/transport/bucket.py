@@ -6,22 +6,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from ..errors import StoreError
 
 Answer = TypeVar("Answer")
-
-_NAMES = {  # of NIXL's parameters
-    "access_key": "access_key_id",
-    "secret_key": "secret_access_key",
-    "session_token": "session_token",
-    "region": "region",
-}
 
 AT_A_TIME = 8  # requests; more are not faster
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -41,23 +34,33 @@ class Bucket:
     """
 
     def __init__(self, params: Mapping[str, str], patience: float):
-        endpoint = params.get("endpoint_override")
-        given: dict[str, Any] = {ours: params[theirs] for theirs, ours in _NAMES.items() if theirs in params}
-        if endpoint:
-            given["endpoint"] = (
-                endpoint if "://" in endpoint else f"{params.get('scheme', 'https')}://{endpoint}"
-            )
+        given: dict[str, Any] = {"region": params["region"]} if "region" in params else {}
+        if "access_key" in params and "secret_key" in params:
+            # Not as single options: obstore would add a token of the environment, which belongs to other keys.
+            given["credential_provider"] = lambda: {
+                "access_key_id": params["access_key"],
+                "secret_access_key": params["secret_key"],
+                "token": params.get("session_token"),
+                "expires_at": None,
+            }
         waits = timedelta(seconds=patience)
         options: dict[str, Any] = {"allow_http": True, "timeout": waits, "connect_timeout": waits}
-        if endpoint and urlsplit(given["endpoint"]).hostname in LOOPBACK:
-            options |= NO_PROXY
+        virtual = params.get("use_virtual_addressing") == "true"
+        if endpoint := params.get("endpoint_override"):
+            url = endpoint if "://" in endpoint else f"{params.get('scheme', 'https')}://{endpoint}"
+            if urlsplit(url).hostname in LOOPBACK:
+                options |= NO_PROXY
+            given["endpoint"] = url.replace("://", f"://{params['bucket']}.", 1) if virtual else url
         self._heads = ThreadPoolExecutor(AT_A_TIME, "hicache-nixl-objects")
-        self._store = S3Store(
-            params["bucket"],
-            **given,
-            virtual_hosted_style_request=params.get("use_virtual_addressing") == "true",
-            client_options=options,  # type: ignore[arg-type]
-            retry_config={"max_retries": 1, "retry_timeout": waits},
+        self._store = _told(
+            partial(
+                S3Store,
+                params["bucket"],
+                **given,
+                virtual_hosted_style_request=virtual,
+                client_options=options,  # type: ignore[arg-type]
+                retry_config={"max_retries": 1, "retry_timeout": waits},
+            )
         )
 
     def names(self, folder: str | None = None, after: str | None = None) -> Iterator[str]:
@@ -107,7 +110,9 @@ def _told(action: Callable[..., Answer], *args: object) -> Answer:
         return action(*args)
     except FileNotFoundError:
         raise FileNotFoundError("no such object or bucket") from None
-    except (BaseError, OSError, ValueError) as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of obstore is no Exception
         raise StoreError(f"the object store {_short(str(error))}") from None
 
 
@@ -131,4 +136,4 @@ def _short(message: str) -> str:
         return f"{where}did not answer in time"
     if "error sending request" in message:
         return f"{where}cannot be reached"
-    return where + "failed: " + message.partition("\n")[0][:200]
+    return where + "failed: " + re.sub(r"//[^/\s]*@", "//", message.partition("\n")[0])[:200]

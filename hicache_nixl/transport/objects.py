@@ -80,6 +80,7 @@ class ObjectRequests:
 
     def run(self, direction: str, lane: Lane, parts: Sequence[Part]) -> list[Exception | None]:
         """Make requests, ``"WRITE"`` or ``"READ"``; return the error of each, None for those that were answered well."""
+        assert not lane.running, "a lane has the requests of one call"
         tuples = self._registration.objects_to_nixl_tuples(
             [part.name for part in parts], [part.offset + part.size for part in parts]
         )
@@ -263,11 +264,14 @@ class ObjectRequests:
                 for which, part in enumerate(parts)
                 if errors[which] is None and _last(lane, part)[:1] == marks[which][:1]
             ]
-            if again:
+            if again and not lane.running:
                 others = [bytes(255 - byte for byte in marks[which]) for which in again]
                 repeated = self._marked(lane, [parts[which] for which in again], others)
                 for which, mark, error in zip(again, others, repeated, strict=True):
                     marks[which], errors[which] = mark, error
+            elif again:  # the store does not answer any more
+                late = next(error for error in errors if error is not None)
+                errors = [late if which in again else error for which, error in enumerate(errors)]
             for which, (part, mark) in enumerate(zip(parts, marks, strict=True)):
                 if errors[which] is not None:
                     continue

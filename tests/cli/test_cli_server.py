@@ -88,6 +88,7 @@ class TestList:
         for folder in environment._folders("0.5.11"):
             put(cache, folder.name, 1000)
             (folder / environment.WHOLE).touch()
+        (environment._folders("0.5.11")[0] / f".step-{environment._connector_step()}").touch()
         put(cache, environment._folders("0.5.23")[1].name, 10)
         put(cache, "model-small", 5)
         found = json.loads(run("server list --json").out)

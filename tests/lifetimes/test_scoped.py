@@ -310,7 +310,9 @@ def test_objects_never_enter_the_part_that_deals_with_files(monkeypatch, directi
         monkeypatch.setattr(
             ObjectRequests, name, lambda self, *what, name=name: asked.append((name, *what)) or [None, None]
         )
-    lifetime = scoped.Lifetime(NixlBackendConfig({"lifetime": "scoped"}), "unused")
+    section = {"active": True, "bucket": "bucket"}
+    config = NixlBackendConfig({"lifetime": "scoped", "plugin": {"obj": section}})
+    lifetime = scoped.Lifetime(config, "unused")
     tensor = torch.zeros(4)
     outcomes = lifetime._move([tensor, (1000, 24)], ["a", "b"], direction)
     monkeypatch.undo()

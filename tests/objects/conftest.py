@@ -27,19 +27,25 @@ class Between:
 
     def __init__(self, port: int):
         self._port, self._ends = port, ExitStack()
-        self._go, self.delay = threading.Event(), 0.0
+        self._go, self.delay, self.asked = threading.Event(), 0.0, b""
         self._go.set()
         self._open: list[socket.socket] = []
+        self._lock, self._closed = threading.Lock(), False
         self._listening = self._ends.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         threading.Thread(target=self._accept, args=(self._listening,), daemon=True).start()
 
     def _accept(self, listening: socket.socket) -> None:
-        with suppress(OSError):
+        with suppress(OSError):  # it was closed
             while True:
                 near, _ = listening.accept()
-                far = socket.create_connection(("127.0.0.1", self._port))
-                self._open += [near, far]
+                with self._lock:
+                    if self._closed:
+                        near.close()
+                        break
+                    self._open.append(near)
+                    far = socket.create_connection(("127.0.0.1", self._port))
+                    self._open.append(far)
                 for source, to, answers in ((near, far, False), (far, near, True)):
                     threading.Thread(target=self._pass, args=(source, to, answers), daemon=True).start()
 
@@ -49,6 +55,8 @@ class Between:
                 if answers:
                     self._go.wait()
                     threading.Event().wait(self.delay)
+                else:
+                    self.asked += content
                 to.sendall(content)
         for end in (source, to):
             with suppress(OSError):
@@ -83,8 +91,10 @@ class Between:
 
     def close(self) -> None:
         self.go_on()
-        self._cut()
+        self._closed = True
         self._ends.close()
+        with self._lock:
+            self._cut()
 
 
 @pytest.fixture(autouse=True)

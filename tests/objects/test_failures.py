@@ -10,6 +10,7 @@ import torch
 from conftest import TIMEOUT
 from support import as_bytes, keys_of, make_pool, scramble
 
+from hicache_nixl.errors import StoreError
 from hicache_nixl.transport import objects
 
 PAGES = 24
@@ -143,6 +144,29 @@ def test_a_store_that_does_not_answer_fails_one_call_in_time_and_the_next_ones_a
     everything_works(store, pool)
 
 
+def test_a_get_that_is_not_answered_takes_no_longer_than_it_may(open_store, lifetime, pool, between, log):
+    store = open_store(lifetime, url=between.url)
+    keys, indices = keys_of(PAGES), pool.page_indices(0, PAGES)
+    assert all(store.batch_set_v1(keys, indices))
+    assert all(store.batch_get_v1(keys, indices))
+    between.hold()
+    answer, seconds = timed(store.batch_get_v1, keys, indices)
+    between.go_on()
+    assert answer == [False] * PAGES
+    assert TIMEOUT <= seconds < 1.9 * TIMEOUT
+    assert "did not answer for 1.5 s" in log.line()
+
+
+def test_keys_that_are_given_are_not_mixed_with_a_token_of_the_environment(
+    open_store, lifetime, pool, between, monkeypatch
+):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-other-keys")
+    store = open_store(lifetime, url=between.url)
+    everything_works(store, pool)
+    assert b"x-amz-date" in between.asked.lower()
+    assert b"token-of-other-keys" not in between.asked
+
+
 def test_an_answer_that_is_late_changes_nothing_in_the_pool(open_store, lifetime, pool, between):
     """The pages of a get that was given up have other owners by then."""
     store = open_store(lifetime, url=between.url)
@@ -177,6 +201,54 @@ def test_a_slow_store_is_waited_for_as_long_as_it_answers(open_store, lifetime, 
     store = open_store(lifetime, url=between.url)
     between.delay = TIMEOUT / 10
     everything_works(store, pool)
+
+
+def test_an_object_is_not_asked_for_again_while_another_one_of_its_call_is_late(
+    open_store, pool, monkeypatch
+):
+    """The second request would take the place of the late one in the lane, which is then lent with it."""
+    store = open_store("scoped")
+    requests, run, calls = store.lifetime._objects, objects.ObjectRequests.run, []
+    small = torch.arange(8)
+    assert store.set("short", small)
+
+    def late(self, direction, lane, parts):
+        errors = run(self, direction, lane, parts)
+        calls.append(len(parts))
+        lane.running[0] = Handle(done)
+        return [StoreError("late"), *errors[1:]]
+
+    done, check = threading.Event(), requests._registration.agent.check_xfer_state
+    agent = requests._registration.agent
+    monkeypatch.setattr(
+        agent,
+        "check_xfer_state",
+        lambda handle: handle.state() if isinstance(handle, Handle) else check(handle),
+    )
+    release = agent.release_xfer_handle
+    monkeypatch.setattr(
+        agent, "release_xfer_handle", lambda handle: None if isinstance(handle, Handle) else release(handle)
+    )
+    monkeypatch.setattr(objects.ObjectRequests, "run", late)
+    into = torch.zeros(64, dtype=torch.int64)
+    names = [f"{name}{store.names.suffix}" for name in ("late", "short")]
+    errors = requests.get(names, [(into.data_ptr(), 64), (into.data_ptr() + 64, 128)])
+    assert calls == [2]
+    assert all(isinstance(error, StoreError) for error in errors)
+    assert [len(lane.running) for lane in requests._late] == [1]
+    done.set()
+    requests.check()
+    assert requests._late == []
+
+
+class Handle:
+    """A request that is not answered until an event is set."""
+
+    def __init__(self, done):
+        self._done = done
+
+    def state(self):
+        return "DONE" if self._done.is_set() else "PROC"
 
 
 def test_close_does_not_wait_for_a_store_that_does_not_answer(open_store, lifetime, pool, between, log):

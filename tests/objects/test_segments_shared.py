@@ -11,8 +11,10 @@ from pooled_store import note_names
 from support import OBJECTS, as_bytes, keys_of, make_pool, object_store, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.errors import ConfigError
+from hicache_nixl.errors import ConfigError, PluginError, StoreError
 from hicache_nixl.lifetimes.pooled_objects import catalogue, gathered, segment
+from hicache_nixl.transport import lane
+from hicache_nixl.transport.bucket import Bucket
 from hicache_nixl.transport.objects import ObjectRequests
 
 PAGES = 24
@@ -196,19 +198,97 @@ def test_a_clock_that_is_an_hour_ahead_hides_nothing_of_others(two, pool, monkey
     assert reader.batch_exists(keys_of(2, "other")) == 2
 
 
-def test_what_a_clock_far_behind_stored_is_found_by_a_look_back(two, pool, monkeypatch):
+@pytest.mark.parametrize("behind", [600, 7200])
+def test_what_a_clock_far_behind_stored_is_found_when_all_segments_are_listed(two, pool, monkeypatch, behind):
     writer, reader = two
     assert stored(reader, pool, keys_of(2, "own"))
-    assert reader.batch_exists(keys_of(2, "missing")) == 0
-    assert stored(reader, pool, keys_of(2, "more"))
-    assert reader.batch_exists(keys_of(2, "missing")) == 0
+    for _ in range(2):
+        assert reader.batch_exists(keys_of(2, "missing")) == 0
     now = time.time_ns()
     with monkeypatch.context() as patched:
-        patched.setattr(segment.time, "time_ns", lambda: now - 600 * 10**9)
+        patched.setattr(segment.time, "time_ns", lambda: now - behind * 10**9)
         assert stored(writer, pool, keys_of(2, "other"))
     assert reader.batch_exists(keys_of(2, "other")) == 0
-    monkeypatch.setattr(catalogue, "NOW_AND_THEN", 0)
+    monkeypatch.setattr(catalogue, "ALL_AFTER", 0)
     assert reader.batch_exists(keys_of(2, "other")) == 2
+
+
+def test_segments_that_others_removed_are_forgotten_when_all_are_listed(two, pool, monkeypatch):
+    writer, reader = two
+    assert stored(writer, pool, keys_of(2))
+    assert reader.batch_exists(keys_of(2)) == 2
+    (known,) = reader.lifetime._catalogues.values()
+    assert known.stored > 0
+    writer.clear()
+    monkeypatch.setattr(catalogue, "ALL_AFTER", 0)
+    assert reader.batch_exists(keys_of(1, "other")) == 0
+    assert known.stored == 0
+
+
+@pytest.mark.parametrize("failure", ["not read", "no answer"])
+def test_an_index_that_could_not_be_read_is_read_later(two, pool, monkeypatch, failure):
+    writer, reader = two
+    now = time.time_ns()
+    with monkeypatch.context() as patched:
+        patched.setattr(segment.time, "time_ns", lambda: now - 86400 * 10**9)
+        assert stored(writer, pool, keys_of(2, "old"))
+    assert stored(writer, pool, keys_of(2, "new"))
+
+    def read(self, objects):
+        if failure == "no answer":
+            raise StoreError("away")
+        return [None] * len(objects)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectRequests, "read", read)
+        assert reader.batch_exists(keys_of(2, "old")) == 0
+    assert reader.batch_exists(keys_of(2, "old")) == 2
+    assert reader.batch_exists(keys_of(2, "new")) == 2
+
+
+def test_a_set_whose_pages_are_stored_is_true_when_old_segments_cannot_be_removed(
+    open_store, pool, monkeypatch, caplog
+):
+    def refused(self, names):
+        raise StoreError("the object store refused: AccessDenied")
+
+    store = open_store("pooled", extra={"capacity_gb": 2 * PAGES * 6144 / 2**30})
+    monkeypatch.setattr(Bucket, "remove", refused)
+    for turn in range(4):
+        assert stored(store, pool, keys_of(PAGES, f"turn{turn}-"))
+    assert "capacity_gb are not removed: the object store refused" in caplog.text
+
+
+@pytest.mark.parametrize("operation", ["set", "get"])
+def test_pages_that_were_moved_before_the_store_went_away_are_moved(open_store, monkeypatch, operation):
+    store, large = open_store("pooled", extra={"segment_mb": 1}), torch.zeros(6, 1 << 20, dtype=torch.uint8)
+    pool = make_pool(False, "page_first", PAGES)
+    if operation == "get":
+        assert store.batch_set(keys_of(6), list(large))
+    monkeypatch.setattr(lane.windows, "__defaults__", (2 << 20,))
+    lend, lent = ObjectRequests.lane, []
+
+    def lane_of(self, size):
+        lent.append(size)
+        if len(lent) > 2:
+            raise StoreError("away")
+        return lend(self, size)
+
+    monkeypatch.setattr(ObjectRequests, "lane", lane_of)
+    names, buffers = store.names.of_values(keys_of(6)), list(large)
+    moved = (store.lifetime.store if operation == "set" else store.lifetime.load)(names, buffers)
+    good = [outcome.moved for outcome in moved]
+    assert 0 < sum(good) < 6
+    assert good == sorted(good, reverse=True)
+    assert pool.size
+
+
+def test_an_object_with_an_absurd_name_is_passed_over(two, pool):
+    writer, reader = two
+    assert stored(writer, pool, keys_of(2))
+    path, client = segments()[0], object_store().client()
+    client.put(path[:-6].rpartition("-")[0].rpartition("-")[0] + "-ffffffff-8", b"x")
+    assert reader.batch_exists(keys_of(2)) == 2
 
 
 @pytest.fixture
@@ -269,6 +349,19 @@ def test_gathered_indexes_of_segments_that_are_gone_are_removed(many, open_store
     assert set(gathered_names()).isdisjoint(before)
 
 
+def test_indexes_of_others_stay_gathered_when_new_segments_come(many, open_store, pool, moved):
+    assert many()
+    before = gathered_names()
+    writer = open_store("pooled")
+    for number in range(9):
+        assert stored(writer, pool, keys_of(2, f"more{number}-"))
+    assert many()
+    assert set(before) <= set(gathered_names())
+    del moved[:]
+    assert many()
+    assert reads(moved) <= 3
+
+
 def test_clear_removes_gathered_indexes(many, open_store):
     assert many()
     open_store("pooled").clear()
@@ -276,6 +369,14 @@ def test_clear_removes_gathered_indexes(many, open_store):
 
 
 BAD = {
+    "a line feed": (
+        {"plugin": {"obj": {"active": True, "bucket": "b", "access_key": "key\n", "secret_key": "s"}}},
+        "access_key: there is white space in it",
+    ),
+    "credentials in the URL": (
+        {"plugin": {"obj": {"active": True, "bucket": "b", "endpoint_override": "http://me:secret@host"}}},
+        "endpoint_override: there are no credentials in a URL",
+    ),
     "min_free_gb": ({"min_free_gb": 1}, "min_free_gb: the free space of an object store is not known"),
     "object_timeout": ({"object_timeout": 0}, "object_timeout"),
     "a flag": ({"object_timeout": True}, "object_timeout.*expected a number"),
@@ -285,8 +386,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_options_that_cannot_work_are_refused(open_store, name):
     extra, says = BAD[name]
-    with pytest.raises(ConfigError, match=says):
-        open_store("pooled", extra=extra)
+    with pytest.raises((ConfigError, PluginError), match=says) as raised:
+        open_store("pooled", obj=extra.get("plugin", {}).get("obj"), extra=extra)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("lifetime", ["scoped", "pooled"])

@@ -106,7 +106,7 @@ def test_obj_takes_its_bucket_from_the_environment_and_shows_no_secret(make_agen
     monkeypatch.setenv("AWS_DEFAULT_BUCKET", "from-environment")
     with pytest.raises(PluginError) as raised:
         plugins.create_plugin(
-            make_agent(), "OBJ", active("obj", secret_key="hidden", access_key="hidden too")
+            make_agent(), "OBJ", active("obj", secret_key="hidden", access_key="hidden-too")
         )
     assert "from-environment" in str(raised.value)
     assert "hidden" not in str(raised.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 SECOND = 10**9  # nanoseconds
 OVERLAP = 10 * SECOND  # that clocks of servers may differ, and that a request may take
-LOOK_BACK = 900 * SECOND  # now and then: what came later than that
-NOW_AND_THEN = 60 * SECOND
+ALL_AFTER = (
+    300 * SECOND
+)  # now and then all segments are listed: some may be gone, or of a clock that is far behind
 FRESH = 5 * SECOND  # that a segment is taken to be there, after it was seen or loaded
 
 
@@ -58,13 +59,14 @@ class Catalogue:
     """
 
     def __init__(self, space: int, bucket: Bucket, requests: Requests):
-        self._space, self._bucket, self._requests = space, bucket, requests
+        self.space, self._bucket, self._requests = space, bucket, requests
         self._gathered = Gathered(space, bucket, requests)
         self._lock, self._refreshing = threading.Lock(), threading.Lock()
         self._pages: dict[bytes, Place] = {}
         self._segments: dict[str, Segment] = {}
         self.stored = 0  # bytes of the segments that are known
-        self._refreshed, self._looked_back = 0, 0  # when, by ``time.monotonic_ns``
+        self._unread: dict[str, Name] = {}  # segments whose index could not be read
+        self._refreshed, self._listed = 0, 0  # when, and when all of them, by ``time.monotonic_ns``
         self._newest = 0  # by the clocks of the writers
 
     def find(self, keys: Sequence[bytes], page_bytes: int) -> list[Place | None]:
@@ -89,37 +91,60 @@ class Catalogue:
             if self._refreshed > called:  # another call has asked meanwhile
                 return
             now = time.monotonic_ns()
-            self._read(self._new(now))
+            if not self._listed or now - self._listed > ALL_AFTER:
+                self._refresh_all(now)
+                self._listed = now
+            else:
+                names = self._names(since(self.space, self._newest - OVERLAP))
+                self._read([*self._unread.values(), *names])
+                self._advance(names)
             self._refreshed = now
 
-    def _new(self, now: int) -> list[Name]:
-        """List the segments that are not known yet."""
-        look_back = now - self._looked_back > NOW_AND_THEN
-        after = None  # all, at first
-        if self._newest:
-            after = since(self._space, self._newest - (LOOK_BACK if look_back else OVERLAP))
-        if look_back:
-            self._looked_back = now
-        listed = [Name.read(self._space, path) for path in self._bucket.names(folder_of(self._space), after)]
-        names = [name for name in listed if name is not None]
-        if names:  # a clock that is ahead must not hide what others store
-            self._newest = max(self._newest, min(names[-1].time, time.time_ns()))
-        return [name for name in names if name.base not in self._segments]
+    def _refresh_all(self, now: int) -> None:
+        """List all segments: forget those that are gone, and read those that are new."""
+        names, first = self._names(), not self._listed
+        there = {name.base for name in names}
+        with self._lock:
+            gone = [
+                segment
+                for base, segment in self._segments.items()
+                if base not in there and segment.seen < now
+            ]
+        for segment in gone:
+            self.forget(segment)
+        self._unread = {base: name for base, name in self._unread.items() if base in there}
+        gathered = self._gathered.load(there, tidy=True) if first and len(names) >= MANY else {}
+        read = self._read(names, gathered)
+        self._advance(names)
+        if first:
+            self._gathered.keep(read)
 
-    def _read(self, names: Sequence[Name]) -> None:
-        """Read the indexes of new segments; of many at the start, those that were gathered with few requests."""
-        known = self._gathered.load({name.base for name in names}) if len(names) >= MANY else {}
-        alone = [name for name in names if name.base not in known]
-        read = self._requests.read([(name.path, name.head_bytes) for name in alone])
-        heads = [(name, head) for name, head in zip(alone, read, strict=True) if head is not None]
-        # One that could not be read was removed meanwhile, or a later refresh will find it.
-        for name, head in [*((name, known[name.base]) for name in names if name.base in known), *heads]:
+    def _names(self, after: str | None = None) -> list[Name]:
+        listed = [Name.read(self.space, path) for path in self._bucket.names(folder_of(self.space), after)]
+        return [name for name in listed if name is not None]
+
+    def _advance(self, names: Sequence[Name]) -> None:
+        """Note how far the segments are read; a clock that is ahead must not hide what others store."""
+        if names:
+            self._newest = max(self._newest, min(names[-1].time, time.time_ns()))
+
+    def _read(
+        self, names: Sequence[Name], gathered: Mapping[str, bytes] | None = None
+    ) -> list[tuple[Name, bytes]]:
+        """Note the segments that are not known, and return the indexes that were read one by one."""
+        known = gathered or {}
+        new = {name.base: name for name in names if name.base not in self._segments}
+        alone = [name for name in new.values() if name.base not in known]
+        contents = self._requests.read([(name.path, name.head_bytes) for name in alone])
+        self._unread = {name.base: name for name, head in zip(alone, contents, strict=True) if head is None}
+        read = [(name, head) for name, head in zip(alone, contents, strict=True) if head is not None]
+        for name, head in [*((new[base], known[base]) for base in new if base in known), *read]:
             try:
                 self.add(Segment(name, *read_head(name, head)))
             except DamagedError as error:
                 logger.warning("a segment is passed over: %s", error)
                 self.add(Segment(name, [], np.empty(0, np.uint64)))
-        self._gathered.keep(heads)
+        return read
 
     def add(self, segment: Segment) -> None:
         """Note a segment; of the places of a page, the one that was written last counts."""
@@ -153,7 +178,7 @@ class Catalogue:
                 del self._pages[key]
 
     def forget(self, segment: Segment) -> None:
-        """Forget a segment that was removed."""
+        """Forget a segment that was removed; an older copy of a page is not looked for, the page is missing then."""
         with self._lock:
             if self._segments.pop(segment.name.base, None) is None:
                 return
@@ -164,9 +189,11 @@ class Catalogue:
 
     def remove_beyond(self, capacity: int) -> None:
         """Remove the oldest segments until the rest has at most nine tenths of a capacity, once it has more than that."""
-        if self.stored <= capacity:
+        if self.stored <= capacity and self._listed:
             return
         self.refresh()
+        if self.stored <= capacity:
+            return
         with self._lock:
             oldest = sorted(self._segments.values(), key=lambda segment: segment.name.base)
         left, removed = self.stored, []
@@ -185,6 +212,6 @@ class Catalogue:
         with self._lock:
             pages = len(self._pages)
             self._pages, self._segments, self.stored = {}, {}, 0
-        self._bucket.remove(self._bucket.names(folder_of(self._space)))
+        self._bucket.remove(self._bucket.names(folder_of(self.space)))
         self._gathered.clear()
         return pages

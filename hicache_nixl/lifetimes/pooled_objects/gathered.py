@@ -45,10 +45,10 @@ class Gathered:
         self._space, self._bucket, self._requests = space, bucket, requests
         self._folder = gathered_folder_of(space)
 
-    def load(self, wanted: Collection[str]) -> dict[str, bytes]:
+    def load(self, wanted: Collection[str], *, tidy: bool = False) -> dict[str, bytes]:
         """Return the indexes of segments by the ``base`` of their names, those that are wanted and gathered.
 
-        An object that has none that another one lacks is removed.
+        With ``tidy``, an object that has none that another one lacks is removed; ``wanted`` are all segments then.
         """
         names = [
             (path, int(match[1], 16)) for path in self._bucket.names(self._folder) if (match := _of(path))
@@ -66,7 +66,8 @@ class Gathered:
             if not new:
                 useless.append(path)
             found.update(new)
-        self._bucket.remove(useless)
+        if tidy:
+            self._bucket.remove(useless)
         return found
 
     def _parse(self, content: bytes) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from ...config import NixlBackendConfig
-from ...errors import ConfigError, DamagedError, MissingError
+from ...errors import ConfigError, DamagedError, MissingError, StoreError
 from ...host.addresses import Addresses
 from ...names import KV, Named, PageNames
 from ...transport.agent import make_backend
@@ -24,7 +25,9 @@ from ..outcome import MOVED, Outcome
 from ..pooled.checksums import NONE, checksums
 from ..pooled.keys import numbers_of, space_of
 from .catalogue import Catalogue, Place, Segment
-from .segment import Name, head
+from .segment import Name, head, size_of
+
+logger = logging.getLogger(__name__)
 
 MIB, GIB = 1 << 20, 1 << 30
 SEGMENT = 4 * MIB  # bytes of pages in a segment; several of them are moved at a time
@@ -93,29 +96,34 @@ class Lifetime:
     def store(self, pages: Named, buffers: Sequence[Buffer]) -> list[Outcome]:
         """Store pages in new segments, one for as many as fit; see ``protocol.Lifetime``."""
         places, keys = Addresses.of(buffers, len(pages.endings)), numbers_of(pages.keys)
-        space = space_of(pages.suffix, pages.endings)
-        catalogue, outcomes = self._catalogue(space), []
+        catalogue = self._catalogue(space_of(pages.suffix, pages.endings))
+        outcomes: list[Outcome] = []
         for first, last, sizes in _alike(places):
             page_bytes = int(sizes.sum())
             step = max(1, self._segment // page_bytes)
             parts = [(at, min(at + step, last)) for at in range(first, last, step)]
-            names = [Name.new(space, end - at, page_bytes) for at, end in parts]
-            for some, end in windows([name.size for name in names]):
-                outcomes += self._store(catalogue, names[some:end], parts[some:end], keys, places, sizes)
-        if self._capacity is not None:
-            catalogue.remove_beyond(self._capacity)
+            try:
+                for some, end in windows([size_of(end - at, page_bytes) for at, end in parts]):
+                    outcomes += self._store(catalogue, parts[some:end], keys, places, sizes)
+            except StoreError as error:  # what was stored until then is stored
+                outcomes += [Outcome.not_touched(error)] * (last - len(outcomes))
+        if self._capacity is not None and MOVED in outcomes:
+            try:
+                catalogue.remove_beyond(self._capacity)
+            except StoreError as error:
+                logger.warning("segments beyond capacity_gb are not removed: %s", error)
         return outcomes
 
     def _store(
         self,
         catalogue: Catalogue,
-        names: Sequence[Name],
         parts: Sequence[tuple[int, int]],
         keys: np.ndarray,
         places: Addresses,
         sizes: np.ndarray,
     ) -> list[Outcome]:
         """Store some segments at a time."""
+        names = [Name.new(catalogue.space, last - first, int(sizes.sum())) for first, last in parts]
         segments, requests = [], []
         with self._requests.lane(sum(name.size for name in names)) as lane:
             for name, (first, last), at in zip(
@@ -149,18 +157,16 @@ class Lifetime:
         """Load pages; those that are next to each other in a segment with one request."""
         places, keys = Addresses.of(buffers, len(pages.endings)), _listed(pages.keys)
         catalogue = self._catalogue(space_of(pages.suffix, pages.endings))
-        missing = Outcome.not_touched(MissingError("not stored, or not with this size"))
-        outcomes = [missing] * len(keys)
+        outcomes = [_missing()] * len(keys)
         for first, last, sizes in _alike(places):
-            found = self._find(catalogue, keys[first:last], int(sizes.sum()))
+            wanted = keys[first:last], int(sizes.sum())
+            found = self._find(catalogue, *wanted)
             for _ in range(TRIES):
                 if self._load(catalogue, _runs(found, first), places.starts, sizes, outcomes):
                     break
                 # A segment has been removed; its pages may have been stored again in another one.
-                again = self._find(catalogue, keys[first:last], int(sizes.sum()))
-                found = [
-                    None if outcomes[page] is MOVED else place for page, place in enumerate(again, first)
-                ]
+                again = zip(range(first, last), self._find(catalogue, *wanted), strict=True)
+                found = [None if outcomes[page] is MOVED else place for page, place in again]
         return outcomes
 
     def _find(self, catalogue: Catalogue, keys: Sequence[bytes], page_bytes: int) -> list[Place | None]:
@@ -181,25 +187,34 @@ class Lifetime:
         outcomes: list[Outcome],
     ) -> bool:
         """Load runs of pages and note their outcomes; return False if a segment has been removed."""
-        all_there = True
+        all_there, missing = True, _missing()
         for some, end in windows([run.size for run in runs]):
             few = runs[some:end]
             places = starts_of([run.size for run in few])
             parts = [run.part(at) for run, at in zip(few, places, strict=True)]
-            with self._requests.lane(sum(part.size for part in parts)) as lane:
-                errors = self._requests.run("READ", lane, parts)
+            try:
+                with self._requests.lane(sum(part.size for part in parts)) as lane:
+                    errors = self._requests.run("READ", lane, parts)
+                    for run, at, error in zip(few, places, errors, strict=True):
+                        if error is None:
+                            self._copy(catalogue, run, lane, at, starts, sizes, outcomes)
                 ends = [part.offset + part.size for part in parts]
                 errors = self._requests.explain([part.name for part in parts], ends, errors)
-                for run, at, error in zip(few, places, errors, strict=True):
-                    if error is None:
-                        self._copy(catalogue, run, lane, at, starts, sizes, outcomes)
-                        continue
+            except StoreError as failure:  # nothing of the rest is asked for
+                few, end = runs[some:], len(runs)
+                errors = [failure] * len(few)
+            for run, error in zip(few, errors, strict=True):
+                if error is None:
+                    continue
+                if isinstance(error, MissingError):
+                    catalogue.forget(run.segment)
+                    all_there, told = False, missing
+                else:
                     told = Outcome.not_touched(error)
-                    if isinstance(error, MissingError):
-                        catalogue.forget(run.segment)
-                        all_there, told = False, outcomes[run.wanted[0]]
-                    for page in run.wanted:
-                        outcomes[page] = told
+                for page in run.wanted:
+                    outcomes[page] = told
+            if end == len(runs):
+                break
         return all_there
 
     def _copy(
@@ -260,6 +275,11 @@ class Lifetime:
         """Drop the agent; what the store has not answered by then ends later."""
         with closing(self._requests):
             self._catalogues = {}
+
+
+def _missing() -> Outcome:
+    """Return the outcome of all missing pages of a call, which share a line of the log."""
+    return Outcome.not_touched(MissingError("not stored, or not with this size"))
 
 
 def _listed(keys: Sequence[str]) -> list[bytes]:

@@ -19,6 +19,7 @@ _HEADER = struct.Struct("<8sIIQQQ")  # magic, format, pages, bytes of a page, sp
 _ROW = 32 + 8  # bytes: key, checksum of the page
 _MAGIC, _FORMAT = b"hicnixlo", 1
 HEADER_BYTES = 64
+MOST_PAGES = 1 << 20  # of a segment
 _NAME = re.compile(r"([0-9a-f]{16})-[0-9a-f]{16}-([0-9a-f]{1,8})-([0-9a-f]{1,12})")
 _WRITER, _count = os.urandom(6).hex(), itertools.count()
 
@@ -56,9 +57,9 @@ class Name:
         """Return the name of an object; None for one that is no segment."""
         base = path.rpartition("/")[2]
         match = _NAME.fullmatch(base)
-        if match is None:
+        if match is None or not 0 < (pages := int(match[2], 16)) <= MOST_PAGES:
             return None
-        return cls(space, int(match[1], 16), base, int(match[2], 16), int(match[3], 16))
+        return cls(space, int(match[1], 16), base, pages, int(match[3], 16))
 
     @property
     def path(self) -> str:
@@ -73,7 +74,12 @@ class Name:
     @property
     def size(self) -> int:
         """Bytes of the object."""
-        return self.head_bytes + self.pages * self.page_bytes
+        return size_of(self.pages, self.page_bytes)
+
+
+def size_of(pages: int, page_bytes: int) -> int:
+    """Return the bytes of a segment."""
+    return HEADER_BYTES + pages * (_ROW + page_bytes)
 
 
 def unique() -> str:
