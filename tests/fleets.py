@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,8 +130,14 @@ def points_of_workers(pid: int) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(pid).children(recursive=True)
-        if "hicache_nixl.lab.sweep.child" in " ".join(child.cmdline())
+        if "hicache_nixl.lab.sweep.child" in _command(child)
     ]
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):  # it may end just now
+        return " ".join(process.cmdline())
+    return ""
 
 
 __all__ = ["PATIENCE", "Cluster", "cluster", "points_of_workers", "refuse_io_uring"]

@@ -47,10 +47,12 @@ class TinyNotebooks:
         return {path.stem: path for path in sorted(self.folder.glob("*.ipynb"))}
 
 
-def begun(folder: Path, grid: Grid, notebooks: list[str], hosts: Sequence[str]) -> Sweep:
+def begun(
+    folder: Path, grid: Grid, notebooks: list[str], hosts: Sequence[str], scheduler: str | None = None
+) -> Sweep:
     """Begin a sweep whose hosts have told their facts, which takes seconds, already."""
     folder.mkdir(parents=True)
-    sweep = record.begin(folder, grid, notebooks, points_of(grid, hosts))
+    sweep = record.begin(folder, grid, notebooks, points_of(grid, hosts), scheduler)
     sweep.hosts = {host: {"NIXL": "1.5.1"} for host in hosts}
     sweep.write()
     return sweep

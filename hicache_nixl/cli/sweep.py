@@ -43,7 +43,7 @@ def sweep(
         typer.Option(
             metavar="ADDRESS",
             help="Run on the hosts of this Dask scheduler, such as tcp://10.0.0.1:8786.",
-            show_default="this machine",
+            show_default="this machine, or that of --resume",
         ),
     ] = None,
     every_host: Annotated[
@@ -99,7 +99,7 @@ def sweep(
         hicache-nixl sweep --scheduler tcp://10.0.0.1:8786 \
             --notebook 01,03 -p storage_dir=/mnt/nvme
 
-    Go on after Ctrl-C or a host that failed:
+    Go on after Ctrl-C or a host that failed, with the scheduler that it had:
 
         hicache-nixl sweep --resume sweep-20260102-030405
 
@@ -160,7 +160,8 @@ def _grid(file: str | None, given: dict[str, Any]) -> Grid:
 def _end(result: Result, quiet: bool) -> None:
     """Say how the sweep has ended, and end with its exit code."""
     done = result.sweep
-    again = f"go on: hicache-nixl sweep --resume {done.name}"
+    at = f" --scheduler {done.scheduler}" if done.scheduler else ""
+    again = f"go on: hicache-nixl sweep --resume {done.name}{at}"
     if not quiet:
         say(f"{done.verdict()}; the page is {os.path.relpath(result.page)}")
     if result.interrupted:

@@ -162,6 +162,16 @@ class TestInterrupted:
         assert "Traceback" not in out + err
         wait_until(lambda: have_ended(seen))
 
+    @pytest.mark.parametrize("how", [{"interrupted": True}, {"lost": "it is gone"}], ids=["ctrl-c", "lost"])
+    def test_a_sweep_of_a_fleet_says_how_to_go_on_with_its_scheduler(self, run: Run, tiny, monkeypatch, how):
+        done = record.read_sweep(with_large_pages(tiny, "04_waits"))
+        done.scheduler = "tcp://10.0.0.1:8786"
+        monkeypatch.setattr(sweeps, "resume", lambda *given, **more: sweeps.Result(done, done.page, **how))
+        answer = run("sweep --resume mine")
+        assert "go on: hicache-nixl sweep --resume mine --scheduler tcp://10.0.0.1:8786" in (
+            answer.out + answer.err
+        )
+
     @pytest.mark.slow
     def test_a_second_ctrl_c_ends_it_at_once_and_its_processes_end_too(self, started):
         seen = self.kernels_of(started)

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONNECT = 10.0  # seconds
 OTHERS = 1.0  # seconds between two looks at which workers there are
 SHARES = 2  # points of counts that share this machine
+GONE = "the scheduler does not answer any more"
 START = "start it with `dask scheduler`, and `dask worker ADDRESS` on each host"
 # Without routes, and reachable from this machine only: Dask serves pages about a cluster otherwise.
 QUIET = {
@@ -110,7 +111,19 @@ class Fleet:
         try:
             return dict(self.client.scheduler_info(n_workers=-1)["workers"])
         except (OSError, ValueError, AttributeError, KeyError) as error:  # a closed client knows nothing
-            raise FleetLostError("the scheduler does not answer any more") from error
+            raise FleetLostError(GONE) from error
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **how: Any) -> Any:
+        """Call a function in workers, as ``Client.run`` does.
+
+        Raises
+        ------
+        FleetLostError
+        """
+        try:
+            return self.client.run(function, *arguments, **how)
+        except (OSError, AttributeError) as error:  # the latter of a closed client
+            raise FleetLostError(GONE) from error
 
     def _look(self) -> dict[str, Host]:
         workers = {
@@ -118,7 +131,7 @@ class Fleet:
         }
         new = [address for address in workers if address not in self._identities]
         if new:
-            answers = self.client.run(remote.identity, workers=new, on_error="return")
+            answers = self.run(remote.identity, workers=new, on_error="return")
             self._identities |= {address: one for address, one in answers.items() if isinstance(one, dict)}
         groups: dict[str, dict[str, Any]] = {}
         for address in sorted(workers):
@@ -129,7 +142,7 @@ class Fleet:
         hosts.sort(key=lambda host: _by_number(host.name))
         for host in hosts:
             if host.worker and RESOURCE not in workers[host.worker]["resources"]:
-                self.client.run(remote.offer, host.shares, workers=[host.worker], on_error="ignore")
+                self.run(remote.offer, host.shares, workers=[host.worker], on_error="ignore")
         return {host.name: host for host in hosts if not self.only or any(map(host.answers_to, self.only))}
 
     def _host(self, machine: str, workers: dict[str, Any], groups: dict[str, dict[str, Any]]) -> Host:

@@ -123,10 +123,16 @@ class Lanes:
                     yield answer
 
     def end(self) -> Iterator[Answer]:
-        """Ask the jobs that run to end, wait for that, and yield what came of those that had ended before."""
+        """Ask the jobs that run to end, wait for that, and yield what came of those that had ended before.
+
+        Raises
+        ------
+        FleetLostError
+            When the scheduler has gone away.
+        """
         self.waiting.clear()
         for key, one in self._running.items():
-            self.fleet.client.run(remote.end, [key], workers=[one.host.worker], on_error="ignore")
+            self.fleet.run(remote.end, [key], workers=[one.host.worker], on_error="ignore")
         deadline = time.monotonic() + PATIENCE + 2 * remote.LOOKS
         while self._running and time.monotonic() < deadline:
             with suppress(queue.Empty):

@@ -1,7 +1,7 @@
 """The folder of a sweep.
 
 =====================  ==========================================================
-``sweep.json``         the grid, the facts of each host, and the state of each point
+``sweep.json``         the grid, the scheduler, the facts of each host, and the state of each point
 ``points/SLUG/``       the run of each point, as ``reproduce`` writes it
 ``points.csv``         the points as a table, with what they measured
 ``figures/``           the figures of the page, and those for phones below ``narrow``
@@ -11,10 +11,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
 import tarfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +36,23 @@ from .remote import FAILED
 FORMAT = 1
 MISSING = "missing"  # the state of a point that has not run
 UNFINISHED = ".unfinished"  # ends the name of a folder that is being unpacked
+MOST = 2 << 30  # bytes of an unpacked run, which has some MB
+BAD = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError)  # of an archive or a disk
+
+
+class _Unpacking:
+    """The tar file in an archive, of which no more than ``MOST`` is unpacked."""
+
+    def __init__(self, archive: bytes):
+        self._file = gzip.GzipFile(fileobj=io.BytesIO(archive))
+        self._left = MOST
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise tarfile.ReadError(f"it has more than {MOST} bytes")
+        return data
 
 
 @dataclass
@@ -90,6 +109,8 @@ class Sweep:
     problems : dict
         Why there are no facts of a host.
     started : str
+    scheduler : str or None
+        The address of the Dask scheduler whose hosts run it; None for this machine alone.
     """
 
     folder: Path
@@ -99,6 +120,7 @@ class Sweep:
     hosts: dict[str, dict[str, str]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     started: str = ""
+    scheduler: str | None = None
 
     @property
     def name(self) -> str:
@@ -149,11 +171,11 @@ class Sweep:
         return ", ".join(parts)
 
     def keep(self, answer: Answer) -> PointState:
-        """Keep what came of a point: its run, and its state."""
+        """Keep what came of a point: its run, and its state; a run that cannot be unpacked is why it failed."""
         point, told_by = self.points[answer.job.slug], answer.told
-        if answer.archive:
-            self._unpack(point.slug, answer.archive)
         reason = told_by.get("reason", "")
+        if answer.archive:
+            reason = self._unpack(point.slug, answer.archive) or reason
         point.state = ENDED if told_by["state"] == ENDED and not reason else FAILED
         point.reason, point.deaths, point.bytes = reason, len(answer.job.deaths), len(answer.archive)
         point.host = answer.host or point.host
@@ -162,16 +184,28 @@ class Sweep:
         self.write()
         return point
 
-    def _unpack(self, slug: str, archive: bytes) -> None:
-        """Unpack a run beside its place and rename it, so that a part of one is never taken for a whole."""
+    def _unpack(self, slug: str, archive: bytes) -> str:
+        """Unpack a run beside its place and rename it, so that a part of one is never taken for a whole.
+
+        Returns
+        -------
+        str
+            Why it could not be unpacked, and nothing of it is left; empty when it was.
+        """
         folder = self.run_of(slug)
         beside = folder.with_name(f"{slug}{UNFINISHED}")
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(beside, filter="data")  # refuses paths that lead out of the folder
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        try:
+            beside.mkdir(parents=True)
+            with tarfile.open(fileobj=_Unpacking(archive), mode="r|") as files:  # type: ignore[call-overload]
+                files.extractall(beside, filter="data")  # refuses paths that lead out of the folder
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
+        except BAD as error:
+            return f"its run cannot be unpacked: {error}"
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return ""
 
     def write(self) -> None:
         """Write ``sweep.json``."""
@@ -179,6 +213,7 @@ class Sweep:
             "format": FORMAT,
             "version": __version__,
             "started": self.started,
+            "scheduler": self.scheduler,
             "grid": self.grid.model_dump(mode="json"),
             "notebooks": self.notebooks,
             "hosts": self.hosts,
@@ -188,11 +223,13 @@ class Sweep:
         write_whole(self.folder / "sweep.json", json.dumps(known, indent=2) + "\n")
 
 
-def begin(folder: Path, grid: Grid, notebooks: list[str], points: list[Point]) -> Sweep:
+def begin(
+    folder: Path, grid: Grid, notebooks: list[str], points: list[Point], scheduler: str | None = None
+) -> Sweep:
     """Start the record of a sweep in its new folder."""
     states = {point.slug: PointState(point.slug, point.host, point.values) for point in points}
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    sweep = Sweep(folder, grid, notebooks, states, started=started)
+    sweep = Sweep(folder, grid, notebooks, states, started=started, scheduler=scheduler)
     (folder / "points").mkdir()
     sweep.write()
     return sweep
@@ -234,6 +271,7 @@ def _read(file: Path, known: Mapping[str, Any]) -> Sweep:
             dict(known["hosts"]),
             dict(known["problems"]),
             known["started"],
+            known["scheduler"],
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}; start the sweep again") from error

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def sweep(
     with connecting(scheduler, grid.hosts) as fleet:
         points = points_of(grid, list(fleet.hosts()))
         folder = new_run_folder(default_run_name("sweep") if run is None else run)
-        begun = record.begin(folder, grid, list(chosen), points)
+        begun = record.begin(folder, grid, list(chosen), points, scheduler)
         return _run(begun, fleet, chosen, watch)
 
 
@@ -122,11 +123,13 @@ def resume(
         Of its folder below ``runs/``, or its path.
     grid : Grid, optional
         Must be that of the sweep, if it is given.
+    scheduler : str, optional
+        Overrides that of the sweep, whose hosts may have another one now.
 
     Raises
     ------
     ConfigError
-        When there is no such sweep, or the grid is another one.
+        When there is no such sweep, the grid is another one, or its scheduler cannot be reached.
     """
     begun = read_sweep(name)
     known = notebooks()
@@ -137,13 +140,16 @@ def resume(
     if gone := [notebook for notebook in begun.notebooks if notebook not in known]:
         raise ConfigError(f"sweep {begun.name} has notebooks that are not here: {', '.join(gone)}")
     chosen = {notebook: known[notebook] for notebook in begun.notebooks}
-    check(begun.grid, chosen, here=scheduler is None)
+    if scheduler is not None:
+        begun.scheduler = scheduler
+    check(begun.grid, chosen, here=begun.scheduler is None)
     for point in begun.points.values():
         if point.state != ENDED:
             point.state, point.reason = record.MISSING, ""
             if not begun.grid.every_host:
                 point.host = None
-    with connecting(scheduler, begun.grid.hosts) as fleet:
+    with connecting(begun.scheduler, begun.grid.hosts) as fleet:
+        begun.write()
         return _run(begun, fleet, chosen, watch)
 
 
@@ -159,8 +165,9 @@ def _run(begun: Sweep, fleet: Fleet, chosen: Mapping[str, Path], watch: Watch) -
     except KeyboardInterrupt:
         interrupted = True
         watch(Step(begun, {}, note="interrupted, ending the points that run ..."))
-        for answer in lanes.end():
-            _kept(begun, answer)
+        with suppress(FleetLostError):  # what has come back is kept
+            for answer in lanes.end():
+                _kept(begun, answer)
     except FleetLostError as error:
         lost = str(error)
     return Result(begun, write_sweep_page(begun), interrupted, lost)

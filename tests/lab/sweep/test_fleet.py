@@ -7,9 +7,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from distributed.comm import CommClosedError
 from fleets import Cluster, cluster, points_of_workers, refuse_io_uring
 from processes import have_ended, wait_until
 from tiny_sweeps import TinyNotebooks, begun
@@ -19,8 +21,9 @@ from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab import plan
 from hicache_nixl.lab.sweep import sweep as sweeps
 from hicache_nixl.lab.sweep.facts import differences
-from hicache_nixl.lab.sweep.fleet import connecting
+from hicache_nixl.lab.sweep.fleet import Fleet, FleetLostError, connecting
 from hicache_nixl.lab.sweep.grid import Grid
+from hicache_nixl.lab.sweep.record import read_sweep
 from hicache_nixl.lab.sweep.sweep import Result, Step, resume, sweep
 
 HOSTS = ["host-a", "host-b", "host-c"]
@@ -81,6 +84,23 @@ class TestThreeHosts:
     def test_a_host_is_chosen_by_its_name_and_others_are_left_out(self, fleet):
         with connecting(fleet.address, ["host-b"]) as chosen:
             assert list(chosen.hosts()) == ["host-b"]
+
+
+def test_a_sweep_that_goes_on_is_run_by_the_hosts_of_its_scheduler(tiny, fleet, ran, tmp_path):
+    assert read_sweep(ran.sweep.folder).scheduler == fleet.address
+    grid = Grid(notebooks=("01",), hosts=("host-a",))
+    started = begun(tmp_path / "s", grid, ["01_counts"], ["host-a"], fleet.address)
+    (point,) = resume(str(started.folder)).sweep.points.values()
+    assert (point.state, point.host) == ("ended", "host-a")
+
+
+@pytest.mark.parametrize("error", [CommClosedError("closed"), AttributeError("broadcast"), TimeoutError()])
+def test_a_scheduler_that_does_not_answer_a_call_is_lost(error):
+    def run(*given: object, **how: object) -> None:
+        raise error
+
+    with pytest.raises(FleetLostError, match="the scheduler does not answer any more"):
+        Fleet(SimpleNamespace(run=run)).run(os.getpid)
 
 
 def test_a_limit_that_is_too_low_for_a_notebook_is_the_reason_there_and_is_not_asked_of_this_machine(
@@ -153,6 +173,23 @@ def test_when_the_scheduler_goes_away_the_sweep_ends_and_points_end_on_their_hos
         assert result.lost.startswith("the scheduler does not answer any more")
         assert [point.state for point in result.sweep.points.values()] == ["missing"]
         wait_until(lambda: have_ended(children))
+
+
+@pytest.mark.slow
+def test_when_the_scheduler_goes_away_at_ctrl_c_the_sweep_ends_with_its_page(tiny, tmp_path):
+    started = begun(tmp_path / "s", Grid(notebooks=("04",)), ["04_waits"], ["host-a"])
+    with cluster(tmp_path) as made:
+        made.add("host-a")
+        made.wait()
+
+        def end_both(step: Step) -> None:
+            if step.running:
+                made.scheduler.kill()
+                os.kill(os.getpid(), signal.SIGINT)
+
+        result = resume(str(started.folder), scheduler=made.address, watch=end_both)
+    assert result.interrupted
+    assert "1 did not run" in result.page.read_text()
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,11 +23,20 @@ from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.report import build
 from hicache_nixl.lab.runs.record import read_record
 from hicache_nixl.lab.sweep import fleet as fleets
+from hicache_nixl.lab.sweep import sweep as sweeps
 from hicache_nixl.lab.sweep.grid import Grid
+from hicache_nixl.lab.sweep.lanes import Answer, Lanes
 from hicache_nixl.lab.sweep.record import read_sweep
 from hicache_nixl.lab.sweep.sweep import Result, Step, resume, sweep
 
 PAGES = {"page_bytes": (4096, 8192)}
+
+
+class NoHosts:
+    """A fleet in which there is nothing to do."""
+
+    def hosts(self) -> dict[str, fleets.Host]:
+        return {}
 
 
 def of(*notebooks: str, **parameters: object) -> Grid:
@@ -157,6 +168,49 @@ def test_ctrl_c_ends_the_points_that_run_with_their_kernels_and_keeps_the_rest(t
     assert seen
     wait_until(lambda: have_ended(seen))
     assert "2 did not run" in result.page.read_text()
+
+
+class TestScheduler:
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+        """Which schedulers a sweep connects to; no host of theirs has anything to do."""
+        seen: list[str | None] = []
+
+        @contextmanager
+        def connecting(scheduler: str | None, only: object) -> Iterator[NoHosts]:
+            seen.append(scheduler)
+            yield NoHosts()
+
+        monkeypatch.setattr(sweeps, "connecting", connecting)
+        return seen
+
+    @pytest.mark.parametrize("had", [None, "tcp://10.0.0.1:8786"])
+    def test_a_sweep_that_goes_on_uses_the_one_that_it_had(self, tiny, asked, tmp_path, had):
+        begun(tmp_path / "s", of("01"), ["01_counts"], [], scheduler=had)
+        resume(str(tmp_path / "s"))
+        assert asked == [had]
+
+    def test_another_one_overrides_it_and_is_used_from_then_on(self, tiny, asked, tmp_path):
+        begun(tmp_path / "s", of("01"), ["01_counts"], [], scheduler="tcp://10.0.0.1:8786")
+        resume(str(tmp_path / "s"), scheduler="tcp://10.0.0.2:8786")
+        resume(str(tmp_path / "s"))
+        assert asked == ["tcp://10.0.0.2:8786"] * 2
+
+    def test_one_that_is_lost_after_ctrl_c_leaves_a_page(self, tiny, asked, tmp_path, monkeypatch):
+        def interrupted(lanes: Lanes) -> Iterator[Answer]:
+            raise KeyboardInterrupt
+            yield
+
+        def lost(lanes: Lanes) -> Iterator[Answer]:
+            raise fleets.FleetLostError(fleets.GONE)
+            yield
+
+        monkeypatch.setattr(Lanes, "answers", interrupted)
+        monkeypatch.setattr(Lanes, "end", lost)
+        begun(tmp_path / "s", of("01"), ["01_counts"], ["host-a"], scheduler="tcp://10.0.0.1:8786")
+        result = resume(str(tmp_path / "s"))
+        assert result.interrupted
+        assert "1 did not run" in result.page.read_text()
 
 
 class TestRefused:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import io
 import json
 import tarfile
@@ -12,6 +14,7 @@ from tiny_sweeps import begun
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.runs.folder import RunFolder
+from hicache_nixl.lab.sweep import record
 from hicache_nixl.lab.sweep.grid import Grid
 from hicache_nixl.lab.sweep.lanes import Answer, Job
 from hicache_nixl.lab.sweep.record import Sweep, read_sweep
@@ -36,6 +39,15 @@ def link(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
     about = tarfile.TarInfo(name)
     about.type, about.linkname = tarfile.SYMTYPE, target
     return about, b""
+
+
+def flipped(packed: bytes, place: int) -> bytes:
+    return packed[:place] + bytes([packed[place] ^ 255]) + packed[place + 1 :]
+
+
+TEXT = bytes(range(256)) * 99
+WHOLE = archive(file("claims.csv", TEXT))
+TAR = gzip.decompress(WHOLE)
 
 
 def answer(packed: bytes, **told: object) -> Answer:
@@ -63,20 +75,55 @@ class TestKeep:
     def test_nothing_is_written_outside_of_its_folder(self, sweep, member):
         before = sorted(path.name for path in sweep.folder.parent.iterdir())
         name = member[0].name
+        sweep.keep(answer(archive(member)))
         if name.startswith("/"):  # taken as relative, as tar does
-            sweep.keep(answer(archive(member)))
             assert (sweep.run_of(SLUG) / "tmp/outside").exists()
         else:
-            with pytest.raises(tarfile.FilterError):
-                sweep.keep(answer(archive(member)))
-            assert not sweep.run_of(SLUG).exists()
+            self.has_failed(sweep, repr(name))
         assert sorted(path.name for path in sweep.folder.parent.iterdir()) == before
 
-    def test_an_archive_that_is_cut_off_is_never_taken_for_a_run(self, sweep):
-        with pytest.raises((EOFError, tarfile.ReadError)):
-            sweep.keep(answer(archive(file("claims.csv", bytes(range(256)) * 99))[:-40]))
-        assert not sweep.run_of(SLUG).exists()
-        assert sweep.points[SLUG].state == "missing"
+    @staticmethod
+    def has_failed(sweep: Sweep, reason: str) -> None:
+        (point,) = read_sweep(sweep.folder).points.values()
+        assert point.state == "failed"
+        assert point.reason.startswith("its run cannot be unpacked: ")
+        assert reason in point.reason
+        assert list((sweep.folder / "points").iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("packed", "reason"),
+        [
+            (WHOLE[:-40], "ended before the end-of-stream marker"),
+            (b"\x1f\x8bnot a tar", "Unknown compression method"),
+            (b"not gzip", "Not a gzipped file"),
+            (flipped(WHOLE, 60), "decompressing"),
+            (gzip.compress(flipped(TAR, 200)), "bad checksum"),
+            (gzip.compress(TAR[:9000]), "unexpected end of data"),
+        ],
+        ids=["cut off", "no tar", "no gzip", "damaged gzip", "damaged tar", "tar cut off"],
+    )
+    def test_an_archive_that_is_damaged_is_why_the_point_failed_and_nothing_of_it_is_left(
+        self, sweep, packed, reason
+    ):
+        sweep.keep(answer(packed))
+        self.has_failed(sweep, reason)
+
+    @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME], ids=["file", "name"])
+    def test_no_more_than_a_bound_is_unpacked(self, sweep, monkeypatch, kind):
+        monkeypatch.setattr(record, "MOST", 1 << 20)
+        about, text = file("zeros", bytes(8 << 20))
+        about.type = kind
+        sweep.keep(answer(archive((about, text))))
+        self.has_failed(sweep, "it has more than 1048576 bytes")
+
+    def test_a_full_disk_is_why_the_point_failed_and_makes_room_again(self, sweep, monkeypatch):
+        def fill(files: tarfile.TarFile, folder: Path, **how: object) -> None:
+            (folder / "half").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(tarfile.TarFile, "extractall", fill)
+        sweep.keep(answer(WHOLE))
+        self.has_failed(sweep, "No space left on device")
 
     def test_the_run_of_a_point_that_failed_before_is_replaced(self, sweep):
         sweep.keep(answer(archive(file("old")), reason="it crashed"))
