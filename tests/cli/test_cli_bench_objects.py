@@ -21,12 +21,12 @@ from processes import have_ended, wait_until
 from test_cli import run as run_in_this_process
 from test_cli import runs as runs_in_tmp
 
-from hicache_nixl.errors import ConfigError
+from hicache_nixl.errors import ConfigError, HiCacheNixlError
 from hicache_nixl.lab.bench import objects as measuring
 from hicache_nixl.lab.bench.object_plan import ARMS, SEAWEEDFS, make_plan
 from hicache_nixl.lab.bench.object_results import fastest, fastest_of_others, few_calls, summary
 from hicache_nixl.lab.bench.objects import MeasuredObjects
-from hicache_nixl.lab.object_store import ObjectStore, weed
+from hicache_nixl.lab.object_store import Endpoint, ObjectStore, weed
 from hicache_nixl.resources import runs_folder
 
 run, runs = run_in_this_process, runs_in_tmp  # fixtures
@@ -135,6 +135,14 @@ def test_an_endpoint_that_is_down_is_an_error_in_a_bounded_time(run, runs, crede
     assert credentials not in answer.err
     assert time.monotonic() - started < 30
     assert not runs.exists()
+
+
+def test_the_message_of_an_error_has_no_secret_and_no_token():
+    endpoint = Endpoint("http://h", "b", access_key="a", secret_key="the-secret", session_token="the-token")
+    with pytest.raises(HiCacheNixlError) as raised, measuring._without_secrets(endpoint):
+        raise HiCacheNixlError(f"it logged {endpoint.extra_config()}")
+    assert "'secret_key': '***'" in str(raised.value)
+    assert "'session_token': '***'" in str(raised.value)
 
 
 def test_without_weed_the_error_says_what_to_install(run, runs, monkeypatch):

@@ -172,10 +172,5 @@ def _check_answers(endpoint: Endpoint) -> None:
         with closing(bucket_of(endpoint, ANSWERED)) as bucket:
             bucket.ask()
     except (StoreError, FileNotFoundError) as error:
-        told = redacted(str(error), endpoint.secret_key)
+        told = endpoint.redacted(str(error))
         raise ConfigError(f"--endpoint {endpoint.url}, bucket {endpoint.bucket}: {told}") from None
-
-
-def redacted(text: str, secret: str) -> str:
-    """Return a text without a secret."""
-    return text.replace(secret, "***")

@@ -28,7 +28,7 @@ from ..worker.releases import at_hand, source_of
 from ..worker.setup import Setup, key_of
 from .arms import OPERATIONS
 from .measure import ArmWorker, Watch, in_rounds, started
-from .object_plan import ARMS, OF_SGLANG, OTHER, ObjectArm, ObjectPlan, bucket_of, redacted
+from .object_plan import ARMS, OF_SGLANG, OTHER, ObjectArm, ObjectPlan, bucket_of
 from .plan import KEYS, KIB, PEER
 
 PATIENCE = 120.0  # seconds for all calls of an operation in a turn
@@ -142,7 +142,7 @@ def _measure_point(
     stored = Counter[str]()
     with ExitStack() as stack:
         endpoint, store = stack.enter_context(_opened_store(plan, page_bytes, model, storage_dir, stored))
-        with _without(endpoint.secret_key):
+        with _without_secrets(endpoint):
             workers = started(stack, arms, ObjectWorker, storage_dir, PATIENCE)
             for name, worker in workers.items():
                 try:
@@ -155,7 +155,7 @@ def _measure_point(
                 except HiCacheNixlError as error:
                     if name not in OF_SGLANG:
                         raise
-                    left_out[name] = redacted(str(error), endpoint.secret_key).partition("\n")[0]
+                    left_out[name] = endpoint.redacted(str(error)).partition("\n")[0]
 
             def turn(arm: str) -> list[dict[str, Any]]:
                 stored[arm] += calls * KEYS
@@ -218,9 +218,8 @@ def _remove(endpoint: Endpoint, folders: Sequence[str], names: Sequence[str]) ->
     except (StoreError, FileNotFoundError) as error:
         raise HiCacheNixlError(
             f"objects in {', '.join(folders[1:])}, and with {folders[0][:-1]} in their names, are left in bucket "
-            f"{endpoint.bucket}: "
-            f"{error}"
-        ) from error
+            f"{endpoint.bucket}: {endpoint.redacted(str(error))}"
+        ) from None
 
 
 def _written(page_bytes: int, model: str, stored: Mapping[str, int]) -> tuple[list[str], list[str]]:
@@ -247,11 +246,12 @@ def _model_of(model: str, arm: str) -> str:
 
 
 @contextmanager
-def _without(secret: str) -> Iterator[None]:
-    """Keep a secret out of the message of an error: SGLang's connector logs its parameters when it fails."""
+def _without_secrets(endpoint: Endpoint) -> Iterator[None]:
+    """Keep secrets out of the message of an error: SGLang's connector logs its parameters when it fails."""
     try:
         yield
     except HiCacheNixlError as error:
-        if secret not in str(error):
+        redacted = endpoint.redacted(str(error))
+        if redacted == str(error):
             raise
-        raise HiCacheNixlError(redacted(str(error), secret)) from None
+        raise HiCacheNixlError(redacted) from None

@@ -45,6 +45,12 @@ class Endpoint:
         key = f"{self.access_key[:SHOWN]}..."
         return f"Endpoint({self.url!r}, {self.bucket!r}, region={self.region!r}, access_key={key!r})"
 
+    def redacted(self, text: str) -> str:
+        """Return a text with ``***`` in the place of the secret key and the session token."""
+        for secret in filter(None, (self.secret_key, self.session_token)):
+            text = text.replace(secret, "***")
+        return text
+
     def extra_config(self) -> dict[str, Any]:
         """Return what a connector's ``extra_config`` needs to use NIXL's OBJ plugin with this store."""
         section = {

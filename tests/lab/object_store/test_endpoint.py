@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
@@ -28,6 +29,13 @@ def test_a_repr_shows_no_secret():
         assert SECRET not in shown
         assert TOKEN not in shown
     assert "access_key='AKID...'" in repr(temporary)
+
+
+def test_secrets_are_taken_out_of_a_text():
+    temporary = dataclasses.replace(ENDPOINT, session_token=TOKEN)
+    text = f"{KEY} {SECRET} {TOKEN} {SECRET}"
+    assert temporary.redacted(text) == f"{KEY} *** *** ***"
+    assert ENDPOINT.redacted(text) == f"{KEY} *** {TOKEN} ***"
 
 
 def test_the_configuration_of_a_connector():
