@@ -66,7 +66,7 @@ app = typer.Typer(
     Start with:
 
         hicache-nixl doctor       what can run on this machine
-        hicache-nixl reproduce    the whole investigation, in about 4 minutes
+        hicache-nixl reproduce    the whole investigation, in about 7 minutes
         hicache-nixl watch PID    whether a running server leaks
         hicache-nixl bench        how fast pages are stored and loaded
         hicache-nixl server       a real SGLang server, without a GPU

@@ -21,7 +21,7 @@ def reproduce(
     profile: Annotated[
         str,
         typer.Option(
-            help="What to run: quick (about 4 minutes) or full (about 10 minutes), or server: real SGLang servers (about 10 minutes)."
+            help="What to run: quick (about 7 minutes) or full (about 10 minutes), or server: real SGLang servers (about 15 minutes)."
         ),
     ] = "quick",
     notebook: Annotated[
