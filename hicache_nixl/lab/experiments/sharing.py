@@ -139,7 +139,7 @@ def two_servers(
     no_store = STORE in set(released.connector) - set(available(released))
     tables = [
         _shared(version, lifetime, prompts, model, storage_dir, seed)
-        for version in ([] if no_store else versions_of(released, [role]))
+        for version in ([] if no_store else versions_of(released[released.connector != STORE], [role]))
         for lifetime in lifetimes
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SERVER_COLUMNS)
