@@ -226,6 +226,7 @@ def first_tokens(table: pd.DataFrame) -> Drawn:
             rows.append(f"{what}, {plain(arm)}: {middle.median:.0f} ms")
     axes.set_yticks([-place for place in range(len(rows))], rows)
     axes.set_xlim(0, None)
+    axes.set_ylim(0.6 - len(rows) - 0.1, 0.6)
     axes.set_xlabel("milliseconds to the first token\n(dots: each repeat; line: interval of the median)")
     ratios = {arm: _share(table, arm) for arm in arms}
     shares = listed([f"{ratio.median:.0%} with {plain(arm)}" for arm, ratio in ratios.items()])
