@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -24,13 +23,11 @@ from .errors import ConfigError
 from .lifetimes import BY_NAME, DEFAULT_LIFETIME, RELEASED
 from .lifetimes import FILE_PER_PIECE as FILE_PER_PIECE
 from .lifetimes import LIFETIMES as LIFETIMES
+from .object_params import completed
 from .options import (
     ALWAYS_BOUNDED,
-    BUCKET_VARIABLE,
-    CREDENTIAL_VARIABLES,
     DIRECT_IO_VARIABLE,
     INTERFACE_V1,
-    OBJECT_VARIABLES,
     OWN,
     REFUSED,
     SERVER,
@@ -339,29 +336,8 @@ class NixlBackendConfig:
         }
 
     def object_params(self) -> dict[str, str]:
-        """Return the parameters of OBJ, with what the usual variables add: bucket, endpoint and region.
-
-        Raises
-        ------
-        ConfigError
-            When there is no bucket.
-        """
-        params = self.init_params("OBJ")
-        for name, variables in OBJECT_VARIABLES.items():
-            found = next((os.environ[variable] for variable in variables if os.environ.get(variable)), None)
-            if found and not params.get(name):
-                params[name] = found
-        if not params.get("bucket"):
-            raise ConfigError(f"OBJ needs a bucket: set plugin.obj.bucket or {BUCKET_VARIABLE}")
-        credentials = {name: os.environ[name] for name in CREDENTIAL_VARIABLES if name in os.environ}
-        for name, value in {**credentials, **params}.items():
-            if re.search(r"\s", value):
-                raise ConfigError(f"{name}: there is white space in it, such as a line feed at its end")
-        if "@" in params.get("endpoint_override", ""):
-            raise ConfigError(
-                "endpoint_override: there are no credentials in a URL; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        return params
+        """Return the parameters of OBJ, with what the usual variables add; ``ConfigError`` if they cannot work."""
+        return completed(self.init_params("OBJ"))
 
 
 def is_secret(name: Any) -> bool:

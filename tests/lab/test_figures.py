@@ -50,10 +50,8 @@ from hicache_nixl.watch.verdict import Watch
 matplotlib.use("Agg")
 
 TITLE = "The answer of this figure"
-pytestmark = pytest.mark.usefixtures("closed_figures")
-
-
 RUNS = ("ssd", "nvme")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def drawn_server(table: pd.DataFrame) -> Figure:

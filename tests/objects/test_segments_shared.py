@@ -11,7 +11,7 @@ from pooled_store import note_names
 from support import OBJECTS, as_bytes, keys_of, make_pool, object_store, scramble, storage_config
 
 from hicache_nixl import HiCacheNixl
-from hicache_nixl.errors import ConfigError, PluginError, StoreError
+from hicache_nixl.errors import StoreError
 from hicache_nixl.lifetimes.pooled_objects import catalogue, gathered, segment
 from hicache_nixl.transport import lane
 from hicache_nixl.transport.bucket import Bucket
@@ -366,41 +366,3 @@ def test_clear_removes_gathered_indexes(many, open_store):
     assert many()
     open_store("pooled").clear()
     assert gathered_names() == segments() == []
-
-
-BAD = {
-    "a line feed": (
-        {"plugin": {"obj": {"active": True, "bucket": "b", "access_key": "key\n", "secret_key": "s"}}},
-        "access_key: there is white space in it",
-    ),
-    "credentials in the URL": (
-        {"plugin": {"obj": {"active": True, "bucket": "b", "endpoint_override": "http://me:secret@host"}}},
-        "endpoint_override: there are no credentials in a URL",
-    ),
-    "min_free_gb": ({"min_free_gb": 1}, "min_free_gb: the free space of an object store is not known"),
-    "object_timeout": ({"object_timeout": 0}, "object_timeout"),
-    "a flag": ({"object_timeout": True}, "object_timeout.*expected a number"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_options_that_cannot_work_are_refused(open_store, name):
-    extra, says = BAD[name]
-    with pytest.raises((ConfigError, PluginError), match=says) as raised:
-        open_store("pooled", obj=extra.get("plugin", {}).get("obj"), extra=extra)
-    assert "secret" not in str(raised.value)
-
-
-@pytest.mark.parametrize("lifetime", ["scoped", "pooled"])
-def test_the_usual_variables_are_enough(lifetime, pool, monkeypatch):
-    """The flat form has no secret in it."""
-    for name, value in object_store().variables().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("SGLANG_HICACHE_NIXL_BACKEND_PLUGIN", "OBJ")
-    config = storage_config(lifetime + OBJECTS)
-    config.extra_config.clear()
-    config.extra_config.update({"lifetime": lifetime, "scheme": "http"})
-    with HiCacheNixl(config) as store:
-        store.register_mem_pool_host(pool)
-        assert stored(store, pool, keys_of(3))
-        assert store.batch_exists(keys_of(3)) == 3
