@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..errors import ConfigError, HiCacheNixlError
+from ..interrupts import deferred
 from .streams import guarded
 
 INTERRUPTED = 130  # exit code
@@ -178,8 +179,7 @@ def _check_new_file(option: str, path: Path, suffix: str) -> None:
     if not path.name.lower().endswith(suffix):
         raise ConfigError(f"{option} {path}: expected a name that ends in {suffix}")
     try:
-        path.touch(exist_ok=False)
-        path.unlink()
+        deferred(_make_and_remove, path)
     except FileExistsError:
         raise ConfigError(
             f"{option} {path} exists already; remove it, or choose another name for a new file"
@@ -188,6 +188,11 @@ def _check_new_file(option: str, path: Path, suffix: str) -> None:
         raise ConfigError(
             f"{option} {path}: {error.strerror}; expected a new file in a folder that can be written to"
         ) from None
+
+
+def _make_and_remove(path: Path) -> None:
+    path.touch(exist_ok=False)
+    path.unlink()
 
 
 def page_of(model: str | None, page_size: int, layers: int | None) -> tuple[int, bool] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,18 @@ class TestNewFile:
     def test_a_folder_that_cannot_be_written_to_is_refused(self):
         with pytest.raises(ConfigError, match=r"^--csv /proc/new.csv: .*; expected a new file in a folder"):
             check_new_files(csv=Path("/proc/new.csv"))
+
+    def test_an_interrupt_leaves_no_file(self, monkeypatch, tmp_path):
+        touch = Path.touch
+
+        def interrupted(path: Path, **options: bool) -> None:
+            touch(path, **options)
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(Path, "touch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check_new_files(csv=tmp_path / "new.csv")
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("command", ["replay steady", "watch {pid}"])
     def test_a_table_and_its_figure_are_two_files(self, run: Run, tmp_path, command):

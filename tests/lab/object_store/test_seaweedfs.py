@@ -77,6 +77,11 @@ def nothing_listens(ports: set[tuple[str, int]]) -> bool:
     return True
 
 
+def sockets() -> set[str]:
+    """Return the names of the sockets of any SeaweedFS in /tmp; its names end in a port."""
+    return {name for name in os.listdir("/tmp") if name.startswith("seaweedfs")}
+
+
 class TestSingle:
     def test_an_object_is_stored_listed_loaded_and_removed(self, single):
         client = single.endpoint.client()
@@ -224,7 +229,7 @@ store.stop_volume(2)
 print(json.dumps([process.pid for process in store.processes()]), flush=True)
 time.sleep(1000)
 """
-        environ = {**os.environ, "TMPDIR": str(tmp_path)}
+        environ, before = {**os.environ, "TMPDIR": str(tmp_path)}, sockets()
         with subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environ
         ) as parent:
@@ -235,8 +240,8 @@ time.sleep(1000)
             parent.send_signal(signal.SIGKILL)
         wait_until(lambda: have_ended(processes) and nothing_listens(ports))
         wait_until(lambda: not list(tmp_path.iterdir()))
-        left = [name for name in os.listdir("/tmp") if any(str(port) in name for _, port in ports)]
-        assert [name for name in left if name.startswith("seaweedfs")] == []
+        of_it = [name for name in sockets() - before if any(str(port) in name for _, port in ports)]
+        assert of_it == []
 
 
 def test_a_folder_of_the_user_keeps_the_objects(tmp_path, temporary):
