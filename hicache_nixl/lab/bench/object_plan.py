@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,7 +13,16 @@ from ...transport.bucket import Bucket
 from ..experiments.alternating import WARM_UP
 from ..object_store import Endpoint, weed
 from ..statistics import FEWEST
-from .plan import GIB, KEYS, KIB, LARGEST_PAGE, MIB, PEER, QUICK_PAGES, SMALLEST_PAGE, SPARE
+from .plan import (
+    KEYS,
+    KIB,
+    LARGEST_PAGE,
+    MIB,
+    PEER,
+    QUICK_PAGES,
+    SMALLEST_PAGE,
+    checked_space,
+)
 
 SEAWEEDFS, FILES, OTHER = "sglang-seaweedfs", "scoped-file", "pooled-other"
 MOST_CALLS, QUICK_CALLS, TURN_BYTES = 4, 2, 64 * MIB
@@ -105,20 +112,7 @@ class ObjectPlan:
             _check_answers(self.endpoint)
             return f"stores objects in {self.where}, and removes them"
         weed.program()
-        folder = os.fspath(storage_dir or tempfile.gettempdir())
-        try:
-            free = shutil.disk_usage(folder).free
-        except OSError as error:
-            raise ConfigError(
-                f"storage_dir {folder}: {error.strerror}; expected an existing, writable folder"
-            ) from error
-        needed = max(map(self._needed, self.pages))
-        if needed > SPARE * free:
-            raise ConfigError(
-                f"not enough disk: up to {needed / GIB:.1f} GiB at a time are needed, and {free / GIB:.1f} GiB are free in "
-                f"{folder}; use another --storage-dir, smaller pages (--page-kib), fewer arms (--arm), or --quick"
-            )
-        return f"writes up to {needed / GIB:.1f} GiB at a time to {folder} ({free / GIB:.1f} GiB free), and removes what it wrote"
+        return checked_space(max(map(self._needed, self.pages)), storage_dir)
 
     def _needed(self, page_bytes: int) -> int:
         copies = sum(1 if ARMS[arm].on_files else min(self.volumes, 2) for arm in self.arms)

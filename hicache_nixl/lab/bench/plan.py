@@ -233,21 +233,7 @@ class Plan:
         ConfigError
             When that is more than the free space.
         """
-        folder = os.fspath(storage_dir or tempfile.gettempdir())
-        try:
-            free = shutil.disk_usage(folder).free
-        except OSError as error:
-            raise ConfigError(
-                f"storage_dir {folder}: {error.strerror}; expected an existing, writable folder"
-            ) from error
-        needed = self.needed()
-        if needed > SPARE * free:
-            raise ConfigError(
-                f"not enough disk: up to {needed / GIB:.1f} GiB at a time are needed, and {free / GIB:.1f} GiB are free "
-                f"in {folder}, of which a tenth stays free; use another --storage-dir, smaller pages (--page-kib), fewer "
-                "arms (--arm), or --quick"
-            )
-        return f"writes up to {needed / GIB:.1f} GiB at a time to {folder} ({free / GIB:.1f} GiB free), and removes what it wrote"
+        return checked_space(self.needed(), storage_dir)
 
 
 def make_plan(
@@ -315,3 +301,27 @@ def _check_limit(plan: Plan) -> None:
             f"--arm leaky keeps {kept} descriptors open, and the hard limit is {limit} (ulimit -Hn): use --quick "
             f"--page-kib {TURN_BYTES // KEYS // KIB}, or leave it out"
         )
+
+
+def checked_space(needed: int, storage_dir: str | os.PathLike[str] | None) -> str:
+    """Say how much disk is needed, in bytes, and how much is free.
+
+    Raises
+    ------
+    ConfigError
+        When that is more than the free space, but for a tenth of it.
+    """
+    folder = os.fspath(storage_dir or tempfile.gettempdir())
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ConfigError(
+            f"storage_dir {folder}: {error.strerror}; expected an existing, writable folder"
+        ) from error
+    if needed > SPARE * free:
+        raise ConfigError(
+            f"not enough disk: up to {needed / GIB:.1f} GiB at a time are needed, and {free / GIB:.1f} GiB are free "
+            f"in {folder}, of which a tenth stays free; use another --storage-dir, smaller pages (--page-kib), fewer "
+            "arms (--arm), or --quick"
+        )
+    return f"writes up to {needed / GIB:.1f} GiB at a time to {folder} ({free / GIB:.1f} GiB free), and removes what it wrote"
