@@ -136,7 +136,7 @@ _PORT: TypeAdapter[int | None] = TypeAdapter(Annotated[int, _NOT_A_FLAG, Field(g
 
 
 class PooledOptions(BaseModel):
-    """The options of lifetime ``pooled``.
+    """The options of lifetime ``pooled``, for files; ``docs/options.md`` says what they are with OBJ.
 
     Attributes
     ----------
@@ -326,10 +326,9 @@ class NixlBackendConfig:
             return _checked(TypeAdapter(PosixParams), given, "posix").init_params()
         for key, value in given.items():
             if not isinstance(value, str | int | float | bool):
-                shown = "***" if is_secret(key) else repr(value)
                 raise ConfigError(
                     f"{plugin.lower()}.{key}: expected a string, a number or a boolean, "
-                    f"got {shown} ({type(value).__name__})"
+                    f"got a value of type {type(value).__name__}"
                 )
         return {
             key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in given.items()
@@ -368,6 +367,13 @@ def _one_of(key: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
+def _shown(path: str, value: Any) -> str:
+    """Return what may be shown of a value that was given: a dict may have secrets in it."""
+    if is_secret(path) or not isinstance(value, str | int | float | None):
+        return f"a value of type {type(value).__name__}"
+    return repr(value)
+
+
 def _checked(adapter: TypeAdapter[Checked], value: Any, where: str) -> Checked:
     """Validate with pydantic; raise a ConfigError of one line."""
     try:
@@ -376,7 +382,7 @@ def _checked(adapter: TypeAdapter[Checked], value: Any, where: str) -> Checked:
         problems = []
         for problem in error.errors():
             path = ".".join([where, *(str(part) for part in problem["loc"])])
-            problems.append(f"{path}: {problem['msg']} (got {problem['input']!r})")
+            problems.append(f"{path}: {problem['msg']} (got {_shown(path, problem['input'])})")
         known = ""
         if any(problem["type"] == "extra_forbidden" for problem in error.errors()):
             known = f"; {where} accepts {', '.join(PosixParams.model_fields)}"

@@ -264,6 +264,40 @@ def test_extra_config_that_is_no_dict_is_an_error(extra):
         NixlBackendConfig(extra)
 
 
+SECRET = "a-secret-that-nobody-may-see"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {
+            "bucket": "b",
+            "secret_key": SECRET,
+        },  # the flat form without the variable that names OBJ: taken for POSIX
+        {"plugin": {"posix": {"active": True, "session_token": SECRET}}},
+        {"plugin": {"obj": {"active": True, "bucket": "b", "credentials": {"secret_key": SECRET}}}},
+        {"plugin": {"obj": {"active": {"secret_key": SECRET}}}},
+        {"object_timeout": {"secret_key": SECRET}},
+    ],
+    ids=["flat", "another plugin", "nested", "in active", "in a number"],
+)
+def test_no_error_shows_a_secret_wherever_it_was_put(extra):
+    with pytest.raises(ConfigError) as raised:
+        NixlBackendConfig(extra).init_params("POSIX")  # as auto mode does
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_no_error_of_a_storage_config_shows_its_extra_config(missing):
+    given = {**vars(storage_config()), "extra_config": {"plugin": {"obj": {"secret_key": SECRET}}}}
+    given["extra_config"] = given["extra_config"] if missing else [given["extra_config"]]
+    if missing:
+        del given["tp_rank"]
+    with pytest.raises(ConfigError) as raised:
+        HiCacheStorageConfig.checked(SimpleNamespace(**given))
+    assert SECRET not in str(raised.value)
+
+
 def test_errors_are_also_the_builtin_errors_that_fit():
     assert issubclass(ConfigError, HiCacheNixlError)
     assert issubclass(ConfigError, ValueError)
