@@ -216,7 +216,8 @@ class FilePerPiece(ABC):
         """Remove page files or objects, see ``protocol.Lifetime``."""
         if self._objects is not None:
             bucket = self._objects.bucket
-            own = [name for name in bucket.names() if names.is_own(name)]
+            # what lies in a folder of the bucket is somebody else's, as on a disk
+            own = [name for name in bucket.names() if "/" not in name and names.is_own(name)]
             bucket.remove(own)
             return len(own)
         if self._files is None:

@@ -79,7 +79,8 @@ class Lifetime(Protocol):
     def store(self, pages: Named, buffers: Sequence[Buffer]) -> Sequence[Outcome]:
         """Store pages, replacing what was stored under their names.
 
-        When a piece fails, no piece of its page stays, unless no piece of the page was touched.
+        When a piece fails, no piece of its page stays, unless no piece of the page was touched.  Objects stay: a request
+        under way cannot be called back, and a key is a hash of the tokens that its page is computed from.
 
         Parameters
         ----------

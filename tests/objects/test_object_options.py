@@ -31,6 +31,19 @@ def test_options_that_cannot_work_are_refused(open_store, name):
     assert "secret" not in str(raised.value)
 
 
+def test_clear_keeps_what_lies_in_a_folder_of_the_bucket(open_store, pool):
+    """Such as a copy of the pages: a name ends like one of this model's, but a name of this model has no slash."""
+    store = open_store("scoped")
+    assert all(store.batch_set_v1(keys_of(2), pool.page_indices(0, 2)))
+    client = object_store().client()
+    names = [entry["path"] for part in client.list() for entry in part]
+    for name in names:
+        client.put(f"backup/{name}", b"a copy")
+    store.clear()
+    left = [entry["path"] for part in client.list() for entry in part]
+    assert sorted(left) == sorted(f"backup/{name}" for name in names) != []
+
+
 @pytest.mark.parametrize("lifetime", ["scoped", "pooled"])
 def test_the_usual_variables_are_enough(lifetime, pool, monkeypatch):
     """The flat form has no secret in it."""
