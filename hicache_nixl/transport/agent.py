@@ -121,7 +121,7 @@ def create_plugin(agent: Any, plugin: str, config: NixlBackendConfig) -> None:
         raise PluginError(f"plugin {plugin} is not part of this NIXL, which has {', '.join(sorted(listed))}")
     params = _object_params(config) if plugin in OBJ_PLUGINS else config.init_params(plugin)
     try:
-        with _few_attempts(plugin):
+        with _few_attempts(plugin in OBJ_PLUGINS and config.lifetime not in RELEASED):
             agent.create_backend(plugin, params)
     except Exception as error:
         shown = {key: "***" if is_secret(key) else value for key, value in params.items()}
@@ -140,10 +140,10 @@ def _object_params(config: NixlBackendConfig) -> dict[str, str]:
 
 
 @contextmanager
-def _few_attempts(plugin: str) -> Iterator[None]:
+def _few_attempts(few: bool) -> Iterator[None]:
     """Set what the AWS SDK reads when its client is made, unless the user has set it."""
     with _environment:
-        given = {} if plugin not in OBJ_PLUGINS or ATTEMPTS.keys() & os.environ.keys() else ATTEMPTS
+        given = ATTEMPTS if few and not ATTEMPTS.keys() & os.environ.keys() else {}
         os.environ.update(given)
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from types import ModuleType
 
@@ -111,6 +112,31 @@ def test_obj_takes_its_bucket_from_the_environment_and_shows_no_secret(make_agen
     assert "from-environment" in str(raised.value)
     assert "hidden" not in str(raised.value)
     assert "nixl_cu12" in str(raised.value)
+
+
+@pytest.mark.parametrize("lifetime", ["leaky", "try_finally", "scoped", "pooled"])
+def test_the_lifetimes_of_the_releases_leave_retries_to_the_aws_client(lifetime, monkeypatch):
+    for name in plugins.ATTEMPTS:
+        monkeypatch.delenv(name, raising=False)
+    seen = {}
+
+    class Agent:
+        def get_plugin_list(self):
+            return ["OBJ"]
+
+        def create_backend(self, plugin, params):
+            seen.update({name: os.environ.get(name) for name in plugins.ATTEMPTS}, **params)
+
+    section = {"active": True, "bucket": "b", "access_key": "a", "secret_key": "s"}
+    plugins.create_plugin(
+        Agent(), "OBJ", NixlBackendConfig({"lifetime": lifetime, "plugin": {"obj": section}})
+    )
+    released = lifetime in ("leaky", "try_finally")
+    assert {name: seen[name] for name in plugins.ATTEMPTS} == (
+        dict.fromkeys(plugins.ATTEMPTS) if released else plugins.ATTEMPTS
+    )
+    assert ("num_threads" in seen) is not released
+    assert not plugins.ATTEMPTS.keys() & os.environ.keys()
 
 
 def test_obj_prefers_the_build_whose_plugin_loads_without_cuda():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...config import OBJ_PLUGINS, NixlBackendConfig
+from ...config import OBJ_PLUGINS, PLUGIN_VARIABLE, NixlBackendConfig
 from ...errors import (
     ConfigError,
     DamagedError,
@@ -51,7 +51,10 @@ class Lifetime:
             self._transfers = stack.enter_context(closing(Transfers(config)))
             self.registration = self._transfers.lanes[0].registration
             if self.registration.plugin in OBJ_PLUGINS:
-                raise ConfigError("lifetime: pooled keeps pages in files; with OBJ use scoped")
+                raise ConfigError(
+                    "lifetime: pooled keeps pages in files, and no plugin for files works here; to keep them in objects, "
+                    f"name the plugin: {PLUGIN_VARIABLE}=OBJ, or a section obj in the extra config"
+                )
             self._config, self._of_store = config, stack.enter_context(ExitStack())
             self.healing = Healing(storage_dir, self.open(storage_dir))
             # Without ``close()``, after an interrupt or in a program that forgets it, the object ends it all.  At
