@@ -21,6 +21,7 @@ from .experiments.law import left_by_calls as left_by_calls
 from .experiments.law import traced_set as traced_set
 from .experiments.object_cluster import acknowledged as acknowledged
 from .experiments.object_cluster import cluster_faults as cluster_faults
+from .experiments.object_cluster import loads_while_away as loads_while_away
 from .experiments.object_cluster import shared_ranks as shared_ranks
 from .experiments.object_costs import cpu_costs as cpu_costs
 from .experiments.object_costs import first_limit as first_limit

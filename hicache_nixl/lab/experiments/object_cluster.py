@@ -34,6 +34,11 @@ def acknowledged(faults: pd.DataFrame) -> pd.DataFrame:
     return faults[faults.operation == READ_ALL].groupby("lifetime", sort=False).tail(1)
 
 
+def loads_while_away(faults: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of gets, those of all pages too, for a part of which a server was away."""
+    return faults[(faults.away != "") & (faults.operation != "set")]
+
+
 def shared_ranks(released: pd.DataFrame, lifetimes: Sequence[str], **how: Any) -> pd.DataFrame:
     """Let one rank store pages and all ranks load them, with each of several lifetimes; see ``one_writes_eight_read``."""
     runs = lifetimes if available(released) else ()

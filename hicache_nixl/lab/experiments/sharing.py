@@ -49,8 +49,8 @@ def one_writes_eight_read(
     -------
     pandas.DataFrame
         A row for each call: ``lifetime``, ``turn`` (``"alone"``: one rank after the other, ``"together"``: all at the
-        same time), ``rank``, ``operation``, ``pages`` asked for, ``right``: stored or loaded bit for bit, ``seconds``;
-        ``objects`` in the store after the call; ``put``, ``get`` and ``list``: requests that S3 has counted for this
+        same time), ``rank``, ``operation``, ``pages`` asked for, ``right``: loaded bit for bit, or stored, as the
+        connector says, ``seconds``; ``objects`` in the store after the call; ``put``, ``get`` and ``list``: requests that S3 has counted for this
         call.  The requests of ranks that read together are counted together, and given as missing values.
     """
     with ExitStack() as ends:

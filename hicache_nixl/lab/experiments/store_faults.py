@@ -71,9 +71,10 @@ def through_a_fault(
         ``"read all"``: a get of every page that was acknowledged, at the end of each fault, and at the very end);
         ``began``, seconds since the start, and ``seconds`` in the connector; ``away``, which part was being killed and not
         back for at least a part of the call, empty for none; ``event``, ``"killed"`` or ``"back"``, of a part during the
-        call, else empty; ``pages`` asked for; ``right``, those stored or loaded bit for bit; ``failed``, those whose
-        answer was False; ``wrong``, those whose answer was True and whose bytes are others; ``lines`` logged by the
-        connector, and the first of them in ``said``; ``open_fds`` and ``registrations`` after the call.
+        call, else empty; ``pages`` asked for; ``right``, those loaded bit for bit, or stored, as the connector says;
+        ``failed``, those whose answer was False; ``wrong``, the others: loaded with other bytes, or, of a set, 1 where
+        ``batch_exists`` does not find what was stored; ``lines`` logged by the connector, and the first of them in
+        ``said``; ``open_fds`` and ``registrations`` after the call.
     """
     if fault not in (VOLUME, S3):
         raise ConfigError(f"fault: {fault!r} is unknown; expected {VOLUME!r} or {S3!r}")
@@ -226,7 +227,7 @@ def through_faults(table: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         A row for each lifetime, replication, fault and part, where ``part`` is empty for calls with nothing away: ``calls``,
         ``failed`` pages of sets and gets, ``unread``, the pages of ``"read all"`` that failed, ``acknowledged``, those
-        that were asked for; ``wrong`` pages; ``usual`` and ``longest``, seconds of a call; ``lines`` logged.
+        that were asked for; ``wrong``, as there; ``usual`` and ``longest``, seconds of a call; ``lines`` logged.
     """
     rows = []
     for names, part in table.groupby(["lifetime", "replication", "fault", "away"], sort=False):

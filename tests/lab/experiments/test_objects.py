@@ -11,6 +11,7 @@ from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.connectors import available
 from hicache_nixl.lab.experiments import object_cluster, object_costs, objects
 from hicache_nixl.lab.object_store import ObjectStoreError, weed
+from hicache_nixl.lab.runs.claims import NOT_APPLICABLE, never
 from hicache_nixl.lab.worker.schedule import Schedule
 from hicache_nixl.lab.worker.setup import Setup
 
@@ -95,6 +96,19 @@ class TestWithoutAStore:
 def test_the_acknowledged_pages_of_a_fault_are_those_of_the_last_get_of_all():
     table = pd.concat([through("001"), through("001").assign(lifetime="scoped")])
     assert object_cluster.acknowledged(table).began.tolist() == [15.5, 15.5]
+
+
+def test_the_loads_while_a_server_is_away_are_neither_sets_nor_calls_with_all_servers():
+    table = through("001")
+    table.loc[table.operation == "set", "wrong"] = 1
+    table.loc[table.away == "", "wrong"] = 1
+    loads = object_cluster.loads_while_away(table)
+    assert loads.began.tolist() == [5.5, 6.5, 7.5, 8.5, 9.0, 9.5]
+    assert not loads.wrong.any()
+    nothing = object_cluster.loads_while_away(object_cluster.cluster_faults(NOWHERE, ["pooled"]))
+    assert never("wrong", "None is wrong.", len(nothing), int(nothing.wrong.sum()), "gets").verdict == (
+        NOT_APPLICABLE
+    )
 
 
 class TestOnPaper:
