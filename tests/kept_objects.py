@@ -39,7 +39,7 @@ def turns(repeats: int = 6, ms_per_request: float = 1.0, ms_per_mib: float = 2.0
                     for operation in ("set", "get"):
                         moved, asked = keys * size, requests or 1
                         used = (ms_per_request * asked + ms_per_mib * moved / 2**20) / 1e3
-                        counted = (None,) * 3 if requests is None else (used, requests, requests)
+                        counted = (None,) * 2 if requests is None else (used, requests)
                         rows.append((size, keys, pair, arm, operation, used, moved, used / 2, *counted))
     return pd.DataFrame(rows, columns=TURNS)
 

@@ -111,10 +111,10 @@ def _phase(
 def _together(
     workers: Sequence[Worker], operation: str, keys: int, rounds: int
 ) -> list[list[tuple[float, float]]]:
-    """Let all workers make calls at the same time; return seconds and CPU seconds of each call of each worker."""
+    """Let all workers make calls and nothing else at the same time; return seconds and CPU seconds of each call of each worker."""
 
     def run(worker: Worker) -> list[tuple[float, float]]:
-        rows = [checked(worker.call(operation, keys), keys) for _ in range(rounds)]
+        rows = [checked(worker.call(operation, keys, look_up=False), keys) for _ in range(rounds)]
         return [(row.seconds, row.process_seconds) for row in rows]
 
     with ThreadPoolExecutor(len(workers)) as pool:

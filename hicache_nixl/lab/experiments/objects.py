@@ -37,7 +37,7 @@ OBJ, FILE = "OBJ", "FILE"  # where the pages of an arm are
 COUNTS = ["connector", "kept", "call", "operation", "keys", "pages_ok", "open_fds"]
 COUNTS += ["storage_files", "sockets", "other", "registrations"]
 TURNS = ["page_bytes", "keys", "pair", "arm", "operation", "seconds", "bytes"]
-TURNS += ["client_cpu", "store_cpu", "requests", "puts"]
+TURNS += ["client_cpu", "store_cpu", "requests"]
 
 
 def object_stores() -> pd.DataFrame:
@@ -208,7 +208,7 @@ def object_turns(
     pandas.DataFrame
         A row per call: ``page_bytes``, ``keys``, ``pair``, ``arm`` (such as ``"pooled, OBJ"``), ``operation``,
         ``seconds``, ``bytes``; ``client_cpu``, seconds of the client's threads on a core; and with objects
-        ``store_cpu``, seconds of all processes of the store, ``requests``, and of these ``puts``.
+        ``store_cpu``, seconds of all processes of the store, and ``requests``.
 
     Raises
     ------
@@ -240,29 +240,29 @@ def object_turns(
 
 
 def _turn(worker: Worker, operation: str, keys: int, store: ObjectStore | None) -> tuple[float | None, ...]:
-    """Make a call; return its seconds, bytes, CPU of client and store, and requests."""
+    """Make a call and nothing else; return its seconds, bytes, CPU of client and store, and requests."""
     if store is None:
-        row = checked(worker.call(operation, keys), keys)
-        return row.seconds, row.bytes, row.process_seconds, None, None, None
-    before, used = store.requests(), sum(store.cpu_seconds().values())
-    row = checked(worker.call(operation, keys), keys)
+        row = checked(worker.call(operation, keys, look_up=False), keys)
+        return row.seconds, row.bytes, row.process_seconds, None, None
+    before, used = sum(store.requests().values()), sum(store.cpu_seconds().values())
+    row = checked(worker.call(operation, keys, look_up=False), keys)
     used = sum(store.cpu_seconds().values()) - used
-    made = {kind: count - before.get(kind, 0) for kind, count in store.requests().items()}
-    return row.seconds, row.bytes, row.process_seconds, used, sum(made.values()), made.get("PUT", 0)
+    return row.seconds, row.bytes, row.process_seconds, used, sum(store.requests().values()) - before
 
 
 def requests_per_page(turns: pd.DataFrame) -> pd.DataFrame:
-    """Return how many requests a page takes: ``arm``, ``page_bytes``, ``keys``, and ``puts`` and ``gets`` per page.
+    """Return how many requests a page takes: ``arm``, ``page_bytes``, ``keys``, and the requests of a ``set`` and ``get``.
 
-    A set is followed by lookups of the worker, which check it, so that only its PUTs are counted.
+    Examples
+    --------
+    >>> calls = [("pooled, OBJ", 4096, 8, "set", 1), ("pooled, OBJ", 4096, 8, "get", 2)]
+    >>> turns = pd.DataFrame(calls, columns=["arm", "page_bytes", "keys", "operation", "requests"])
+    >>> print(requests_per_page(turns).to_string(index=False))
+            arm  page_bytes  keys   set  get
+    pooled, OBJ        4096     8 0.125 0.25
     """
-    rows = []
-    asked = turns.dropna(subset="requests")
-    for (arm, size, keys), calls in asked.groupby(["arm", "page_bytes", "keys"], sort=False):
-        sets, gets = (calls[calls.operation == operation] for operation in ("set", "get"))
-        each = {
-            "puts": sets.puts.sum() / (keys * len(sets)),
-            "gets": gets.requests.sum() / (keys * len(gets)),
-        }
-        rows.append({"arm": arm, "page_bytes": size, "keys": keys, **each})
-    return pd.DataFrame(rows, columns=["arm", "page_bytes", "keys", "puts", "gets"])
+    point, operations = ["arm", "page_bytes", "keys"], ["set", "get"]
+    calls = turns.dropna(subset="requests")
+    each = calls.assign(of_a_page=calls.requests / calls["keys"]).astype({"of_a_page": float})
+    means = each.pivot_table(index=point, columns="operation", values="of_a_page", sort=False)
+    return means.reindex(columns=operations).rename_axis(columns=None).reset_index()

@@ -70,7 +70,7 @@ def _alone(
     store: ObjectStore, workers: Sequence[Worker], rank: int, operation: str, pages: int
 ) -> tuple[Any, ...]:
     before = Counter(store.requests())
-    row = workers[rank].call(operation, pages)
+    row = workers[rank].call(operation, pages, look_up=False)
     asked = Counter(store.requests()) - before
     counts = (_objects(store), *(asked[kind] for kind in ("PUT", "GET", "LIST")))
     return ("alone", rank, operation, pages, row.pages_ok, row.seconds, *counts)

@@ -155,7 +155,7 @@ class Worker:
         self._in_use = Path(folder or self._folder)
 
     def call(self, operation: str, keys: int, **more: Any) -> CallRow:
-        """Make one batch call; ``fault`` and ``watch`` are those of the server's ``call``."""
+        """Make one batch call; ``fault``, ``watch`` and ``look_up`` are those of the server's ``call``."""
         row = CallRow(**self.request("call", operation=operation, keys=keys, **more))
         try:
             return row.counted(self.pid, self._in_use)

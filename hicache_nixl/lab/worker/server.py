@@ -162,7 +162,12 @@ class Host:
         return {"descriptors": descriptors.opened_by(self.opened, self.storage_dir)}
 
     def call(
-        self, operation: str, keys: int, fault: list[Any] | None = None, watch: bool = False
+        self,
+        operation: str,
+        keys: int,
+        fault: list[Any] | None = None,
+        watch: bool = False,
+        look_up: bool = True,
     ) -> dict[str, Any]:
         """Make one batch call and check what it did; a ``CallRow`` as plain data.
 
@@ -172,6 +177,8 @@ class Host:
             Step, number and kind of what is to fail.
         watch : bool
             Add what the call did, step by step; always with a fault.
+        look_up : bool
+            Ask for pages of a set after it, which checks ``batch_exists``; in an object store that takes requests.
         """
         if operation not in OPERATIONS:
             raise HiCacheNixlError(
@@ -180,7 +187,7 @@ class Host:
         run = {"set": self._set, "get": self._get, "exists": self._exists}[operation]
         raised, watched, check = None, {}, _nothing_to_check
         self.seconds = self.core_seconds = self.process_seconds = 0.0
-        self.claimed = 0
+        self.claimed, self.look_up = 0, look_up
         with ExitStack() as during:
             if fault or watch:
                 made = faults.Fault(*fault) if fault else None
@@ -283,7 +290,9 @@ class Host:
         self.claimed = sum(map(bool, results))
 
         def check() -> tuple[int, list[str]]:
-            wrong = [*self.pages.was_set(batch, results), *self._wrong_exists(batch, results)]
+            wrong = self.pages.was_set(batch, results)
+            if self.look_up:
+                wrong += self._wrong_exists(batch, results)
             return max(sum(results) - len(wrong), 0), wrong
 
         return check

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 from kept_objects import grown, turns
@@ -45,9 +47,9 @@ class TestOnAStore:
         table = objects.object_turns(HERE, Setup(), [4096], [8], repeats=2, storage_dir=tmp_path)
         assert len(table) == 2 * 3 * 2
         each = objects.requests_per_page(table).set_index("arm")
-        assert each.puts.to_dict() == {"pooled, OBJ": 1 / 8, "scoped, OBJ": 2}
-        assert each.gets["pooled, OBJ"] == 1 / 8
-        assert each.gets["scoped, OBJ"] >= 2
+        assert each["set"].to_dict() == {"pooled, OBJ": 1 / 8, "scoped, OBJ": 2}
+        assert each["get"]["pooled, OBJ"] == 1 / 8
+        assert each["get"]["scoped, OBJ"] >= 2
         assert table[table.arm == "scoped, FILE"].requests.isna().all()
         assert list(tmp_path.iterdir()) == []
 
@@ -109,6 +111,20 @@ def test_the_loads_while_a_server_is_away_are_neither_sets_nor_calls_with_all_se
     assert never("wrong", "None is wrong.", len(nothing), int(nothing.wrong.sum()), "gets").verdict == (
         NOT_APPLICABLE
     )
+
+
+def test_nothing_is_looked_up_after_a_set_that_is_measured():
+    """It would take requests, and processor time of the store."""
+    asked = []
+
+    class Recorder:
+        def call(self, operation: str, keys: int, **more: object) -> SimpleNamespace:
+            asked.append(more)
+            return SimpleNamespace(pages_ok=keys, seconds=1.0, bytes=1, process_seconds=0.5)
+
+    objects._turn(Recorder(), "set", 4, None)
+    object_costs._together([Recorder()], "set", 4, 1)
+    assert asked == [{"look_up": False}] * 2
 
 
 class TestOnPaper:

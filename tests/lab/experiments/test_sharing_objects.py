@@ -74,6 +74,8 @@ def test_all_ranks_of_a_model_with_mla_read_the_objects_of_one(lifetime, objects
     assert set(table.objects) == {objects}, "no rank stores its own"
     alone = table[(table.turn == "alone") & (table.operation == "get")]
     assert alone["rank"].tolist() == [0, 1, 2]
+    first = table[table.operation == "set"].iloc[0]
+    assert (first["get"], first["list"]) == (0, 0), "nothing is counted beside the set itself"
     assert (alone.put == 0).all()
     assert (alone["get"] <= objects + 3).all(), "few requests beside one for each object"
     assert (table.turn == "together").sum() == 3

@@ -33,9 +33,14 @@ def replay_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Repl
         monkeypatch.setattr(agent_class, method, getattr(agent_class, method))  # restored at the end
     host = server.Host(str(tmp_path))
 
-    def replay(lifetime: str = "scoped", calls: Any = (("set", PAGES), ("get", PAGES)), **more: Any) -> Any:
+    def replay(
+        lifetime: str = "scoped",
+        calls: Any = (("set", PAGES), ("get", PAGES)),
+        look_up: bool = True,
+        **more: Any,
+    ) -> Any:
         host.open(Setup(lifetime, page_bytes=PAGE, pages=PAGES, **more).as_message())
-        return [CallRow(**host.call(operation, keys)) for operation, keys in calls]
+        return [CallRow(**host.call(operation, keys, look_up=look_up)) for operation, keys in calls]
 
     yield replay
     host.end_connector()
@@ -179,6 +184,11 @@ class TestNoticed:
         assert stored.log == [
             f"batch_exists finds {SMALL_CALL + change} leading pages, expected {SMALL_CALL}"
         ]
+
+    def test_unless_nothing_is_looked_up_after_a_set(self, replay_here, connector):
+        connector(finds(1))
+        rows = replay_here(look_up=False)
+        assert [(row.pages_ok, row.log) for row in rows] == [(PAGES, [])] * 2
 
     def test_a_get_that_changes_another_page(self, replay_here, connector):
         connector(WritesBeside)
