@@ -22,7 +22,7 @@ from ..object_store import ObjectStore
 from ..progress import tqdm
 from ..worker.client import Worker
 from ..worker.setup import Setup
-from .objects import checked, object_store, on_objects
+from .objects import PATIENCE, checked, object_store, on_objects
 
 ROLES = ("client", "s3", "filer", "volume", "master")  # whose CPU is counted
 GROWN = ["processors", "volumes", "clients", "operation", "pages", "seconds", "pages_per_second", "waiting"]
@@ -77,7 +77,8 @@ def object_growth(
             for count in tqdm(clients, desc=f"clients, {servers} volume servers", leave=False):
                 while len(started) < count:
                     own = on_objects(store, setup, pages=keys, seed=len(started))
-                    started.append(ends.enter_context(Worker(own, storage_dir=storage_dir)))
+                    worker = ends.enter_context(Worker(own, storage_dir=storage_dir, timeout=PATIENCE))
+                    started.append(worker)
                 _together(started[:count], "set", keys, 1)
                 for operation, calls in (("set", rounds), ("get", GETS * rounds)):
                     measured = _phase(store, started[:count], operation, keys, calls)

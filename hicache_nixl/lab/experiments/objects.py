@@ -34,6 +34,7 @@ from .alternating import alternating, counted
 
 STORE = "SeaweedFS"  # among the connectors of the table ``released``
 OBJ, FILE = "OBJ", "FILE"  # where the pages of an arm are
+PATIENCE = 3600  # seconds for all requests to a worker, more than a cell of a notebook has
 COUNTS = ["connector", "kept", "call", "operation", "keys", "pages_ok", "open_fds"]
 COUNTS += ["storage_files", "sockets", "other", "registrations"]
 TURNS = ["page_bytes", "keys", "pair", "arm", "operation", "seconds", "bytes"]
@@ -127,7 +128,7 @@ def object_counts(
 
         def run(arm: tuple[str, str]) -> list[tuple[Any, ...]]:
             own = _kept(store, setup.for_connector(arm[0]), arm[1])
-            with Worker(own, storage_dir=storage_dir) as worker:
+            with Worker(own, storage_dir=storage_dir, timeout=PATIENCE) as worker:
                 rows = [(*arm, 0, "", 0, 0, *_kinds(worker), 0)]
                 for number, call in enumerate(schedule, 1):
                     row = worker.call(call.operation, call.keys)
@@ -222,7 +223,8 @@ def object_turns(
         store = ends.enter_context(object_store(storage_dir=storage_dir))
         setups = {f"{name}, {kept}": _kept(store, setup.for_connector(name), kept) for name, kept in arms}
         workers = {
-            arm: ends.enter_context(Worker(own, storage_dir=storage_dir)) for arm, own in setups.items()
+            arm: ends.enter_context(Worker(own, storage_dir=storage_dir, timeout=PATIENCE))
+            for arm, own in setups.items()
         }
         for point, (size, keys) in enumerate(product(page_sweep, keys_sweep)):
             for place, (arm, worker) in enumerate(workers.items()):  # pages of different keys

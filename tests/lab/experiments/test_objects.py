@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,8 +12,9 @@ from shared_store import through
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.connectors import available
+from hicache_nixl.lab.execute import CELL_TIMEOUT
 from hicache_nixl.lab.experiments import object_cluster, object_costs, objects
-from hicache_nixl.lab.object_store import ObjectStoreError, weed
+from hicache_nixl.lab.object_store import Endpoint, ObjectStoreError, weed
 from hicache_nixl.lab.runs.claims import NOT_APPLICABLE, never
 from hicache_nixl.lab.worker.schedule import Schedule
 from hicache_nixl.lab.worker.setup import Setup
@@ -111,6 +113,43 @@ def test_the_loads_while_a_server_is_away_are_neither_sets_nor_calls_with_all_se
     assert never("wrong", "None is wrong.", len(nothing), int(nothing.wrong.sum()), "gets").verdict == (
         NOT_APPLICABLE
     )
+
+
+class StartedError(Exception):
+    """A worker would be started; its arguments are those of this error."""
+
+    def __init__(self, setup: Setup, **how: object):
+        super().__init__(how)
+
+
+@pytest.fixture
+def no_worker(monkeypatch) -> None:
+    """Start neither a store nor a worker."""
+
+    def started(*args: object, **how: object) -> None:
+        raise StartedError(*args, **how)
+
+    store = SimpleNamespace(endpoint=Endpoint("http://h", "b", access_key="a", secret_key="s"))
+    for module in (objects, object_costs):
+        monkeypatch.setattr(module, "object_store", lambda *args, **how: nullcontext(store))
+        monkeypatch.setattr(module, "Worker", started)
+
+
+MEASUREMENTS = {
+    "counts": lambda **disk: objects.object_counts(HERE, ["scoped"], Setup(), **disk),
+    "turns": lambda **disk: objects.object_turns(HERE, Setup(), [4096], [8], repeats=6, **disk),
+    "growth": lambda **disk: object_costs.object_growth(HERE, Setup(), [1], [1], keys=4, **disk),
+}
+
+
+@pytest.mark.usefixtures("no_worker")
+@pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
+def test_a_worker_has_as_long_as_a_cell_of_a_notebook(measure, tmp_path):
+    with pytest.raises(StartedError) as raised:
+        measure(storage_dir=tmp_path)
+    (how,) = raised.value.args
+    assert how["timeout"] > CELL_TIMEOUT
+    assert how["storage_dir"] == tmp_path
 
 
 def test_nothing_is_looked_up_after_a_set_that_is_measured():
