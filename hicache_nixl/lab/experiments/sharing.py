@@ -36,7 +36,13 @@ SERVER_COLUMNS = [
 
 
 def one_writes_eight_read(
-    lifetime: str, *, ranks: int = RANKS, pages: int = 32, page_bytes: int = 65536, seed: int = 0
+    lifetime: str,
+    *,
+    ranks: int = RANKS,
+    pages: int = 32,
+    page_bytes: int = 65536,
+    storage_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Let rank 0 of a model with MLA store pages, and all ranks load them, each with a connector and a process of its own.
 
@@ -44,6 +50,8 @@ def one_writes_eight_read(
     ----------
     lifetime : str
     ranks, pages, page_bytes : int
+    storage_dir : path, optional
+        An existing folder, in which a new one for the objects is made.
 
     Returns
     -------
@@ -54,12 +62,12 @@ def one_writes_eight_read(
         call.  The requests of ranks that read together are counted together, and given as missing values.
     """
     with ExitStack() as ends:
-        store = ends.enter_context(ObjectStore())
+        store = ends.enter_context(object_store(storage_dir=storage_dir))
         more = {"pages": pages, "page_bytes": page_bytes, "mla": True, "tp_size": ranks, "seed": seed}
         workers = []
         for rank in tqdm(range(ranks), desc="ranks", leave=False):
             setup = setup_on(store.endpoint, lifetime, TIMEOUT, tp_rank=rank, **more)
-            workers.append(ends.enter_context(Worker(setup)))
+            workers.append(ends.enter_context(Worker(setup, storage_dir=storage_dir)))
         rows = [_alone(store, workers, 0, "set", pages)]
         rows += [_alone(store, workers, rank, "get", pages) for rank in range(ranks)]
         rows += _together(store, workers, pages)

@@ -5,6 +5,7 @@ OBJ is loaded in worker processes only: a process can load one build of NIXL, an
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from ..progress import tqdm
 from ..worker.call import CallRow
 from ..worker.client import Worker
 from ..worker.setup import Setup
+from .objects import PATIENCE, object_store
 
 VOLUME, S3 = "volume server", "S3"  # what can go away
 SERVERS = 3  # volume servers
@@ -43,6 +45,7 @@ def through_a_fault(
     pages: int = 32,
     page_bytes: int = 65536,
     timeout: float = 10.0,
+    storage_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Set and get batches while a part of the store is killed in the middle of a call, and started again later.
@@ -63,6 +66,8 @@ def through_a_fault(
         Of a set.
     timeout : float
         The connector's ``object_timeout``, in seconds.
+    storage_dir : path, optional
+        An existing folder, in which a new one for the objects is made.
 
     Returns
     -------
@@ -80,11 +85,12 @@ def through_a_fault(
         raise ConfigError(f"fault: {fault!r} is unknown; expected {VOLUME!r} or {S3!r}")
     volumes, replication = (SERVERS, replication) if fault == VOLUME else (1, "000")
     with ExitStack() as ends:
-        store = ends.enter_context(ObjectStore(volumes, replication=replication))
+        copies = int(replication) + 1
+        store = ends.enter_context(object_store(volumes, copies=copies, storage_dir=storage_dir))
         setup = setup_on(
             store.endpoint, lifetime, timeout, pages=pages * MOST_SETS, page_bytes=page_bytes, seed=seed
         )
-        worker = ends.enter_context(Worker(setup, timeout=3600))
+        worker = ends.enter_context(Worker(setup, storage_dir=storage_dir, timeout=PATIENCE))
         course = ends.enter_context(_Course(worker, pages))
         for number, operation in enumerate(
             tqdm(OPERATIONS, desc=f"{lifetime}, {replication}", leave=False), 1

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 
 from hicache_nixl.errors import ConfigError
+from hicache_nixl.lab.experiments.object_cluster import cluster_faults, shared_ranks
+from hicache_nixl.lab.experiments.objects import STORE
 from hicache_nixl.lab.experiments.sharing import SERVER_COLUMNS, one_writes_eight_read, two_servers
 from hicache_nixl.lab.experiments.store_faults import (
     FAULT_COLUMNS,
@@ -16,6 +18,7 @@ from hicache_nixl.lab.experiments.store_faults import (
     through_faults,
 )
 
+HERE = pd.DataFrame({"connector": [STORE], "status": ["available"]})
 SMALL = {"batches": 2, "pages": 8, "page_bytes": 16384}
 LONGEST = 60.0  # seconds; 5 on an idle machine
 CONNECTIONS = 16  # that NIXL's eight threads and the client that lists keep, at most
@@ -39,9 +42,10 @@ def check(table: pd.DataFrame) -> None:
 
 @slow
 @pytest.mark.parametrize("lifetime", ["pooled", "scoped"])
-def test_with_two_copies_no_page_fails_while_a_volume_server_is_killed(lifetime):
-    table = through_a_fault(lifetime, "001", **SMALL)
+def test_with_two_copies_no_page_fails_while_a_volume_server_is_killed(lifetime, tmp_path):
+    table = through_a_fault(lifetime, "001", storage_dir=tmp_path, **SMALL)
     check(table)
+    assert list(tmp_path.iterdir()) == []
     assert set(table.away) == {"", f"{VOLUME} 1", f"{VOLUME} 2"}
     assert table.failed.sum() == 0
 
@@ -81,6 +85,18 @@ def test_all_ranks_of_a_model_with_mla_read_the_objects_of_one(lifetime, objects
     assert (alone.put == 0).all()
     assert (alone["get"] <= objects + 3).all(), "few requests beside one for each object"
     assert (table.turn == "together").sum() == 3
+
+
+MEASUREMENTS = {
+    "faults": lambda **disk: cluster_faults(HERE, ["pooled"], **disk),
+    "ranks": lambda **disk: shared_ranks(HERE, ["pooled"], **disk),
+}
+
+
+@pytest.mark.parametrize("measure", MEASUREMENTS.values(), ids=MEASUREMENTS)
+def test_objects_are_on_the_disk_to_measure(measure, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/missing/"):
+        measure(storage_dir=tmp_path / "missing")
 
 
 def test_an_unknown_fault_is_refused():
