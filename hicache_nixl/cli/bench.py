@@ -106,7 +106,7 @@ def bench(
     With --object-store, the same pages go to an object store through NIXL's
     plugin OBJ: pooled (the pages of a call in few objects) and scoped (two
     objects for each page), beside SGLang 0.5.23's backend "seaweedfs" and its
-    NIXL connector, and scoped on files of the same disk. Requests and processor
+    NIXL connector, and scoped on files of this machine. Requests and processor
     time for each page are measured, too. There are no targets, so that --check
     is an error; --queue and --direct are for files.
 

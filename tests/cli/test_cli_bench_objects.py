@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -158,9 +159,23 @@ def test_too_small_a_disk_is_said_before_anything_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(weed, "program", lambda: "weed")
     single, cluster = make_plan(quick=True), make_plan(quick=True, volumes=3)
     assert "GiB at a time" in single.check(tmp_path)
-    assert single._needed(2**20) < cluster._needed(2**20), "every object is on two servers"
+    assert single._needed() < cluster._needed(), "every object is on two servers"
     with pytest.raises(ConfigError, match="not enough disk"):
         make_plan(page_kib=[16384], volumes=3).check(tmp_path)
+
+
+def test_beside_the_users_own_store_the_disk_is_checked_for_the_files(monkeypatch, tmp_path):
+    monkeypatch.setattr("hicache_nixl.lab.bench.object_plan._check_answers", lambda endpoint: None)
+    own = Endpoint("http://h", "b", access_key="a", secret_key="s")
+    told = make_plan(arms=["pooled", "scoped", "scoped-file"], endpoint=own).check(tmp_path)
+    assert told.startswith("stores up to 3.5 GiB at a time in http://h, bucket b, and removes it; ")
+    assert f"writes up to 1.8 GiB at a time to {tmp_path} (" in told
+    without = make_plan(arms=["pooled", "scoped"], endpoint=own).check(tmp_path)
+    assert without.endswith("in http://h, bucket b, and removes it")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**30))
+    with pytest.raises(ConfigError, match="not enough disk"):
+        make_plan(endpoint=own).check(tmp_path)
+    assert without == make_plan(arms=["pooled", "scoped"], endpoint=own).check(tmp_path)
 
 
 def test_requests_and_processor_time_are_per_page():

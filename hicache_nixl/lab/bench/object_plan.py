@@ -14,6 +14,7 @@ from ..experiments.alternating import WARM_UP
 from ..object_store import Endpoint, weed
 from ..statistics import FEWEST
 from .plan import (
+    GIB,
     KEYS,
     KIB,
     LARGEST_PAGE,
@@ -52,7 +53,9 @@ ARMS = {
     "scoped": ObjectArm("ours", "an object for keys and one for values of each page", {"lifetime": "scoped"}),
     SEAWEEDFS: ObjectArm("seaweedfs", "SGLang 0.5.23's backend for S3, an object for each page"),
     PEER: ObjectArm("nixl", "SGLang 0.5.23's NIXL connector with the plugin OBJ"),
-    FILES: ObjectArm("ours", "scoped with files on the same disk", {"lifetime": "scoped"}, on_files=True),
+    FILES: ObjectArm(
+        "ours", "scoped with files, on a disk of this machine", {"lifetime": "scoped"}, on_files=True
+    ),
 }
 OF_SGLANG = (SEAWEEDFS, PEER)
 
@@ -101,22 +104,29 @@ class ObjectPlan:
         return f"SeaweedFS on this machine, {self.volumes} volume servers, every object on two of them"
 
     def check(self, storage_dir: str | os.PathLike[str] | None) -> str:
-        """Say what is needed.
+        """Say what is needed in the user's own store and on the disk.
 
         Raises
         ------
         ConfigError
             When SeaweedFS is missing, the disk is too small, or the user's own store does not answer.
         """
-        if self.endpoint is not None:
-            _check_answers(self.endpoint)
-            return f"stores objects in {self.where}, and removes them"
-        weed.program()
-        return checked_space(max(map(self._needed, self.pages)), storage_dir)
+        in_store, on_disk = self._needed()
+        if self.endpoint is None:
+            weed.program()
+            return checked_space(on_disk, storage_dir)
+        _check_answers(self.endpoint)
+        told = f"stores up to {in_store / GIB:.1f} GiB at a time in {self.where}, and removes it"
+        return f"{told}; {checked_space(on_disk, storage_dir)}" if on_disk else told
 
-    def _needed(self, page_bytes: int) -> int:
-        copies = sum(1 if ARMS[arm].on_files else min(self.volumes, 2) for arm in self.arms)
-        return copies * self.pages_of_an_arm(page_bytes) * page_bytes
+    def _needed(self) -> tuple[int, int]:
+        """Return the bytes that are taken at a time in the user's own store, and on the disk of this machine."""
+        each = max(self.pages_of_an_arm(page_bytes) * page_bytes for page_bytes in self.pages)
+        files = each * sum(ARMS[arm].on_files for arm in self.arms)
+        objects = each * len(self.arms) - files
+        if self.endpoint is not None:
+            return objects, files
+        return 0, files + objects * min(self.volumes, 2)
 
 
 def make_plan(
