@@ -26,6 +26,19 @@ def test_pages_that_stay_lost_are_counted():
     assert "7 of 320 pages are lost" in figures.through_a_fault(table).title
 
 
+def test_sets_that_fail_meanwhile_are_counted():
+    table = through("000")
+    table.loc[(table.away != "") & (table.operation == "set"), "failed"] = 8
+    title = figures.through_a_fault(table).title
+    assert "until the volume server is back, 40 answers are False, and a call takes" in title
+
+
+def test_other_bytes_are_those_of_loaded_pages():
+    table = through("000")
+    table.loc[table.operation == "set", "wrong"] = 1
+    assert "0 loaded pages have other bytes" in figures.through_a_fault(table).alt
+
+
 def test_without_the_endpoint_it_is_named():
     title = figures.through_a_fault(through("000", "S3", unread=320)).title
     assert "until S3 is back, up to 320 pages cannot be read" in title

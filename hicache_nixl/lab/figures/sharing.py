@@ -99,8 +99,9 @@ def _store(part: pd.DataFrame) -> str:
 def _answer(part: pd.DataFrame) -> str:
     """Say what is lost for good, what cannot be read until the part is back, and for how long a call waits for it."""
     away, last = part[part.away != ""], part.iloc[-1]
-    unread = away[away.operation == "read all"].failed.max() if away.failed.any() else 0
-    meanwhile = f"up to {unread} pages cannot be read" if unread else "no page fails"
+    unread, failed = max(away.failed[away.operation == "read all"], default=0), away.failed.sum()
+    otherwise = f"{failed} answers are False" if failed else "no page fails"
+    meanwhile = f"up to {unread} pages cannot be read" if unread else otherwise
     return (
         f"{_store(part)}: {last.failed} of {last.pages} pages are lost; until the {part.fault.iloc[0]} is back, "
         f"{meanwhile}, and a call takes at most {away.seconds.max():.2g} s"
@@ -111,5 +112,5 @@ def _told(part: pd.DataFrame) -> str:
     """Describe a panel in words."""
     groups = (("with all parts", part[part.away == ""]), ("without one", part[part.away != ""]))
     times = [f"{what} {rows.seconds.median():.2g} s in the median" for what, rows in groups]
-    kept = f"{part.wrong.sum()} pages have other bytes"
+    kept = f"{part.wrong[part.operation != 'set'].sum()} loaded pages have other bytes"
     return f"{_store(part)}: a call takes {listed(times)}; {kept}, and {part.failed.sum()} answers are False"
