@@ -40,8 +40,9 @@ def what_is_measured(plan: Plan) -> str:
         f"Seconds of one call with {KEYS} keys. In a turn an arm stores new pages, looks them up, and loads them, each in up "
         f"to {MOST_CALLS} calls one after another. Multi-head pages in page_first without copies (K and V are two pieces), scattered over a host pool of this "
         f"package. Every arm has a process, and its calls a thread; the arms take turns in {plan.rounds} rounds, in "
-        "another order each time, and after each turn its bytes are synced and dropped from the page cache. A time is the median of the turns, a ratio that of "
-        f"the turns of one round, with its 95 % interval. {'. '.join(where)}."
+        "another order each time, and after each turn its bytes are synced and dropped from the page cache. A time is the median of the turns, a ratio the "
+        "median, over the rounds, of the ratio of two arms' turns in the same round, with its 95 % interval. "
+        f"{'. '.join(where)}."
     )
 
 
