@@ -11,7 +11,7 @@ import pytest
 
 from hicache_nixl.lab import execute as reproduction
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # most cells of a notebook, with real stores
 SMALL = {"page_sweep": [4096], "keys_sweep": [4], "clients": [1], "volumes": [1]}
 SECRET = "known-secret-of-a-test"
 # What Python imports when the kernel starts: weed is not found, and the secrets of a store are known.
