@@ -63,6 +63,10 @@ class StoreError(HiCacheNixlError, ConnectionError):
     """An object store refused a request, or did not answer it in time."""
 
 
+class AwayError(StoreError):
+    """An object store cannot be reached, or did not answer in time."""
+
+
 class RegistrationError(HiCacheNixlError, RuntimeError):
     """NIXL refused a registration, a descriptor list or a transfer request."""
 

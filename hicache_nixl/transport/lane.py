@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..errors import AwayError, StoreError
 from ..host.pools import aligned_tensor
 from .registration import NixlRegistration
 
@@ -82,10 +84,74 @@ class Lane:
         """Put bytes into the lane."""
         ctypes.memmove(self.start + at, content, len(content))
 
+    def settle(self) -> dict[int, Exception | None]:
+        """Release the handles of requests that are answered; return the error of each, None for a good answer."""
+        agent, answered = self._registration.agent, dict[int, Exception | None]()
+        for which, handle in list(self.running.items()):
+            error = None
+            try:
+                if (state := agent.check_xfer_state(handle)) == "PROC":
+                    continue
+                if state != "DONE":
+                    error = StoreError(f"the request failed in NIXL: state {state}")
+            except Exception as failure:
+                error = StoreError(f"the request failed in NIXL: {failure}")
+            del self.running[which]
+            agent.release_xfer_handle(handle)
+            answered[which] = error
+        return answered
+
     def close(self) -> None:
         """End the registration of its memory."""
-        self._held.close()
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        try:
+            self._held.close()
+        finally:  # memory that is not registered is of no use
+            self._memory = torch.empty(0, dtype=torch.uint8)
+
+
+class Lanes:
+    """The lanes of one agent: those that are free, and those with requests that are not answered."""
+
+    def __init__(self, registration: NixlRegistration):
+        self._registration = registration
+        self._lock = threading.Lock()
+        self._free: list[Lane] = []
+        self._late: list[Lane] = []
+
+    def check(self) -> None:
+        """Raise ``AwayError`` while a request of an earlier call is not answered."""
+        with self._lock:
+            for lane in list(self._late):
+                lane.settle()
+                if not lane.running:
+                    self._late.remove(lane)
+                    self._free.append(lane)
+                    lane.ends.close()
+            late = sum(len(lane.running) for lane in self._late)
+        if late:
+            raise AwayError(
+                f"the object store has not answered {late} requests yet; until then, none is made"
+            )
+
+    @contextmanager
+    def lend(self, size: int) -> Iterator[Lane]:
+        """Lend memory for one call; raise ``AwayError`` at once while the store does not answer."""
+        self.check()
+        with self._lock:
+            lane = self._free.pop() if self._free else Lane(self._registration)
+        try:
+            lane.grow(size)
+            yield lane
+        finally:
+            with self._lock:
+                (self._late if lane.running else self._free).append(lane)
+
+    def close(self) -> None:
+        """End all registrations and the agent, which must have answered all requests."""
+        with ExitStack() as stack:
+            stack.callback(self._registration.close)
+            while self._free:
+                stack.callback(self._free.pop().close)
 
 
 def windows(sizes: Sequence[int], most: int = LANE_BYTES) -> Iterator[tuple[int, int]]:

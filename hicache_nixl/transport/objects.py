@@ -13,14 +13,15 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from ..config import NixlBackendConfig
-from ..errors import HiCacheNixlError, MissingError, StoreError
+from ..errors import AwayError, HiCacheNixlError, MissingError, StoreError
 from .bucket import Bucket
-from .lane import Lane, Part, starts_of, windows
+from .lane import Lane, Lanes, Part, starts_of, windows
 from .registration import NixlRegistration, growing_pause
 
 logger = logging.getLogger(__name__)
@@ -47,36 +48,18 @@ class ObjectRequests:
     def __init__(self, registration: NixlRegistration, config: NixlBackendConfig):
         self._registration, self._patience = registration, config.object_timeout
         self.bucket = Bucket(config.object_params(), config.object_timeout)
-        self._lock = threading.Lock()
-        self._free: list[Lane] = []
-        self._late: list[Lane] = []
+        self._lanes = Lanes(registration)
+        # Also without ``close()`` NIXL still writes into the lanes of requests that are late, so they must stay.
+        self._end = weakref.finalize(self, _end, self._lanes)
+        self._end.atexit = False
 
     def check(self) -> None:
-        """Raise ``StoreError`` while a request of an earlier call is not answered."""
-        with self._lock:
-            for lane in list(self._late):
-                self._settle(lane)
-                if not lane.running:
-                    self._late.remove(lane)
-                    self._free.append(lane)
-            late = sum(len(lane.running) for lane in self._late)
-        if late:
-            raise StoreError(
-                f"the object store has not answered {late} requests yet; until then, none is made"
-            )
+        """Raise ``AwayError`` while a request of an earlier call is not answered."""
+        self._lanes.check()
 
-    @contextmanager
-    def lane(self, size: int) -> Iterator[Lane]:
-        """Lend memory for one call; raise ``StoreError`` at once while the store does not answer."""
-        self.check()
-        with self._lock:
-            lane = self._free.pop() if self._free else Lane(self._registration)
-        try:
-            lane.grow(size)
-            yield lane
-        finally:
-            with self._lock:
-                (self._late if lane.running else self._free).append(lane)
+    def lane(self, size: int) -> AbstractContextManager[Lane]:
+        """Lend memory for one call; raise ``AwayError`` at once while the store does not answer."""
+        return self._lanes.lend(size)
 
     def run(self, direction: str, lane: Lane, parts: Sequence[Part]) -> list[Exception | None]:
         """Make requests, ``"WRITE"`` or ``"READ"``; return the error of each, None for those that were answered well."""
@@ -86,7 +69,7 @@ class ObjectRequests:
         )
         lane.ends.enter_context(self._registration.registered(tuples, "OBJ"))
         errors: dict[int, Exception | None] = {}
-        ask_at, away = FAILURES, None
+        failed, ask_at, away = 0, FAILURES, None
         waiting = deque(enumerate(zip(parts, tuples, strict=True)))
         started = answered = time.monotonic()
         try:
@@ -94,12 +77,14 @@ class ObjectRequests:
                 while waiting and len(lane.running) < IN_FLIGHT:
                     which, (part, stored) = waiting.popleft()
                     errors[which] = self._post(direction, lane, which, part, stored[2])
-                before = len(lane.running)
-                self._settle(lane, errors)
+                    failed += errors[which] is not None
+                settled = lane.settle()
+                errors |= settled
                 now = time.monotonic()
-                if len(lane.running) < before:
+                if settled:
                     answered = now
-                    if waiting and sum(error is not None for error in errors.values()) >= ask_at:
+                    failed += len(settled) - list(settled.values()).count(None)
+                    if waiting and failed >= ask_at:
                         ask_at, away = 2 * ask_at, self._cause()
                         if away is not None:
                             waiting.clear()
@@ -110,7 +95,7 @@ class ObjectRequests:
         finally:
             if not lane.running:
                 lane.ends.close()
-        late = away or StoreError(f"the object store did not answer for {self._patience:g} s")
+        late = away or AwayError(f"the object store did not answer for {self._patience:g} s")
         return [errors.get(which, late) if which not in lane.running else late for which in range(len(parts))]
 
     def _cause(self) -> StoreError | None:
@@ -139,25 +124,6 @@ class ObjectRequests:
             return StoreError(f"the request failed in NIXL: {error}")
         return None
 
-    def _settle(self, lane: Lane, errors: dict[int, Exception | None] | None = None) -> None:
-        """Release the handles of requests that are answered, and note their errors."""
-        agent = self._registration.agent
-        for which, handle in list(lane.running.items()):
-            error = None
-            try:
-                if (state := agent.check_xfer_state(handle)) == "PROC":
-                    continue
-                if state != "DONE":
-                    error = StoreError(f"the request failed in NIXL: state {state}")
-            except Exception as failure:
-                error = StoreError(f"the request failed in NIXL: {failure}")
-            del lane.running[which]
-            agent.release_xfer_handle(handle)
-            if errors is not None:
-                errors[which] = error
-        if errors is None and not lane.running:
-            lane.ends.close()
-
     def explain(
         self, names: Sequence[str], sizes: Sequence[int], errors: list[Exception | None]
     ) -> list[Exception | None]:
@@ -167,7 +133,7 @@ class ObjectRequests:
         once.
         """
         failed = [which for which, error in enumerate(errors) if isinstance(error, StoreError)]
-        if not failed or self._is_late():
+        if not failed or _late(self._lanes):
             return errors
         try:
             found = self.bucket.sizes([names[which] for which in failed])
@@ -187,7 +153,7 @@ class ObjectRequests:
 
     def explain_puts(self, errors: list[Exception | None]) -> list[Exception | None]:
         """Tell why puts failed, in one error."""
-        if not any(isinstance(error, StoreError) for error in errors) or self._is_late():
+        if not any(isinstance(error, StoreError) for error in errors) or _late(self._lanes):
             return errors
         full = "NIXL could not store objects, though the store answers; it may be full"
         told = self._cause() or StoreError(full)
@@ -292,30 +258,36 @@ class ObjectRequests:
         """End all registrations and the agent; what the store has not answered by then ends later, in a thread."""
         self.bucket.close()
         deadline = time.monotonic() + CLOSING
-        while self._is_late():
-            if time.monotonic() > deadline:
-                logger.warning("the object store has not answered all requests; its agent ends when it has")
-                threading.Thread(target=self._end_later, name="hicache-nixl-late", daemon=True).start()
-                return
+        while self._end.alive and _late(self._lanes) and time.monotonic() < deadline:
             time.sleep(0.05)
         self._end()
 
-    def _is_late(self) -> bool:
-        try:
-            self.check()
-        except StoreError:
-            return True
-        return False
 
-    def _end_later(self) -> None:
-        while self._is_late():
-            time.sleep(1)
-        self._end()
+def _late(lanes: Lanes) -> Exception | None:
+    """Return the error of calls while requests are late, also one of NIXL when they end; None when all have ended."""
+    try:
+        lanes.check()
+    except Exception as error:
+        return error
+    return None
 
-    def _end(self) -> None:
-        while self._free:
-            self._free.pop().close()
-        self._registration.close()
+
+def _end(lanes: Lanes) -> None:
+    """End lanes and their agent, in a thread if requests are late."""
+    if _late(lanes):
+        logger.warning("the object store has not answered all requests; its agent ends when it has")
+        threading.Thread(target=_end_later, args=(lanes,), name="hicache-nixl-late", daemon=True).start()
+    else:
+        lanes.close()
+
+
+def _end_later(lanes: Lanes) -> None:
+    while _late(lanes):
+        time.sleep(0.1)
+    try:
+        lanes.close()
+    except HiCacheNixlError as error:
+        logger.warning("after the last answers: %s", error)
 
 
 def _last(lane: Lane, part: Part) -> bytes:

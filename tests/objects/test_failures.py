@@ -51,8 +51,12 @@ def everything_works(store, pool):
 
 def left(store):
     """Return how many requests and registrations of calls a store still has."""
-    requests = store.lifetime._objects if hasattr(store.lifetime, "_objects") else store.lifetime._requests
-    return sum(len(lane.running) for lane in requests._late), len(requests._late)
+    late = requests_of(store)._lanes._late
+    return sum(len(lane.running) for lane in late), len(late)
+
+
+def requests_of(store):
+    return store.lifetime._objects if hasattr(store.lifetime, "_objects") else store.lifetime._requests
 
 
 def until_it_works(store, pool, seconds=40.0):
@@ -235,10 +239,10 @@ def test_an_object_is_not_asked_for_again_while_another_one_of_its_call_is_late(
     errors = requests.get(names, [(into.data_ptr(), 64), (into.data_ptr() + 64, 128)])
     assert calls == [2]
     assert all(isinstance(error, StoreError) for error in errors)
-    assert [len(lane.running) for lane in requests._late] == [1]
+    assert [len(lane.running) for lane in requests._lanes._late] == [1]
     done.set()
     requests.check()
-    assert requests._late == []
+    assert requests._lanes._late == []
 
 
 class Handle:
