@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -12,11 +13,14 @@ from urllib.parse import urlsplit
 
 from obstore.store import S3Store
 
-from ..errors import StoreError
+from ..errors import AwayError, StoreError
 
 Answer = TypeVar("Answer")
 
 AT_A_TIME = 8  # requests; more are not faster
+AGAIN = 2.0  # seconds after which a store that was away is asked again
+NOTHING = "pooled-1/nothing/"  # no object begins with it; a policy may allow only what ``pooled`` lists
+LATE, UNREACHED = "did not answer in time", "cannot be reached"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # A proxy of the environment would be asked for the loopback, too; only one that is named can have exceptions.
 NO_PROXY = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": ",".join(LOOPBACK)}
@@ -31,6 +35,10 @@ class Bucket:
         Those of NIXL's OBJ plugin; what is not given comes from the usual variables of AWS.
     patience : float
         Seconds that a request may take.
+
+    Notes
+    -----
+    While the store is away, only one request in ``AGAIN`` seconds waits for it; the others fail at once, with its error.
     """
 
     def __init__(self, params: Mapping[str, str], patience: float):
@@ -51,6 +59,10 @@ class Bucket:
             if urlsplit(url).hostname in LOOPBACK:
                 options |= NO_PROXY
             given["endpoint"] = url.replace("://", f"://{params['bucket']}.", 1) if virtual else url
+        self._away, self._until = (
+            "",
+            0.0,
+        )  # the last error of a store that was away, and until when it is not asked
         self._heads = ThreadPoolExecutor(AT_A_TIME, "hicache-nixl-objects")
         self._store = _told(
             partial(
@@ -66,17 +78,31 @@ class Bucket:
     def names(self, folder: str | None = None, after: str | None = None) -> Iterator[str]:
         """Yield the names of objects that begin with a folder, by default of all, in order, those behind ``after``."""
         listed = iter(self._store.list(folder, offset=after, chunk_size=1000))
-        while (some := _told(next, listed, None)) is not None:
+        while (some := self._asked(next, listed, None)) is not None:
             yield from (found["path"] for found in some)
 
     def ask(self) -> None:
         """Raise ``StoreError`` if the store refuses, or does not answer."""
-        next(self.names(), None)
+        next(self.names(NOTHING), None)
+
+    def answered(self) -> None:
+        """Note that the store has answered, by another way."""
+        self._until = 0.0
+
+    def _asked(self, action: Callable[..., Answer], *args: object) -> Answer:
+        """Return the answer to a request; raise ``AwayError`` at once if the store was away just now."""
+        if time.monotonic() < self._until:
+            raise AwayError(self._away)
+        try:
+            return _told(action, *args)
+        except AwayError as error:
+            self._away, self._until = str(error), time.monotonic() + AGAIN
+            raise
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; those that are missing are no error."""
         if listed := list(names):
-            _told(self._store.delete, listed)
+            self._asked(self._store.delete, listed)
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         """Return the bytes of each object, None for one that is missing.
@@ -87,7 +113,7 @@ class Bucket:
 
     def _size(self, name: str) -> int | None:
         try:
-            return int(_told(self._store.head, name)["size"])
+            return int(self._asked(self._store.head, name)["size"])
         except FileNotFoundError:
             return None
 
@@ -105,7 +131,7 @@ class Bucket:
 
 
 def _told(action: Callable[..., Answer], *args: object) -> Answer:
-    """Return the answer to a request, or raise ``FileNotFoundError`` or ``StoreError``."""
+    """Return the answer to a request, or raise ``FileNotFoundError``, ``AwayError`` or ``StoreError``."""
     try:
         return action(*args)
     except FileNotFoundError:
@@ -113,7 +139,9 @@ def _told(action: Callable[..., Answer], *args: object) -> Answer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of obstore is no Exception
-        raise StoreError(f"the object store {_short(str(error))}") from None
+        told = _short(str(error))
+        kind = AwayError if told.endswith((LATE, UNREACHED)) else StoreError
+        raise kind(f"the object store {told}") from None
 
 
 def _short(message: str) -> str:
@@ -132,8 +160,8 @@ def _short(message: str) -> str:
     status = re.search(r"status code: (\d{3}[ \w]*)", message)
     if told or status:
         return f"{where}refused: {': '.join(told) or (status[1].strip() if status else '')}"
-    if "timed out" in message or "timeout" in message.partition("\n")[0].rpartition(" - ")[2]:
-        return f"{where}did not answer in time"
+    if "timed out" in message or "kind: Timeout" in message:
+        return where + LATE
     if "error sending request" in message:
-        return f"{where}cannot be reached"
+        return where + UNREACHED
     return where + "failed: " + re.sub(r"//[^/\s]*@", "//", message.partition("\n")[0])[:200]
