@@ -83,7 +83,10 @@ class ObjectRequests:
                 now = time.monotonic()
                 if settled:
                     answered = now
-                    failed += len(settled) - list(settled.values()).count(None)
+                    good = list(settled.values()).count(None)
+                    failed += len(settled) - good
+                    if good:
+                        self.bucket.answered()
                     if waiting and failed >= ask_at:
                         ask_at, away = 2 * ask_at, self._cause()
                         if away is not None:
@@ -133,12 +136,14 @@ class ObjectRequests:
         once.
         """
         failed = [which for which, error in enumerate(errors) if isinstance(error, StoreError)]
-        if not failed or _late(self._lanes):
+        if not failed:
             return errors
+        if one := self._one_for_all(errors):
+            return _with(one, errors)
         try:
             found = self.bucket.sizes([names[which] for which in failed])
         except StoreError as error:
-            return [error if isinstance(before, StoreError) else before for before in errors]
+            return _with(error, errors)
         lost = StoreError("the object store lists objects that NIXL cannot load")
         for which, size in zip(failed, found, strict=True):
             if size is None:
@@ -153,11 +158,18 @@ class ObjectRequests:
 
     def explain_puts(self, errors: list[Exception | None]) -> list[Exception | None]:
         """Tell why puts failed, in one error."""
-        if not any(isinstance(error, StoreError) for error in errors) or _late(self._lanes):
+        if not any(isinstance(error, StoreError) for error in errors):
             return errors
-        full = "NIXL could not store objects, though the store answers; it may be full"
-        told = self._cause() or StoreError(full)
-        return [told if isinstance(error, StoreError) else error for error in errors]
+        refused = "NIXL could not store objects, though the store answers; it may be full or refuse to be written to"
+        return _with(self._one_for_all(errors) or self._cause() or StoreError(refused), errors)
+
+    def _one_for_all(self, errors: Sequence[Exception | None]) -> Exception | None:
+        """Return an error of these requests, or of late ones of another call, that tells that the store is away.
+
+        Then it is not asked why others failed: it may be back by now, and would blame something else.
+        """
+        away = next((error for error in errors if isinstance(error, AwayError)), None)
+        return away or _late(self._lanes)
 
     def put(self, names: Sequence[str], pieces: Sequence[tuple[int, int]]) -> list[Exception | None]:
         """Store each piece, a pair of address and bytes, as an object; return the error of each."""
@@ -261,6 +273,11 @@ class ObjectRequests:
         while self._end.alive and _late(self._lanes) and time.monotonic() < deadline:
             time.sleep(0.05)
         self._end()
+
+
+def _with(one: Exception, errors: Sequence[Exception | None]) -> list[Exception | None]:
+    """Return errors with one in place of all of the store, so that it is logged once."""
+    return [one if isinstance(error, StoreError) else error for error in errors]
 
 
 def _late(lanes: Lanes) -> Exception | None:

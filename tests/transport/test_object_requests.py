@@ -8,10 +8,11 @@ import time
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from hicache_nixl.errors import AwayError, RegistrationError
-from hicache_nixl.transport import objects
+from hicache_nixl.errors import AwayError, MissingError, RegistrationError, StoreError
+from hicache_nixl.transport import bucket, objects
 from hicache_nixl.transport.agent import NixlBackend
 from hicache_nixl.transport.registration import NixlRegistration
 
@@ -146,3 +147,86 @@ def test_memory_whose_registration_could_not_end_is_not_used_again(agent, reques
     with requests.lane(8) as lane:
         assert lane.start
     assert agent.registered == 2, "the one that could not end, and the new one"
+
+
+def moved(requests, direction, count):
+    """Store or load small values; return the errors, and how many different ones there are."""
+    memory = np.zeros(count, np.uint8)
+    names, pieces = list(map(str, range(count))), [(memory.ctypes.data + at, 1) for at in range(count)]
+    errors = (requests.put if direction == "WRITE" else requests.get)(names, pieces)
+    return errors, len(set(map(id, errors)))
+
+
+@pytest.fixture
+def answers(requests, agent, monkeypatch):
+    """A store that lists everything, and all late answers have come by the time that it is asked."""
+
+    def asked(names):
+        return [100] * len(names)
+
+    monkeypatch.setattr(requests.bucket, "sizes", asked)
+    monkeypatch.setattr(requests.bucket, "ask", lambda: None)
+    check = requests._lanes.check
+
+    def settled():
+        if requests._lanes._late:
+            agent.state = "DONE"
+        check()
+
+    monkeypatch.setattr(requests._lanes, "check", settled)
+
+
+@pytest.mark.parametrize("direction", ["WRITE", "READ"])
+def test_a_call_that_got_no_answer_says_so_even_if_the_answers_have_come_by_then(
+    requests, answers, direction
+):
+    errors, different = moved(requests, direction, 3)
+    assert "did not answer for 0.05 s" in str(errors[0])
+    assert different == 1
+
+
+@pytest.mark.parametrize("direction", ["WRITE", "READ"])
+def test_requests_that_fail_beside_a_late_one_share_its_error(requests, agent, direction):
+    agent.state = lambda number: "PROC" if number == 1 else "ERR"
+    errors, different = moved(requests, direction, 5)
+    assert isinstance(errors[0], AwayError)
+    assert different == 1
+
+
+@pytest.mark.parametrize("direction", ["WRITE", "READ"])
+def test_requests_that_fail_while_those_of_another_call_are_late_share_an_error(
+    requests, agent, monkeypatch, direction
+):
+    agent.state = "ERR"
+    late = AwayError("late")
+    monkeypatch.setattr(objects, "_late", lambda lanes: late)
+    errors, different = moved(requests, direction, 5)
+    assert errors[0] is late
+    assert different == 1
+
+
+def test_puts_that_fail_though_the_store_answers_may_be_refused(requests, agent, answers):
+    agent.state = "ERR"
+    errors, different = moved(requests, "WRITE", 3)
+    assert "it may be full or refuse to be written to" in str(errors[0])
+    assert not isinstance(errors[0], AwayError)
+    assert different == 1
+
+
+def test_gets_that_fail_though_the_store_answers_are_told_apart(requests, agent, answers, monkeypatch):
+    monkeypatch.setattr(requests.bucket, "sizes", lambda names: [None, 0, 100])
+    agent.state = "ERR"
+    errors, _ = moved(requests, "READ", 3)
+    assert list(map(type, errors)) == [MissingError, MissingError, StoreError]
+
+
+def test_an_answer_through_nixl_ends_the_time_in_which_the_store_is_not_asked(requests, agent, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bucket, "_told", lambda *args: asked.append(args))
+    requests.bucket._until = time.monotonic() + 60
+    with pytest.raises(AwayError):
+        requests.bucket.ask()
+    agent.state = "DONE"
+    assert requests.write("name", b"content") is None
+    requests.bucket.ask()
+    assert len(asked) == 1
