@@ -25,7 +25,7 @@ from ..outcome import MOVED, Outcome
 from ..pooled.checksums import NONE, checksums
 from ..pooled.keys import numbers_of, space_of
 from .catalogue import Catalogue, Place, Segment
-from .segment import Name, head, size_of
+from .segment import Name, head, keys_of, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +133,7 @@ class Lifetime:
                 lane.fill(behind, _pieces(places.starts[first:last], sizes))
                 checks = self._checks(lane, behind, last - first, name.page_bytes)
                 lane.write(at, head(name, keys[first:last], checks))
-                listed = [row.astype("<u8").tobytes() for row in keys[first:last]]
-                segments.append(Segment(name, listed, checks))
+                segments.append(Segment(name, keys_of(keys[first:last].astype("<u8").tobytes()), checks))
                 requests.append(Part(name.path, at, name.size))
             errors = self._requests.run("WRITE", lane, requests)
         errors = self._requests.explain_puts(errors)
@@ -283,8 +282,7 @@ def _missing() -> Outcome:
 
 
 def _listed(keys: Sequence[str]) -> list[bytes]:
-    numbers = numbers_of(keys).astype("<u8").tobytes()
-    return [numbers[at : at + 32] for at in range(0, len(numbers), 32)]
+    return keys_of(numbers_of(keys).astype("<u8").tobytes())
 
 
 def _pieces(starts: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:

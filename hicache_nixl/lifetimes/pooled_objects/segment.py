@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import struct
@@ -16,12 +15,12 @@ from ...errors import DamagedError
 
 FOLDER = "pooled-1"  # the number is that of the format
 _HEADER = struct.Struct("<8sIIQQQ")  # magic, format, pages, bytes of a page, space, checksum of the rest
-_ROW = 32 + 8  # bytes: key, checksum of the page
+KEY_BYTES = 32
+_ROW = KEY_BYTES + 8  # bytes: key, checksum of the page
 _MAGIC, _FORMAT = b"hicnixlo", 1
 HEADER_BYTES = 64
 MOST_PAGES = 1 << 20  # of a segment
 _NAME = re.compile(r"([0-9a-f]{16})-[0-9a-f]{16}-([0-9a-f]{1,8})-([0-9a-f]{1,12})")
-_WRITER, _count = os.urandom(6).hex(), itertools.count()
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def size_of(pages: int, page_bytes: int) -> int:
 
 
 def unique() -> str:
-    """Return 16 hexadecimal digits that no other process, and no recent call of this one, gets."""
-    return f"{_WRITER}{next(_count) & 0xFFFF:04x}"
+    """Return 16 hexadecimal digits by chance; with the time in front they are those of no other process or call."""
+    return os.urandom(8).hex()
 
 
 def folder_of(space: int) -> str:
@@ -95,6 +94,11 @@ def folder_of(space: int) -> str:
 def since(space: int, moment: int) -> str:
     """Return a name that is before those of all segments since a moment, in nanoseconds since 1970."""
     return f"{folder_of(space)}{max(moment, 0):016x}"
+
+
+def keys_of(numbers: bytes) -> list[bytes]:
+    """Return keys that stand one behind the other."""
+    return [numbers[at : at + KEY_BYTES] for at in range(0, len(numbers), KEY_BYTES)]
 
 
 def head(name: Name, keys: np.ndarray, checks: np.ndarray) -> bytes:
@@ -121,5 +125,4 @@ def read_head(name: Name, content: bytes) -> tuple[list[bytes], np.ndarray]:
     expected = [_MAGIC, _FORMAT, name.pages, name.page_bytes, name.space]
     if given != expected or checksum != xxh3_64_intdigest(checked):
         raise DamagedError(f"{name.path}: its index is not as it was stored")
-    keys = [rows[at : at + 32] for at in range(0, 32 * name.pages, 32)]
-    return keys, np.frombuffer(rows, "<u8", offset=32 * name.pages)
+    return keys_of(rows[: KEY_BYTES * name.pages]), np.frombuffer(rows, "<u8", offset=KEY_BYTES * name.pages)

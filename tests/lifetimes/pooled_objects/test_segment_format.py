@@ -71,6 +71,8 @@ def test_names_are_unique_and_in_the_order_of_their_time():
     names = [Name.new(7, 1, 1) for _ in range(1000)]
     assert len({name.base for name in names}) == 1000
     assert sorted(names, key=lambda name: name.path) == sorted(names, key=lambda name: name.base)
+    parts = {name.base.split("-")[1][:12] for name in names}
+    assert len(parts) == 1000, "a process that is forked shares nothing that would make its names the same"
     moment = time.time_ns()
     later = Name.new(7, 1, 1)
     assert names[-1].path <= since(7, moment) <= later.path
