@@ -17,6 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 
 from ..config import NixlBackendConfig
 from ..errors import AwayError, HiCacheNixlError, MissingError, StoreError
@@ -180,19 +181,22 @@ class ObjectRequests:
         errors = self._in_windows(self._get, names, pieces, MARK_BYTES)
         return self.explain(names, [size for _, size in pieces], errors)
 
-    def read(self, objects: Sequence[tuple[str, int]]) -> list[bytes | None]:
-        """Return so many of the first bytes of objects, None for one that could not be read."""
-        contents: list[bytes | None] = []
-        for first, last in windows([size for _, size in objects]):
-            names, sizes = zip(*objects[first:last], strict=True)
-            parts = list(map(Part, names, starts_of(sizes), sizes))
-            with self.lane(sum(sizes)) as lane:
+    def read(self, objects: Sequence[tuple[str, int]]) -> list[bytes | Exception]:
+        """Return so many of the first bytes of objects, or the error of one that could not be read."""
+        names, sizes = [name for name, _ in objects], [size for _, size in objects]
+        contents: list[bytes] = []
+
+        def read_some(some: Sequence[str], pieces: Sequence[tuple[int, int]]) -> list[Exception | None]:
+            wanted = [size for _, size in pieces]
+            parts = list(map(Part, some, starts_of(wanted), wanted))
+            with self.lane(sum(wanted)) as lane:
                 errors = self.run("READ", lane, parts)
-                contents += [
-                    lane.bytes_at(part.at, part.size) if error is None else None
-                    for part, error in zip(parts, errors, strict=True)
-                ]
-        return contents
+                contents.extend(lane.bytes_at(part.at, part.size) for part in parts)
+            return errors
+
+        errors = self._in_windows(read_some, names, [(0, size) for size in sizes], 0)
+        told = self.explain(names, sizes, errors)
+        return [content if error is None else error for content, error in zip_longest(contents, told)]
 
     def write(self, name: str, content: bytes) -> Exception | None:
         """Store an object; return an error."""

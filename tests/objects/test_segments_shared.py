@@ -226,8 +226,9 @@ def test_segments_that_others_removed_are_forgotten_when_all_are_listed(two, poo
 
 
 @pytest.mark.parametrize("failure", ["not read", "no answer"])
-def test_an_index_that_could_not_be_read_is_read_later(two, pool, monkeypatch, failure):
+def test_an_index_that_could_not_be_read_is_read_later(two, pool, monkeypatch, log, failure):
     writer, reader = two
+    monkeypatch.setattr(catalogue, "UNREAD", 0)
     now = time.time_ns()
     with monkeypatch.context() as patched:
         patched.setattr(segment.time, "time_ns", lambda: now - 86400 * 10**9)
@@ -237,11 +238,12 @@ def test_an_index_that_could_not_be_read_is_read_later(two, pool, monkeypatch, f
     def read(self, objects):
         if failure == "no answer":
             raise StoreError("away")
-        return [None] * len(objects)
+        return [StoreError("the object store lists objects that NIXL cannot load")] * len(objects)
 
     with monkeypatch.context() as patched:
         patched.setattr(ObjectRequests, "read", read)
         assert reader.batch_exists(keys_of(2, "old")) == 0
+    assert ("away" if failure == "no answer" else "cannot load") in log.line()
     assert reader.batch_exists(keys_of(2, "old")) == 2
     assert reader.batch_exists(keys_of(2, "new")) == 2
 

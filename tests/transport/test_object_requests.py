@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hicache_nixl.errors import AwayError, MissingError, RegistrationError, StoreError
-from hicache_nixl.transport import bucket, objects
+from hicache_nixl.transport import bucket, lane, objects
 from hicache_nixl.transport.agent import NixlBackend
 from hicache_nixl.transport.registration import NixlRegistration
 
@@ -230,3 +230,21 @@ def test_an_answer_through_nixl_ends_the_time_in_which_the_store_is_not_asked(re
     assert requests.write("name", b"content") is None
     requests.bucket.ask()
     assert len(asked) == 1
+
+
+def test_indexes_that_cannot_be_read_have_the_error_that_says_why(requests, agent, answers, monkeypatch):
+    monkeypatch.setattr(requests.bucket, "sizes", lambda names: [None, 100])
+    agent.state = lambda number: "DONE" if number == 1 else "ERR"
+    good, missing, lost = requests.read([("a", 8), ("b", 8), ("c", 8)])
+    assert isinstance(good, bytes)
+    assert isinstance(missing, MissingError)
+    assert "lists objects that NIXL cannot load" in str(lost)
+
+
+def test_indexes_that_were_read_before_the_store_went_away_are_kept(requests, agent, monkeypatch):
+    monkeypatch.setattr(lane.windows, "__defaults__", (16,))
+    agent.state = lambda number: "DONE" if number <= 2 else "PROC"
+    first, second, *others = requests.read([(name, 8) for name in "abcdef"])
+    assert len(first) == len(second) == 8
+    assert all(isinstance(error, AwayError) for error in others)
+    assert len(set(map(id, others))) == 1

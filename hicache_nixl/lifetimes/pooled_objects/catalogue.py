@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import DamagedError
+from ...errors import AwayError, DamagedError, MissingError, StoreError
 from ...transport.bucket import Bucket
 from .gathered import MANY, Gathered, Requests
 from .segment import Name, folder_of, read_head, since
@@ -23,6 +24,8 @@ ALL_AFTER = (
     300 * SECOND
 )  # now and then all segments are listed: some may be gone, or of a clock that is far behind
 FRESH = 5 * SECOND  # that a segment is taken to be there, after it was seen or loaded
+UNREAD = 10 * SECOND  # after which an index is read again that is there and could not be read
+READ = 1000  # indexes at a time
 
 
 @dataclass(eq=False)
@@ -36,13 +39,13 @@ class Segment:
     checks : numpy.ndarray
         uint64, (n,): checksums of its pages.
     seen : int
-        When it was there, by ``time.monotonic_ns``.
+        When it was there, by ``time.monotonic_ns``; not before it is stored and added to the catalogue.
     """
 
     name: Name
     keys: list[bytes]
     checks: np.ndarray
-    seen: int = field(default_factory=time.monotonic_ns)
+    seen: int = 0
 
 
 Place = tuple[Segment, int]  # a segment, and which of its pages
@@ -66,6 +69,7 @@ class Catalogue:
         self._segments: dict[str, Segment] = {}
         self.stored = 0  # bytes of the segments that are known
         self._unread: dict[str, Name] = {}  # segments whose index could not be read
+        self._again = 0  # when they are read again
         self._refreshed, self._listed = 0, 0  # when, and when all of them, by ``time.monotonic_ns``
         self._newest = 0  # by the clocks of the writers
 
@@ -84,7 +88,7 @@ class Catalogue:
         Raises
         ------
         StoreError
-            When the store refuses or does not answer.
+            When the store refuses or does not answer, or an index could not be read; the others are known then.
         """
         called = time.monotonic_ns()
         with self._refreshing:
@@ -92,16 +96,17 @@ class Catalogue:
                 return
             now = time.monotonic_ns()
             if not self._listed or now - self._listed > ALL_AFTER:
-                self._refresh_all(now)
-                self._listed = now
+                error = self._refresh_all(now)
             else:
                 names = self._names(since(self.space, self._newest - OVERLAP))
-                self._read([*self._unread.values(), *names])
+                _, error = self._read(names)
                 self._advance(names)
             self._refreshed = now
+        if error is not None:
+            raise error
 
-    def _refresh_all(self, now: int) -> None:
-        """List all segments: forget those that are gone, and read those that are new."""
+    def _refresh_all(self, now: int) -> Exception | None:
+        """List all segments: forget those that are gone, and read those that are new; return as ``_read``."""
         names, first = self._names(), not self._listed
         there = {name.base for name in names}
         with self._lock:
@@ -113,11 +118,17 @@ class Catalogue:
         for segment in gone:
             self.forget(segment)
         self._unread = {base: name for base, name in self._unread.items() if base in there}
-        gathered = self._gathered.load(there, tidy=True) if first and len(names) >= MANY else {}
-        read = self._read(names, gathered)
+        if first and len(names) >= MANY:
+            gathered = self._gathered.load(there, tidy=True)
+            for name in names:
+                if name.base in gathered:
+                    self._note(name, gathered[name.base])
+        read, error = self._read(names)
         self._advance(names)
+        self._listed = now
         if first:
             self._gathered.keep(read)
+        return error
 
     def _names(self, after: str | None = None) -> list[Name]:
         listed = [Name.read(self.space, path) for path in self._bucket.names(folder_of(self.space), after)]
@@ -128,29 +139,53 @@ class Catalogue:
         if names:
             self._newest = max(self._newest, min(names[-1].time, time.time_ns()))
 
-    def _read(
-        self, names: Sequence[Name], gathered: Mapping[str, bytes] | None = None
-    ) -> list[tuple[Name, bytes]]:
-        """Note the segments that are not known, and return the indexes that were read one by one."""
-        known = gathered or {}
-        new = {name.base: name for name in names if name.base not in self._segments}
-        alone = [name for name in new.values() if name.base not in known]
-        contents = self._requests.read([(name.path, name.head_bytes) for name in alone])
-        self._unread = {name.base: name for name, head in zip(alone, contents, strict=True) if head is None}
-        read = [(name, head) for name, head in zip(alone, contents, strict=True) if head is not None]
-        for name, head in [*((new[base], known[base]) for base in new if base in known), *read]:
-            try:
-                self.add(Segment(name, *read_head(name, head)))
-            except DamagedError as error:
-                logger.warning("a segment is passed over: %s", error)
-                self.add(Segment(name, [], np.empty(0, np.uint64)))
-        return read
+    def _read(self, names: Sequence[Name]) -> tuple[list[tuple[Name, bytes]], Exception | None]:
+        """Read the indexes of segments that are not known, and note them.
+
+        Returns
+        -------
+        read : list of (Name, bytes)
+        error : Exception or None
+            Why an index could not be read.  It is read again later, at once if the store was away.
+        """
+        due = time.monotonic_ns() >= self._again
+        known = self._segments, self._unread
+        new = {name.base: name for name in names if not any(name.base in some for some in known)}
+        wanted = [*(self._unread.values() if due else ()), *new.values()]
+        self._unread |= new
+        read: list[tuple[Name, bytes]] = []
+        error = None
+        for first in range(0, len(wanted), READ):
+            before, some = len(read), wanted[first : first + READ]
+            contents = self._requests.read([(name.path, name.head_bytes) for name in some])
+            for name, content in zip(some, contents, strict=True):
+                if isinstance(content, bytes):
+                    self._note(name, content)
+                    read.append((name, content))
+                elif not isinstance(content, MissingError):
+                    error = error or content
+                    continue
+                del self._unread[name.base]
+            if error is not None and len(read) == before:
+                break
+        if error is not None and not isinstance(error, AwayError):
+            self._again = time.monotonic_ns() + UNREAD
+        return read, error
+
+    def _note(self, name: Name, head: bytes) -> None:
+        """Add a segment, without pages if its index is damaged."""
+        try:
+            self.add(Segment(name, *read_head(name, head)))
+        except DamagedError as error:
+            logger.warning("a segment is passed over: %s", error)
+            self.add(Segment(name, [], np.empty(0, np.uint64)))
 
     def add(self, segment: Segment) -> None:
         """Note a segment; of the places of a page, the one that was written last counts."""
         with self._lock:
             if segment.name.base in self._segments:
                 return
+            segment.seen = time.monotonic_ns()
             self._segments[segment.name.base] = segment
             self.stored += segment.name.size
             for number, key in enumerate(segment.keys):
@@ -208,7 +243,8 @@ class Catalogue:
 
     def clear(self) -> int:
         """Remove all segments; return how many pages there were."""
-        self.refresh()
+        with suppress(StoreError):  # segments that cannot be read are removed as well, but not counted
+            self.refresh()
         with self._lock:
             pages = len(self._pages)
             self._pages, self._segments, self.stored = {}, {}, 0

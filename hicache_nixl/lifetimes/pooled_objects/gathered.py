@@ -17,12 +17,14 @@ from xxhash import xxh3_64_intdigest
 
 from ...errors import StoreError
 from ...transport.bucket import Bucket
+from ...transport.lane import windows
 from .segment import FOLDER, Name, unique
 
 logger = logging.getLogger(__name__)
 
 MANY = 64  # indexes that were read one by one
-IN_ONE = 1000  # of 5 kB each, for segments of 128 pages
+IN_ONE = 8 << 20  # bytes of indexes, or a single one; an index has 5 kB for a segment of 128 pages
+MOST_BYTES = 64 << 20  # of an object; the name of one that another program made may tell any size
 _HEADER = struct.Struct("<8sQQ")  # magic, indexes, checksum of the rest
 _MAGIC = b"hicnixlg"
 _NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}-([0-9a-f]{1,10})")
@@ -31,8 +33,8 @@ _NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}-([0-9a-f]{1,10})")
 class Requests(Protocol):
     """What moves whole objects."""
 
-    def read(self, objects: Sequence[tuple[str, int]]) -> list[bytes | None]:
-        """Return the first bytes of objects, None for one that could not be read."""
+    def read(self, objects: Sequence[tuple[str, int]]) -> list[bytes | Exception]:
+        """Return the first bytes of objects, or the error of one that could not be read."""
 
     def write(self, name: str, content: bytes) -> Exception | None:
         """Store an object."""
@@ -50,13 +52,12 @@ class Gathered:
 
         With ``tidy``, an object that has none that another one lacks is removed; ``wanted`` are all segments then.
         """
-        names = [
-            (path, int(match[1], 16)) for path in self._bucket.names(self._folder) if (match := _of(path))
-        ]
+        listed = [(path, _size_of(path)) for path in self._bucket.names(self._folder)]
+        names = [(path, size) for path, size in listed if 0 < size <= MOST_BYTES]
         found: dict[str, bytes] = {}
         useless = []
         for (path, _), content in zip(reversed(names), self._requests.read(names[::-1]), strict=True):
-            if content is None:
+            if isinstance(content, Exception):
                 continue
             new = {
                 base: head
@@ -93,8 +94,8 @@ class Gathered:
         try:
             if self.load({name.base for name, _ in indexes[:1]}):
                 return
-            for first in range(0, len(indexes), IN_ONE):
-                self._store(indexes[first : first + IN_ONE])
+            for first, last in windows([len(head) for _, head in indexes], IN_ONE):
+                self._store(indexes[first:last])
         except StoreError as error:
             logger.debug("indexes are not gathered: %s", error)
 
@@ -116,5 +117,7 @@ def gathered_folder_of(space: int) -> str:
     return f"{FOLDER}-gathered/{space:016x}/"
 
 
-def _of(path: str) -> re.Match[str] | None:
-    return _NAME.fullmatch(path.rpartition("/")[2])
+def _size_of(path: str) -> int:
+    """Return the bytes of gathered indexes, which their name tells; 0 for another object."""
+    match = _NAME.fullmatch(path.rpartition("/")[2])
+    return int(match[1], 16) if match else 0
