@@ -56,13 +56,13 @@ class Bucket:
         virtual = params.get("use_virtual_addressing") == "true"
         if endpoint := params.get("endpoint_override"):
             url = endpoint if "://" in endpoint else f"{params.get('scheme', 'https')}://{endpoint}"
-            if urlsplit(url).hostname in LOOPBACK:
-                options |= NO_PROXY
-            given["endpoint"] = url.replace("://", f"://{params['bucket']}.", 1) if virtual else url
-        self._away, self._until = (
-            "",
-            0.0,
-        )  # the last error of a store that was away, and until when it is not asked
+            if virtual:
+                url = url.replace("://", f"://{params['bucket']}.", 1)
+            # NIXL asks no proxy of the environment either.
+            options |= NO_PROXY | {"proxy_excludes": urlsplit(url).hostname or ""}
+            given["endpoint"] = url
+        # The last error of a store that was away, and until when it is not asked.
+        self._away, self._until = "", 0.0
         self._heads = ThreadPoolExecutor(AT_A_TIME, "hicache-nixl-objects")
         self._store = _told(
             partial(

@@ -20,10 +20,10 @@ EMPTY = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
 class Server:
     """An endpoint that answers every request alike, or not at all, and notes the requests."""
 
-    def __init__(self):
+    def __init__(self, host="127.0.0.1"):
         self.asked, self.answer = [], b""
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
+        self._listening = socket.create_server((host, 0))
+        self.url = f"http://{host}:{self._listening.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -52,16 +52,14 @@ def server():
         yield made
 
 
+def bucket_of(server):
+    params = {"bucket": "b", "region": "r", "endpoint_override": server.url}
+    return closing(Bucket({**params, "access_key": "a", "secret_key": "s"}, PATIENCE))
+
+
 @pytest.fixture
 def store(server):
-    params = {
-        "bucket": "b",
-        "region": "r",
-        "endpoint_override": f"http://127.0.0.1:{server.port}",
-        "access_key": "a",
-        "secret_key": "s",
-    }
-    with closing(Bucket(params, PATIENCE)) as made:
+    with bucket_of(server) as made:
         yield made
 
 
@@ -102,3 +100,13 @@ def test_asking_lists_no_object_of_others(server, store):
     store.ask()
     (asked,) = server.asked
     assert "prefix=pooled-1%2Fnothing%2F" in asked
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_an_endpoint(monkeypatch):
+    """NIXL does not ask one either, so what it stores would not be found."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with closing(Server("127.0.0.2")) as server, bucket_of(server) as store:
+        server.says(b"200 OK", EMPTY)
+        store.ask()
+        assert len(server.asked) == 1
