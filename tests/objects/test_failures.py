@@ -315,3 +315,41 @@ def test_no_log_line_error_or_repr_shows_a_secret(open_store, lifetime, pool, be
         open_store(lifetime, obj={"secret_key": [secret]})
     assert secret not in caplog.text
     assert secret not in repr(store)
+
+
+def test_a_new_server_whose_store_lists_segments_but_sends_none_says_so_and_finds_them_later(
+    open_store, pool, between, log
+):
+    keys = keys_of(PAGES)
+    assert all(open_store("pooled").batch_set_v1(keys, pool.page_indices(0, PAGES)))
+    store = open_store("pooled", url=between.url)
+    requests_of(store).bucket = requests_of(open_store("pooled")).bucket  # not through the proxy
+    between.hold()
+    found, seconds = timed(store.batch_exists, keys)
+    assert found == 0
+    assert TIMEOUT <= seconds < SLOW
+    assert "did not answer for 1.5 s" in log.line()
+    found, seconds = timed(store.batch_exists, keys)
+    assert found == 0
+    assert seconds < TIMEOUT
+    between.go_on()
+    start = time.monotonic()
+    while store.batch_exists(keys) < PAGES:
+        assert time.monotonic() - start < 40
+        time.sleep(0.1)
+
+
+def test_segments_that_cannot_be_loaded_are_said_once_and_hide_no_other_ones(
+    open_store, pool, monkeypatch, log
+):
+    writer, reader = open_store("pooled"), open_store("pooled")
+    assert all(writer.batch_set_v1(keys_of(2, "good"), pool.page_indices(0, 2)))
+    assert reader.batch_exists(keys_of(2, "good")) == 2
+    assert all(writer.batch_set_v1(keys_of(2, "bad"), pool.page_indices(0, 2)))
+    refused = [StoreError("the request failed in NIXL: state ERR")]
+    with monkeypatch.context() as patched:
+        patched.setattr(objects.ObjectRequests, "run", lambda self, direction, lane, parts: refused)
+        for _ in range(3):
+            assert reader.batch_exists(keys_of(2, "bad")) == 0
+    assert "the object store lists objects that NIXL cannot load" in log.line()
+    assert reader.batch_exists([*keys_of(2, "good"), *keys_of(1, "bad")]) == 2
