@@ -21,6 +21,7 @@ AT_A_TIME = 8  # requests; more are not faster
 AGAIN = 2.0  # seconds after which a store that was away is asked again
 NOTHING = "pooled-1/nothing/"  # no object begins with it; a policy may allow only what ``pooled`` lists
 LATE, UNREACHED = "did not answer in time", "cannot be reached"
+ROLES = "//169.254."  # where obstore looks for the role of a machine or a pod if it was given no credentials
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # A proxy of the environment would be asked for the loopback, too; only one that is named can have exceptions.
 NO_PROXY = {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": ",".join(LOOPBACK)}
@@ -153,8 +154,12 @@ def _short(message: str) -> str:
     'at http://s3 refused: InvalidAccessKeyId'
     >>> _short("HEAD http://127.0.0.1:9/b/k in 1ms, after 1 retries - HTTP error: error sending request")
     'at http://127.0.0.1:9 cannot be reached'
+    >>> _short("Generic S3 error: PUT http://169.254.169.254/latest/api/token - HTTP error: error sending request")
+    'cannot be listed: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a profile is not read'
     """
     found = re.search(r"https?://[^/\s?]+", message)
+    if found and ROLES in found[0]:
+        return "cannot be listed: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a profile is not read"
     where = f"at {found[0].rpartition('@')[2] if '@' in found[0] else found[0]} " if found else ""
     told = re.findall(r"<(?:Code|Message)>(.*?)</", message)[:2]
     status = re.search(r"status code: (\d{3}[ \w]*)", message)
