@@ -62,7 +62,10 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
     for name, told in found.items():
         state = state_of(told)
         facts = hosts.get(name, {})
-        cells = [_cell(_short(what, facts.get(what, "")), (name, what) in marked) for what in SHOWN]
+        cells = [
+            _cell(_short(what, facts[what]) if what in facts else "", (name, what) in marked)
+            for what in SHOWN
+        ]
         table.add_row(name, Text(state, style="green" if state == FINE else "red"), *cells)
     out.print(table)
     for name, told in found.items():

@@ -205,6 +205,14 @@ class TestDoctorOfAFleet:
         assert hosts["host-b"]["facts"]["open files"] == "soft 300, hard 300"
         assert hosts["host-a"]["diagnosis"]["enough_files"] is True
 
+    def test_a_host_that_did_not_answer_has_no_facts_in_its_row(self, run: Run, monkeypatch):
+        found = {"host-a": {"state": "failed", "reason": "it is gone"}}
+        monkeypatch.setattr(sweeps, "facts_of_fleet", lambda *given: found)
+        answer = run("doctor --scheduler tcp://10.0.0.1:8786")
+        assert answer.code == 1
+        assert re.search(r"host-a +did.*( -){7} *\n", re.sub(" +", " ", answer.out))
+        assert "host-a did not answer: it is gone" in answer.out
+
     def test_a_scheduler_that_cannot_be_reached_is_one_line(self, run: Run, monkeypatch):
         monkeypatch.setattr("hicache_nixl.lab.sweep.fleet.CONNECT", 0.5)
         answer = run("doctor --scheduler tcp://127.0.0.1:9")

@@ -18,7 +18,8 @@ from ..runs.provenance import provenance
 
 SETTINGS = ("kernel/io_uring_disabled", "fs/aio-max-nr", "fs/nr_open")  # below /proc/sys
 QUEUES_THAT_WORK, PLUGINS, FREE = "queues that work", "NIXL plugins", "free space"
-VARYING = (FREE,)  # facts in which hosts differ in any case
+DISK = ("storage", "O_DIRECT", FREE)  # facts of a folder
+VARYING = (FREE,)  # begin the names of facts in which hosts differ in any case
 NONE = "none"
 
 Facts = dict[str, str]
@@ -94,6 +95,17 @@ def _flat(known: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> Facts:
     }
 
 
+def of_folder(facts: Facts, folder: str) -> Facts:
+    """Name the facts of a disk after the folder in which they were found, where others are in use, too.
+
+    Examples
+    --------
+    >>> of_folder({"storage": "ext4", "kernel": "6.1"}, "/mnt/a")
+    {'storage of /mnt/a': 'ext4', 'kernel': '6.1'}
+    """
+    return {f"{name} of {folder}" if name in DISK else name: value for name, value in facts.items()}
+
+
 def _plugins(builds: Sequence[Mapping[str, Any]]) -> str:
     """Return the plugins that can be created, of the build that ``import nixl`` loads."""
     chosen = next((build for build in builds if build["chosen"]), None)
@@ -128,7 +140,7 @@ def differences(hosts: Mapping[str, Facts]) -> tuple[list[Difference], Facts]:
             by_value.setdefault(facts.get(name, ""), []).append(host)
         if len(by_value) == 1:
             shared[name] = next(iter(by_value))
-        elif name not in VARYING:
+        elif not name.startswith(VARYING):
             ordered = sorted(by_value.items(), key=lambda entry: -len(entry[1]))
             found.append(Difference(name, [(value or "nothing told", some) for value, some in ordered]))
     return found, shared

@@ -232,8 +232,10 @@ def _remote_client(scheduler: str) -> Iterator[Client]:
             ValueError,
             RuntimeError,
         ) as error:  # also TimeoutError; ValueError for a malformed address
-            what = "it cannot be reached" if isinstance(error, OSError) else str(error)
-            raise ConfigError(f"--scheduler {scheduler}: {what} within {CONNECT:.0f} s; {START}") from None
+            what = f"{error}; expected one such as tcp://10.0.0.1:8786"
+            if isinstance(error, OSError):
+                what = f"it cannot be reached within {CONNECT:.0f} s; {START}"
+            raise ConfigError(f"--scheduler {scheduler}: {what}") from None
         with client:
             yield client
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ...errors import ConfigError
 from ..plan import choose_notebooks, notebooks_of_profile, parameters_for, read_profile
@@ -50,9 +50,10 @@ class Grid(BaseModel):
 
     @field_validator("notebooks", "hosts", mode="before")
     @classmethod
-    def _as_texts(cls, value: Any) -> Any:
+    def _as_texts(cls, value: Any, info: ValidationInfo) -> Any:
         values = value if isinstance(value, list | tuple) else [value]
-        return tuple(f"{one:02}" if isinstance(one, int) else one for one in values)  # YAML reads 01 as 1
+        form = "02" if info.field_name == "notebooks" else ""  # YAML reads 01 as 1
+        return tuple(f"{one:{form}}" if isinstance(one, int) else one for one in values)
 
     @field_validator("parameters", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from ...resources import write_whole
 from ..figures.sweeps import costs, left_open, save_small_multiples
 from ..figures.words import Drawn
 from ..report.pages import write_page
+from ..runs.claims import NOT_APPLICABLE
 from .facts import differences
 from .grid import _text
 from .measures import COSTS, Measured, as_table, elsewhere, measured, shown_costs
@@ -45,6 +46,7 @@ def write_sweep_page(sweep: Sweep) -> Path:
         columns=_columns(points),
         fixed={name: _text(values[0]) for name, values in sweep.grid.parameters.items() if len(values) == 1},
         claims=elsewhere(points),
+        checked=any((one.claims.verdict != NOT_APPLICABLE).any() for one in points),
         differing=differing,
         shared=shared,
         about="; ".join(f"{name} {shared[name].partition(',')[0]}" for name in ABOUT if name in shared),

@@ -19,6 +19,7 @@ from ..execute import default_run_name, new_run_folder
 from ..plan import notebooks
 from . import record
 from .child import ENDED
+from .facts import of_folder
 from .fleet import Fleet, FleetLostError, connecting
 from .grid import Grid, check, chosen_notebooks, counts_only, points_of
 from .lanes import Answer, Job, Lanes
@@ -179,12 +180,17 @@ def _kept(begun: Sweep, answer: Answer) -> PointState | None:
         return begun.keep(answer)
     host = answer.job.slug.removeprefix(FACTS)
     if answer.told["state"] == ENDED:
-        begun.hosts[host] = answer.told["facts"]
+        facts, folders = answer.told["facts"], _folders(begun.grid)
+        begun.hosts[host] = of_folder(facts, str(folders[0])) if len(folders) > 1 else facts
         begun.problems.pop(host, None)
     else:
         begun.problems[host] = answer.told.get("reason", answer.told["state"])
     begun.write()
     return None
+
+
+def _folders(grid: Grid) -> tuple[Any, ...]:
+    return grid.parameters.get("storage_dir", ("",))
 
 
 def _facts_jobs(fleet: Fleet, begun: Sweep) -> list[Job]:

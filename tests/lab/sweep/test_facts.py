@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hicache_nixl.lab.sweep.facts import FREE, differences, facts_of, unusual
+from hicache_nixl.lab.sweep.facts import FREE, differences, facts_of, of_folder, unusual
 
 HOSTS = {
     "a": {"NIXL": "1.5.1", "kernel": "6.1", FREE: "1 GB"},
@@ -21,6 +21,13 @@ def test_a_value_comes_with_the_hosts_that_have_it_the_most_frequent_first():
 
 def test_what_all_share_is_apart_and_free_space_is_neither():
     assert differences(HOSTS)[1] == {"kernel": "6.1"}
+
+
+def test_facts_of_a_disk_have_the_name_of_its_folder_where_a_sweep_has_several():
+    hosts = {name: of_folder({**facts, "storage": name}, "/mnt/a") for name, facts in HOSTS.items()}
+    found, shared = differences(hosts)
+    assert [one.what for one in found] == ["NIXL", "storage of /mnt/a", "queue io_uring"]
+    assert shared == {"kernel": "6.1"}
 
 
 def test_the_unusual_value_is_marked_and_where_there_is_no_usual_one_every_value():

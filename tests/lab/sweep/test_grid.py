@@ -69,6 +69,10 @@ class TestFile:
         assert grid.parameters == {"queue": ("libaio", "io_uring"), "calls": (4, 5)}
         assert (grid.every_host, grid.hosts) == (True, ("a",))
 
+    def test_whole_numbers_are_numbers_of_notebooks_and_names_of_hosts(self, tmp_path):
+        grid = read_grid(self.written(tmp_path, "notebooks: 1\nhosts: [0, 12]\n"), {})
+        assert (grid.notebooks, grid.hosts) == (("01",), ("0", "12"))
+
     @pytest.mark.parametrize(
         ("text", "says"),
         [

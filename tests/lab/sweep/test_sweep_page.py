@@ -91,6 +91,12 @@ def test_what_differs_and_what_failed_is_on_it(folder, monkeypatch):
     assert "no facts of node9: it did not answer" in text
 
 
+def test_where_nothing_was_checked_it_does_not_say_that_claims_hold(folder):
+    text = write_sweep_page(begun(folder, Grid(notebooks=("03",)), ["03_x"], ["a"])).read_text()
+    assert "No claim was checked." in text
+    assert "Every claim" not in text
+
+
 class TestPanels:
     def places(self, hosts: int) -> list[dict[str, str]]:
         return [{"host": f"n{number}", "queue": queue} for number in range(hosts) for queue in QUEUES]
