@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -53,8 +54,8 @@ class Cluster:
     address: str
     folder: Path
     scheduler: subprocess.Popen[bytes]
+    environment: dict[str, str]
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=lambda: _environment())
 
     def add(
         self,
@@ -94,19 +95,28 @@ class Cluster:
         self.workers[name].wait()
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+def _environment(temporary: str) -> dict[str, str]:
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    return {**os.environ, "PYTHONPATH": paths, "TMPDIR": temporary}
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """Start a scheduler at a free port of this machine."""
+    """Start a scheduler at a free port of this machine.
+
+    Its workers have their own folder for temporary files, in which clusters of other tests lock nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix="fleet-", ignore_cleanup_errors=True) as temporary:
+        yield from _cluster(folder, _environment(temporary))
+
+
+def _cluster(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
     log = folder / "scheduler.log"
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
     with open(log, "wb") as written:
         scheduler = subprocess.Popen(
             [sys.executable, "-P", "-m", "distributed.cli.dask_scheduler", *options],
-            env=_environment(),
+            env=environment,
             stdout=written,
             stderr=written,
             start_new_session=True,
@@ -116,7 +126,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         wait_until(lambda: re.search(r"Scheduler at: +(\S+)", log.read_text()), 90)
         found = re.search(r"Scheduler at: +(\S+)", log.read_text())
         assert found is not None
-        made = Cluster(found[1], folder, scheduler)
+        made = Cluster(found[1], folder, scheduler, environment)
         yield made
     finally:
         for process in [*(made.workers.values() if made else ()), scheduler]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from tiny_notebooks import BEGIN, FINISH, WAVER, write_notebook
 
 from hicache_nixl.lab.sweep import record
+from hicache_nixl.lab.sweep.fleet import Fleet
 from hicache_nixl.lab.sweep.grid import Grid, points_of
+from hicache_nixl.lab.sweep.lanes import Job
 from hicache_nixl.lab.sweep.record import Sweep
 
 HOLD = 'run.claim(lab.exactly("sum_{name}", "One and one is two.", 2, 1 + 1))'
@@ -50,9 +52,14 @@ class TinyNotebooks:
 def begun(
     folder: Path, grid: Grid, notebooks: list[str], hosts: Sequence[str], scheduler: str | None = None
 ) -> Sweep:
-    """Begin a sweep whose hosts have told their facts, which takes seconds, already."""
+    """Begin a sweep whose hosts have told their facts already."""
     folder.mkdir(parents=True)
     sweep = record.begin(folder, grid, notebooks, points_of(grid, hosts), scheduler)
     sweep.hosts = {host: {"NIXL": "1.5.1"} for host in hosts}
     sweep.write()
     return sweep
+
+
+def no_facts(fleet: Fleet, begun: Sweep) -> list[Job]:
+    """Take the place of what asks for the facts of hosts, which takes seconds."""
+    return []

@@ -18,10 +18,10 @@ from processes import have_ended, wait_until
 from support import TESTS
 from test_cli import Run
 from test_cli import run as run_in_this_process
-from tiny_sweeps import TinyNotebooks, begun
+from tiny_sweeps import TinyNotebooks, begun, no_facts
 
 from hicache_nixl.lab import execute
-from hicache_nixl.lab.sweep import record
+from hicache_nixl.lab.sweep import record, remote
 from hicache_nixl.lab.sweep import sweep as sweeps
 from hicache_nixl.lab.sweep.grid import Grid
 
@@ -43,6 +43,8 @@ main()
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TinyNotebooks:
     made = TinyNotebooks(tmp_path)
     monkeypatch.setattr(sweeps, "notebooks", made.known)
+    monkeypatch.setattr(sweeps, "_facts_jobs", no_facts)
+    monkeypatch.setattr(remote, "_lock_of_machine", lambda: tmp_path / "lock")
     for place in (execute, record):
         monkeypatch.setattr(place, "runs_folder", lambda: made.runs)
     return made

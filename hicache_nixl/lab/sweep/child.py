@@ -7,6 +7,7 @@ folder of the run as a tar file.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,12 +15,16 @@ import signal
 import sys
 import tarfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ...errors import ConfigError
 
 ENDED, INTERRUPTED, REFUSED = "ended", "interrupted", "refused"
+WAIT = 0.2  # seconds between two tries to lock the machine
 
 
 def main() -> None:
@@ -28,10 +33,11 @@ def main() -> None:
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(2, 1)  # what a library prints is no part of the answer
         request = json.loads(sys.stdin.readline())
-        threading.Thread(target=_end_with_the_worker, daemon=True).start()
         folder = Path(request["folder"])  # made by its worker, which may be gone at the end
         try:
-            told, run = ACTIONS[request["action"]](request, folder)
+            threading.Thread(target=_end_with_the_worker, daemon=True).start()
+            with _alone(Path(request["lock"]), request["exclusive"]):
+                told, run = ACTIONS[request["action"]](request, folder)
         except ConfigError as error:
             told, run = {"state": REFUSED, "reason": str(error)}, None
         except KeyboardInterrupt:
@@ -44,6 +50,22 @@ def main() -> None:
 def _end_with_the_worker() -> None:
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def _alone(path: Path, exclusive: bool) -> Iterator[None]:
+    """Wait until nothing runs on this machine beside which this must not; the kernel unlocks what a process had locked.
+
+    Dask counts shares for each worker.  A machine may have several, and a new one while the process of the last ends.
+    """
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(WAIT)  # not in flock, which a signal just before it would not end
+        yield
 
 
 def _send(answer: IO[bytes], told: dict[str, Any], run: Path | None) -> None:

@@ -155,7 +155,7 @@ class Lanes:
             key = f"hicache-nixl-{job.slug}-{uuid4().hex}"
             future = self.fleet.client.submit(
                 remote.work,
-                job.request,
+                {**job.request, "exclusive": job.exclusive},
                 key=key,
                 workers=[host.worker],
                 allow_other_workers=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -77,12 +78,19 @@ def work(request: dict[str, Any]) -> bytes:
         assert process.stdin is not None  # it is a pipe
         try:
             with suppress(BrokenPipeError):  # of a process that has ended already, which its code tells
-                process.stdin.write(json.dumps({**request, "folder": folder}).encode() + b"\n")
+                whole = {**request, "folder": folder, "lock": str(_lock_of_machine())}
+                process.stdin.write(json.dumps(whole).encode() + b"\n")
                 process.stdin.flush()
             _watch(process, lambda: key in _ended or not _wanted(worker, key))
         finally:
             _kill(process)
         return _answer(process.returncode, key, answer, printed)
+
+
+def _lock_of_machine() -> Path:
+    """Return the file that a measurement locks; folders for temporary files may be shared by machines."""
+    machine = re.sub(r"[^\w.-]", "-", identity()["machine"])
+    return Path(tempfile.gettempdir(), f"hicache-nixl-{os.getuid()}-{machine}.lock")
 
 
 def _watch(process: subprocess.Popen[bytes], unwanted: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tiny_sweeps import TinyNotebooks
 
 from hicache_nixl.lab import execute
-from hicache_nixl.lab.sweep import record, sweep
+from hicache_nixl.lab.sweep import record, remote, sweep
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) ->
     patch.setattr(sweep, "notebooks", made.known)
     for place in (execute, record):
         patch.setattr(place, "runs_folder", lambda: made.runs)
+    patch.setattr(remote, "_lock_of_machine", lambda: made.folder / "lock")  # tests run beside each other
     return made
 
 
