@@ -78,7 +78,10 @@ def _now(step: Step) -> str:
     """Say what runs now."""
     failed = sum(point.state == "failed" for point in step.sweep.points.values())
     known = step.sweep.points
-    running = [step.sweep.label(slug, host) if slug in known else slug for slug, host in step.running.items()]
+    running = [
+        step.sweep.label(slug, host) if slug in known else f"facts of {host}"
+        for slug, host in step.running.items()
+    ]
     shown = "; ".join(running[:SHOWN]) + (f"; {len(running) - SHOWN} more" if len(running) > SHOWN else "")
     return (f"{failed} failed; " if failed else "") + (shown or "waiting for a host")
 

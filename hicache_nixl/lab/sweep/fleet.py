@@ -52,6 +52,8 @@ class Host:
         The address of the one that runs points.
     shares : int
         How many points that only count it runs at a time.
+    busy : bool
+        Whether something waits there for another task to end, as of the last message of its worker.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Host:
     workers: dict[str, str]
     worker: str
     shares: int
+    busy: bool = False
 
     def answers_to(self, name: str) -> bool:
         """Return whether a name of ``--host`` means this host."""
@@ -80,6 +83,7 @@ class Fleet:
         self.only = tuple(only)
         self._identities: dict[str, dict[str, str]] = {}
         self._looked = 0.0
+        self._workers: dict[str, Any] = {}
         self._hosts: dict[str, Host] = {}
 
     def hosts(self) -> dict[str, Host]:
@@ -89,6 +93,8 @@ class Fleet:
         ------
         FleetLostError
         """
+        if self.client.status in ("closing", "closed"):  # it could not connect again
+            raise FleetLostError(GONE)
         if time.monotonic() - self._looked > OTHERS:
             self._hosts = self._look()
             self._looked = time.monotonic()
@@ -109,9 +115,14 @@ class Fleet:
     def workers(self) -> dict[str, Any]:
         """Return what the scheduler knows of each worker, by address."""
         try:
-            return dict(self.client.scheduler_info(n_workers=-1)["workers"])
+            known = self.client.scheduler_info(n_workers=-1)
+            workers = dict(known["workers"])
         except (OSError, ValueError, AttributeError, KeyError) as error:  # a closed client knows nothing
             raise FleetLostError(GONE) from error
+        # The client itself asks for their number only; that may come between, and stays while it connects again.
+        if len(workers) == known.get("n_workers", len(workers)):
+            self._workers = workers
+        return self._workers
 
     def run(self, function: Callable[..., Any], *arguments: Any, **how: Any) -> Any:
         """Call a function in workers, as ``Client.run`` does.
@@ -158,7 +169,8 @@ class Fleet:
         worker = (offering or [first])[0]
         shares = int(workers[worker]["resources"].get(RESOURCE, workers[worker]["nthreads"]))
         names = {address: str(about["name"]) for address, about in workers.items()}
-        return Host(name, machine, names, worker, shares)
+        busy = workers[worker]["metrics"].get("task_counts", {}).get("constrained", 0) > 0
+        return Host(name, machine, names, worker, shares, busy)
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

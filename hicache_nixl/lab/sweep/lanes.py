@@ -6,6 +6,7 @@ import json
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from uuid import uuid4
 
 from . import remote
 from .child import INTERRUPTED
-from .fleet import Fleet, Host
+from .fleet import GONE, Fleet, FleetLostError, Host
 from .remote import DIED, FAILED, PATIENCE, RESOURCE
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 MOST_DEATHS = 3  # of the workers of one point
 GRACE = 30.0  # seconds that a host, or all of them, may be away before its points fail
 TICK = 0.2  # seconds
+FETCH = 60.0  # seconds for an answer to come from its worker; a run has some MB
+DISCONNECTED = "scheduler-connection-lost"  # why Dask cancels the tasks of a client that connects again
+BUSY = " (busy)"  # follows a host on which a job waits for what else runs there
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Lanes:
     fleet : Fleet
     jobs : sequence of Job
     started : callable, optional
-        Called with what runs where when a job begins.
+        Called with what runs where when that has changed.
     """
 
     def __init__(
@@ -96,12 +100,16 @@ class Lanes:
         self.fleet, self.started = fleet, started
         self.waiting = list(jobs)
         self._running: dict[str, _Running] = {}
+        self._busy: set[str] = set()
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._seen: dict[str | None, float] = dict.fromkeys({job.host for job in jobs}, time.monotonic())
 
     def running(self) -> dict[str, str]:
-        """Return where each job that runs does so."""
-        return {one.job.slug: one.host.name for one in self._running.values()}
+        """Return where each job that runs does so; ``BUSY`` follows a host on which it waits for another sweep."""
+        return {
+            one.job.slug: one.host.name + BUSY * (one.host.name in self._busy)
+            for one in self._running.values()
+        }
 
     def answers(self) -> Iterator[Answer]:
         """Run the jobs; yield what came of each when it has ended.
@@ -111,12 +119,17 @@ class Lanes:
         FleetLostError
             When the scheduler has gone away.
         """
+        told: dict[str, str] = {}
         while self.waiting or self._running:
             hosts = self.fleet.hosts()
             yield from self._lost(hosts)
             yield from self._away(hosts)
             for host in hosts.values():
                 self._start(host, hosts)
+            self._busy = {host.name for host in hosts.values() if host.busy}
+            if (running := self.running()) != told:
+                told = running
+                self.started(running)
             with suppress(queue.Empty):
                 answer = self._take(self._done.get(timeout=TICK))
                 if answer is not None:
@@ -125,14 +138,18 @@ class Lanes:
     def end(self) -> Iterator[Answer]:
         """Ask the jobs that run to end, wait for that, and yield what came of those that had ended before.
 
+        Those that wait on their host for another sweep are dropped.
+
         Raises
         ------
         FleetLostError
             When the scheduler has gone away.
         """
         self.waiting.clear()
-        for key, one in self._running.items():
-            self.fleet.run(remote.end, [key], workers=[one.host.worker], on_error="ignore")
+        for key, one in list(self._running.items()):
+            begun = self.fleet.run(remote.end, [key], workers=[one.host.worker], on_error="ignore")
+            if key not in begun.get(one.host.worker, ()):
+                self._running.pop(key).future.release()
         deadline = time.monotonic() + PATIENCE + 2 * remote.LOOKS
         while self._running and time.monotonic() < deadline:
             with suppress(queue.Empty):
@@ -141,7 +158,7 @@ class Lanes:
                     yield answer
             present = {host.worker for host in self.fleet.hosts().values()}
             for key in [key for key, one in self._running.items() if one.host.worker not in present]:
-                self._running.pop(key).future.cancel()
+                self._running.pop(key).future.release()
             self.waiting.clear()
 
     def _start(self, host: Host, hosts: dict[str, Host]) -> None:
@@ -165,7 +182,6 @@ class Lanes:
             )
             self._running[key] = _Running(job, host, future)
             future.add_done_callback(lambda ended: self._done.put(ended.key))
-            self.started(self.running())
 
     def _next(self, host: Host, hosts: dict[str, Host]) -> Job | None:
         """Return the next job for a host; one that died there goes to another host, where it may."""
@@ -180,7 +196,7 @@ class Lanes:
         present = {address for host in hosts.values() for address in host.workers}
         for key in [key for key, one in self._running.items() if one.host.worker not in present]:
             one = self._running.pop(key)
-            one.future.cancel()
+            one.future.release()
             answer = self._again(one, "its worker died")
             if answer is not None:
                 yield answer
@@ -201,19 +217,31 @@ class Lanes:
         one = self._running.pop(key, None)
         if one is None:
             return None  # of a worker that was gone before
-        if one.future.status == "cancelled":
-            return self._again(one, "its worker died")
         if one.future.status == "error":
-            error = one.future.exception()
-            if type(error).__name__ == "KilledWorker":
-                return self._again(one, "its worker died")
-            told = {"state": FAILED, "reason": f"{type(error).__name__}: {error}"}
-            return Answer(one.job, one.host.name, told)
-        line, _, archive = one.future.result().partition(b"\n")
+            return self._raised(one, one.future.exception())
+        try:
+            line, _, archive = one.future.result(timeout=FETCH).partition(b"\n")
+        except CancelledError as error:
+            if getattr(error, "reason", "") == DISCONNECTED:  # nobody died
+                self.waiting.insert(0, one.job)
+                return None
+            return self._again(one, "its worker died")
+        except TimeoutError:  # Dask waits for ever for the answer of a worker that is gone
+            one.future.release()
+            return self._again(one, "its worker died before it had sent its answer")
+        except (OSError, AttributeError) as error:  # the latter of a closed client
+            raise FleetLostError(GONE) from error
         told = json.loads(line)
         if told["state"] == DIED:
             return self._again(one, told["reason"])
         return Answer(one.job, one.host.name, told, archive)
+
+    def _raised(self, one: _Running, error: BaseException | None) -> Answer | None:
+        """Return what an error in a worker is, or that of Dask for a task whose workers died often."""
+        if type(error).__name__ == "KilledWorker":
+            return self._again(one, "its worker died")
+        told = {"state": FAILED, "reason": f"{type(error).__name__}: {error}"}
+        return Answer(one.job, one.host.name, told)
 
     def _again(self, one: _Running, reason: str) -> Answer | None:
         """Let a job whose worker died run again, unless it has died often."""

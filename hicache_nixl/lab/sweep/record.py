@@ -136,7 +136,7 @@ class Sweep:
         """Return what a point is called in the shell: the values that vary, and its host."""
         point = self.points[slug]
         values = {name: point.values[name] for name in self.grid.axes}
-        where = point.host or host
+        where = host or point.host
         return " ".join([*([told(values)] if values else []), *([f"on {where}"] if where else [])])
 
     def run_of(self, slug: str) -> Path:

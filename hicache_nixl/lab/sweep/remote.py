@@ -23,6 +23,7 @@ RESOURCE = "hicache-nixl"  # of Dask: a share of a machine, of which a measureme
 DIED, FAILED = "died", "failed"
 LOOKS = 0.2  # seconds between two looks at the process of a point
 PATIENCE = 60.0  # seconds for the kernels of a point to end
+BEGUN = ("executing", "long-running", "memory", "error")  # states of Dask's tasks in a worker
 LAST = 300  # letters of what a process has printed before it ended
 
 _ended: set[str] = set()  # keys of the tasks that are asked to end
@@ -47,10 +48,12 @@ async def offer(shares: int, dask_worker: Any = None) -> None:
     await dask_worker.set_resources(**{RESOURCE: shares})
 
 
-def end(keys: list[str]) -> None:
-    """Ask tasks of this worker to end, as Ctrl-C does."""
+def end(keys: list[str], dask_worker: Any = None) -> list[str]:
+    """Ask tasks of this worker to end, as Ctrl-C does; return those that have begun."""
+    begun = [key for key in keys if _state(dask_worker, key) in BEGUN]
     with _asking:
-        _ended.update(keys)
+        _ended.update(begun)
+    return begun
 
 
 def work(request: dict[str, Any]) -> bytes:
@@ -109,8 +112,12 @@ def _watch(process: subprocess.Popen[bytes], unwanted: Any) -> None:
 
 def _wanted(worker: Any, key: str) -> bool:
     """Return whether the scheduler still waits for a task; it does not when the client is gone."""
+    return _state(worker, key) in ("executing", "long-running")
+
+
+def _state(worker: Any, key: str) -> str | None:
     task = worker.state.tasks.get(key)
-    return task is not None and task.state in ("executing", "long-running")
+    return None if task is None else task.state
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

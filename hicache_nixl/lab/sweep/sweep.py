@@ -22,7 +22,7 @@ from .child import ENDED
 from .facts import of_folder
 from .fleet import Fleet, FleetLostError, connecting
 from .grid import Grid, check, chosen_notebooks, counts_only, points_of
-from .lanes import Answer, Job, Lanes
+from .lanes import BUSY, Answer, Job, Lanes
 from .page import write_sweep_page
 from .record import PointState, Sweep, read_sweep
 
@@ -37,7 +37,7 @@ class Step:
     ----------
     sweep : Sweep
     running : dict
-        Where each point that runs does so.
+        Where each point that runs does so; ``BUSY`` follows a host on which it waits for another sweep.
     ended : PointState or None
         A point that has just ended.
     note : str
@@ -227,11 +227,17 @@ def facts_of_fleet(
     request = {"action": "facts", "storage_dir": storage_dir, "own_folder": False}
     found: dict[str, dict[str, Any]] = {}
     with connecting(scheduler) as fleet, interruptible():
-        lanes = Lanes(fleet, facts_jobs(list(fleet.hosts()), request))
+        jobs = facts_jobs(list(fleet.hosts()), request)
+
+        def tell(running: Mapping[str, str]) -> None:
+            busy = [host for host in running.values() if host.endswith(BUSY)]
+            progress(", ".join([f"{len(found)} of {len(jobs)} hosts", *busy]))
+
+        lanes = Lanes(fleet, jobs, tell)
         try:
             for answer in lanes.answers():
                 found[answer.job.slug.removeprefix(FACTS)] = answer.told
-                progress(f"{len(found)} of {len(found) + len(lanes.waiting) + len(lanes.running())} hosts")
+                tell(lanes.running())
         except KeyboardInterrupt:
             list(lanes.end())
             raise

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
 
 from hicache_nixl.lab.sweep import lanes as module
-from hicache_nixl.lab.sweep.fleet import Host
-from hicache_nixl.lab.sweep.lanes import MOST_DEATHS, Answer, Job, Lanes
+from hicache_nixl.lab.sweep.fleet import FleetLostError, Host
+from hicache_nixl.lab.sweep.lanes import BUSY, DISCONNECTED, MOST_DEATHS, Answer, Job, Lanes
 
 ENDED = json.dumps({"state": "ended"}).encode() + b"\n"
 
@@ -32,13 +34,15 @@ class FakeFuture:
         for call in self.ended:
             call(self)
 
-    def result(self) -> bytes:
+    def result(self, timeout: float) -> bytes:
+        if self.error is not None:
+            raise self.error
         return self.value
 
     def exception(self) -> Exception | None:
         return self.error
 
-    def cancel(self) -> None:
+    def release(self) -> None:
         self.status = "cancelled"
 
 
@@ -51,8 +55,8 @@ class FakeFleet:
         self.tasks: list[tuple[str, dict[str, Any], FakeFuture]] = []
 
     @staticmethod
-    def host(name: str, shares: int = 2, machine: str = "") -> Host:
-        return Host(name, machine or name, {f"tcp://{name}": name}, f"tcp://{name}", shares)
+    def host(name: str, shares: int = 2, machine: str = "", busy: bool = False) -> Host:
+        return Host(name, machine or name, {f"tcp://{name}": name}, f"tcp://{name}", shares, busy)
 
     def hosts(self) -> dict[str, Host]:
         return dict(self.present)
@@ -64,10 +68,13 @@ class FakeFleet:
         self.tasks.append((request["slug"], {"workers": workers, **how}, future))
         return future
 
-    def run(self, function: Any, keys: list[str], **how: Any) -> None:
+    def run(self, function: Any, keys: list[str], *, workers: list[str], **how: Any) -> dict[str, list[str]]:
+        if any(host.busy and host.worker in workers for host in self.present.values()):
+            return {worker: [] for worker in workers}
         for _, _, future in self.tasks:
             if future.key in keys and future.status == "pending":
                 future.end(value=b'{"state": "interrupted"}\n')
+        return dict.fromkeys(workers, keys)
 
     def running(self) -> list[str]:
         return [slug for slug, _, future in self.tasks if future.status == "pending"]
@@ -185,6 +192,43 @@ def test_a_job_that_kills_its_worker_each_time_fails_after_a_bound(how):
     assert fleet.running() == []
 
 
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), FutureCancelledError("1", None), FutureCancelledError("1", "lost dependencies")]
+)
+def test_a_worker_that_dies_before_its_answer_has_come_has_its_job_run_elsewhere(error):
+    fleet = FakeFleet("a", "b")
+    lanes = Lanes(fleet, [job("1")])
+    look(lanes)
+    fleet.end("1", error=error)
+    assert look(lanes) == []
+    assert [how["workers"] for _, how, _ in fleet.tasks] == [["tcp://a"], ["tcp://b"]]
+    fleet.end("1")
+    assert [answer.job.deaths for answer in look(lanes)] == [["a"]]
+
+
+def test_a_client_that_had_to_connect_again_has_its_jobs_run_again_and_no_worker_has_died():
+    fleet = FakeFleet("a")
+    lanes = Lanes(fleet, [job("1")])
+    look(lanes)
+    for _ in range(MOST_DEATHS):
+        fleet.end("1", status="cancelled", error=FutureCancelledError("1", DISCONNECTED))
+        assert look(lanes) == []
+    fleet.end("1")
+    assert [(answer.told["state"], answer.job.deaths) for answer in look(lanes)] == [("ended", [])]
+
+
+@pytest.mark.parametrize(
+    "error", [CommClosedError("closed"), AttributeError("gather")], ids=["gone", "closed"]
+)
+def test_a_scheduler_that_goes_away_while_an_answer_comes_is_lost(error):
+    fleet = FakeFleet("a")
+    lanes = Lanes(fleet, [job("1")])
+    look(lanes)
+    fleet.end("1", error=error)
+    with pytest.raises(FleetLostError, match="the scheduler does not answer any more"):
+        look(lanes)
+
+
 def test_an_error_of_the_worker_is_the_reason_and_is_not_tried_again():
     fleet = FakeFleet("a")
     lanes = Lanes(fleet, [job("1")])
@@ -224,6 +268,31 @@ def test_a_worker_that_is_started_again_has_its_job_again_however_long_that_has_
 def test_without_any_host_everything_fails_after_a_while():
     lanes = Lanes(FakeFleet(), [job("1")])
     assert [answer.told["reason"] for answer in lanes.answers()] == ["every host has left the cluster"]
+
+
+def test_at_an_end_a_job_that_waits_for_another_sweep_on_its_host_is_dropped_at_once():
+    fleet = FakeFleet("a", "b")
+    lanes = Lanes(fleet, [job("1"), job("2")])
+    look(lanes)
+    fleet.present["b"] = FakeFleet.host("b", busy=True)
+    begun = time.monotonic()
+    assert list(lanes.end()) == []
+    assert time.monotonic() - begun < 10
+    assert fleet.running() == []
+
+
+def test_what_runs_where_is_told_once_for_each_change():
+    fleet = FakeFleet("a")
+    told: list[dict[str, str]] = []
+
+    def tell(running: dict[str, str]) -> None:
+        told.append(running)
+        fleet.present["a"] = FakeFleet.host("a", busy=len(told) == 1)
+        if len(told) == 3:
+            fleet.end("1")
+
+    assert len(list(Lanes(fleet, [job("1")], tell).answers())) == 1
+    assert told == [{"1": "a"}, {"1": f"a{BUSY}"}, {"1": "a"}]
 
 
 def test_at_an_end_what_waits_is_dropped_and_what_ended_before_is_kept():
