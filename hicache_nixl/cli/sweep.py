@@ -161,7 +161,7 @@ def _end(result: Result, quiet: bool) -> None:
     """Say how the sweep has ended, and end with its exit code."""
     done = result.sweep
     at = f" --scheduler {done.scheduler}" if done.scheduler else ""
-    again = f"go on: hicache-nixl sweep --resume {done.name}{at}"
+    again = f"go on: hicache-nixl sweep --resume {done.handle}{at}"
     if not quiet:
         say(f"{done.verdict()}; the page is {os.path.relpath(result.page)}")
     if result.interrupted:

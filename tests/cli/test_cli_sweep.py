@@ -24,6 +24,7 @@ from hicache_nixl.lab import execute
 from hicache_nixl.lab.sweep import record, remote
 from hicache_nixl.lab.sweep import sweep as sweeps
 from hicache_nixl.lab.sweep.grid import Grid
+from hicache_nixl.lab.sweep.lanes import Answer, Job
 
 run = run_in_this_process  # the fixture that runs a command line
 HOST = os.uname().nodename
@@ -35,6 +36,7 @@ from hicache_nixl.cli import main
 from hicache_nixl.lab.sweep import sweep
 folder = Path(sys.argv.pop(1))
 sweep.notebooks = lambda: {path.stem: path for path in folder.glob("*.ipynb")}
+sweep._facts_jobs = lambda *given: []
 main()
 """
 
@@ -81,6 +83,15 @@ class TestResult:
         assert [line for line in answer.err.splitlines() if not line.startswith("error: ")] == []
         told = run("sweep --help").prose
         assert [name for name in known if name not in told] == []
+
+    def test_a_point_that_others_have_interrupted_ends_it_with_1(self, run: Run, tiny, monkeypatch):
+        done = record.read_sweep(with_large_pages(tiny, "01_counts"))
+        for slug in done.points:
+            done.keep(Answer(Job(slug, {}, HOST, True), HOST, {"state": "interrupted"}))
+        monkeypatch.setattr(sweeps, "resume", lambda *given, **more: sweeps.Result(done, done.page))
+        answer = run("sweep --resume mine")
+        assert answer.code == 1
+        assert "its process was interrupted on its host" in answer.error()
 
 
 class TestRefused:
@@ -160,7 +171,7 @@ class TestInterrupted:
         out, err = started.communicate(timeout=90)
         assert started.returncode == 130, err
         assert "interrupted, ending the points that run ..." in err
-        assert "go on: hicache-nixl sweep --resume mine" in out
+        assert f"go on: hicache-nixl sweep --resume {started.args[-1]}" in out
         assert "Traceback" not in out + err
         wait_until(lambda: have_ended(seen))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shlex
 import shutil
 import tarfile
 import zlib
@@ -28,7 +29,7 @@ from ...errors import ConfigError
 from ...resources import runs_folder, write_whole
 from ..runs.claims import FAILS, HOLDS, INCONCLUSIVE
 from ..runs.record import Record, read_record
-from .child import ENDED
+from .child import ENDED, INTERRUPTED
 from .grid import Grid, Point, make_grid, told
 from .lanes import Answer
 from .remote import FAILED
@@ -128,6 +129,12 @@ class Sweep:
         return self.folder.name
 
     @property
+    def handle(self) -> str:
+        """What ``--resume`` finds the sweep by, in a shell: its name below ``runs/``, or its path."""
+        below = self.folder.resolve().parent == runs_folder().resolve()
+        return self.name if below else shlex.quote(str(self.folder))
+
+    @property
     def page(self) -> Path:
         """The page of the sweep."""
         return self.folder / "index.html"
@@ -170,10 +177,22 @@ class Sweep:
         parts += [f"claims fail at {wrong}"] if wrong else ["no claim fails"] if right else []
         return ", ".join(parts)
 
+    def forget(self) -> None:
+        """Forget what came of the points that have not ended, before they run again."""
+        again = [point for point in self.points.values() if point.state != ENDED]
+        for point in again:
+            host = point.host if self.grid.every_host else None
+            self.points[point.slug] = PointState(point.slug, host, point.values)
+        self.write()
+        for point in again:
+            shutil.rmtree(self.run_of(point.slug), ignore_errors=True)
+
     def keep(self, answer: Answer) -> PointState:
         """Keep what came of a point: its run, and its state; a run that cannot be unpacked is why it failed."""
         point, told_by = self.points[answer.job.slug], answer.told
         reason = told_by.get("reason", "")
+        if told_by["state"] == INTERRUPTED:  # not by this sweep, which does not keep the answer then
+            reason = "its process was interrupted on its host"
         if answer.archive:
             reason = self._unpack(point.slug, answer.archive) or reason
         point.state = ENDED if told_by["state"] == ENDED and not reason else FAILED

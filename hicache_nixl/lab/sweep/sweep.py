@@ -144,13 +144,8 @@ def resume(
     if scheduler is not None:
         begun.scheduler = scheduler
     check(begun.grid, chosen, here=begun.scheduler is None)
-    for point in begun.points.values():
-        if point.state != ENDED:
-            point.state, point.reason = record.MISSING, ""
-            if not begun.grid.every_host:
-                point.host = None
     with connecting(begun.scheduler, begun.grid.hosts) as fleet:
-        begun.write()
+        begun.forget()
         return _run(begun, fleet, chosen, watch)
 
 
@@ -184,6 +179,7 @@ def _kept(begun: Sweep, answer: Answer) -> PointState | None:
         begun.hosts[host] = of_folder(facts, str(folders[0])) if len(folders) > 1 else facts
         begun.problems.pop(host, None)
     else:
+        begun.hosts.pop(host, None)
         begun.problems[host] = answer.told.get("reason", answer.told["state"])
     begun.write()
     return None
@@ -194,9 +190,11 @@ def _folders(grid: Grid) -> tuple[Any, ...]:
 
 
 def _facts_jobs(fleet: Fleet, begun: Sweep) -> list[Job]:
-    folders = begun.grid.parameters.get("storage_dir", ("",))
-    request = {"action": "facts", "storage_dir": folders[0], "own_folder": True}
-    return facts_jobs([name for name in fleet.hosts() if name not in begun.hosts], request)
+    """Return jobs for hosts without facts, and for those with points to run, which may have changed since."""
+    request = {"action": "facts", "storage_dir": _folders(begun.grid)[0], "own_folder": True}
+    used = {point.host for point in begun.of(record.MISSING)}
+    hosts = [host for host in fleet.hosts() if host not in begun.hosts or used & {host, None}]
+    return facts_jobs(hosts, request)
 
 
 def facts_jobs(hosts: Sequence[str], request: dict[str, Any]) -> list[Job]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_sweeps import TinyNotebooks
+from tiny_sweeps import TinyNotebooks, no_facts
 
 from hicache_nixl.lab import execute
 from hicache_nixl.lab.sweep import record, remote, sweep
@@ -26,6 +26,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) ->
         patch.setattr(place, "runs_folder", lambda: made.runs)
     patch.setattr(remote, "_lock_of_machine", lambda: made.folder / "lock")  # tests run beside each other
     return made
+
+
+@pytest.fixture(autouse=True)
+def no_time_for_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for the facts of hosts in sweeps of whole modules only."""
+    monkeypatch.setattr(sweep, "_facts_jobs", no_facts)
 
 
 @pytest.fixture

@@ -26,17 +26,20 @@ from hicache_nixl.lab.sweep import fleet as fleets
 from hicache_nixl.lab.sweep import sweep as sweeps
 from hicache_nixl.lab.sweep.grid import Grid
 from hicache_nixl.lab.sweep.lanes import Answer, Lanes
-from hicache_nixl.lab.sweep.record import read_sweep
-from hicache_nixl.lab.sweep.sweep import Result, Step, resume, sweep
+from hicache_nixl.lab.sweep.record import PointState, read_sweep
+from hicache_nixl.lab.sweep.sweep import Result, Step, _facts_jobs, _kept, resume, sweep
 
 PAGES = {"page_bytes": (4096, 8192)}
 
 
-class NoHosts:
-    """A fleet in which there is nothing to do."""
+class Hosts:
+    """A fleet in which nothing runs."""
+
+    def __init__(self, *names: str):
+        self.names = names
 
     def hosts(self) -> dict[str, fleets.Host]:
-        return {}
+        return {name: fleets.Host(name, name, {name: name}, name, 1) for name in self.names}
 
 
 def of(*notebooks: str, **parameters: object) -> Grid:
@@ -119,6 +122,24 @@ class TestResume:
         assert [point.state for point in result.sweep.points.values()] == ["ended", "ended"]
         assert sorted(path.name for path in (half / "points").iterdir()) == [*result.sweep.points]
 
+    def test_nothing_of_an_earlier_failure_is_on_the_page_when_it_is_interrupted(self, half, monkeypatch):
+        def interrupted(lanes: Lanes) -> Iterator[Answer]:
+            raise KeyboardInterrupt
+            yield
+
+        known = json.loads((half / "sweep.json").read_text())
+        wrong = known["points"][1]
+        wrong |= {"state": "failed", "reason": "it crashed", "deaths": 2}
+        (half / "sweep.json").write_text(json.dumps(known))
+        monkeypatch.setattr(Lanes, "answers", interrupted)
+        result = resume(str(half))
+        again = result.sweep.points[wrong["slug"]]
+        assert again == PointState(wrong["slug"], wrong["host"], wrong["values"])
+        assert result.sweep.verdict() == "0 of 2 points ran, 2 missing"
+        text = result.page.read_text()
+        assert "No claim was checked." in text
+        assert f'href="points/{wrong["slug"]}' not in text
+
     def test_it_refuses_another_grid(self, half):
         with pytest.raises(ConfigError, match="sweep half has another grid; leave the grid out, or start"):
             resume(str(half), of("05", page_bytes=(4096,)))
@@ -177,9 +198,9 @@ class TestScheduler:
         seen: list[str | None] = []
 
         @contextmanager
-        def connecting(scheduler: str | None, only: object) -> Iterator[NoHosts]:
+        def connecting(scheduler: str | None, only: object) -> Iterator[Hosts]:
             seen.append(scheduler)
-            yield NoHosts()
+            yield Hosts()
 
         monkeypatch.setattr(sweeps, "connecting", connecting)
         return seen
@@ -211,6 +232,38 @@ class TestScheduler:
         result = resume(str(tmp_path / "s"))
         assert result.interrupted
         assert "1 did not run" in result.page.read_text()
+
+
+class TestFacts:
+    def test_hosts_that_have_points_to_run_are_asked_again_and_others_are_not(self, folder):
+        started = begun(folder, of("01"), ["01_counts"], ["host-a", "host-b"])
+        first, _ = started.points.values()
+        first.state = "ended"
+        jobs = _facts_jobs(Hosts("host-a", "host-b", "host-c"), started)
+        assert [job.host for job in jobs] == ["host-b", "host-c"]
+
+    def test_every_host_is_asked_again_where_a_point_may_run_on_any(self, folder):
+        grid = Grid(notebooks=("01",), every_host=False)
+        started = begun(folder, grid, ["01_counts"], ["host-a"])
+        fleet = Hosts("host-a")
+        assert [job.host for job in _facts_jobs(fleet, started)] == ["host-a"]
+        started.points[next(iter(started.points))].state = "ended"
+        assert _facts_jobs(fleet, started) == []
+
+    @pytest.mark.parametrize(
+        ("folders", "name"), [(("/a",), "storage"), (("/a", "/b"), "storage of /a")], ids=["one", "two"]
+    )
+    def test_those_of_a_disk_name_its_folder_where_there_are_several(self, folder, folders, name):
+        started = begun(folder, of("01", storage_dir=folders), ["01_counts"], ["host-a"])
+        (job,) = _facts_jobs(Hosts("host-a"), started)
+        _kept(started, Answer(job, "host-a", {"state": "ended", "facts": {"storage": "ext4", "NIXL": "1"}}))
+        assert started.hosts["host-a"] == {name: "ext4", "NIXL": "1"}
+
+    def test_those_of_before_go_when_a_host_cannot_tell_its_facts(self, folder):
+        started = begun(folder, of("01"), ["01_counts"], ["host-a"])
+        (job,) = _facts_jobs(Hosts("host-a"), started)
+        _kept(started, Answer(job, "host-a", {"state": "failed", "reason": "x"}))
+        assert (started.hosts, started.problems) == ({}, {"host-a": "x"})
 
 
 class TestRefused:

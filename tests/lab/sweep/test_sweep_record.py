@@ -17,7 +17,7 @@ from hicache_nixl.lab.runs.folder import RunFolder
 from hicache_nixl.lab.sweep import record
 from hicache_nixl.lab.sweep.grid import Grid
 from hicache_nixl.lab.sweep.lanes import Answer, Job
-from hicache_nixl.lab.sweep.record import Sweep, read_sweep
+from hicache_nixl.lab.sweep.record import PointState, Sweep, read_sweep
 
 SLUG = "001-a"
 
@@ -137,6 +137,11 @@ class TestKeep:
         assert sweep.record(SLUG) is None
         assert sweep.verdict() == "0 of 1 points ran, 1 failed"
 
+    def test_a_process_that_others_have_interrupted_is_a_point_that_failed_with_a_reason(self, sweep):
+        sweep.keep(Answer(Job(SLUG, {}, "a", True), "a", {"state": "interrupted"}))
+        assert sweep.points[SLUG].state == "failed"
+        assert sweep.points[SLUG].reason == "its process was interrupted on its host"
+
     def test_what_comes_back_is_a_run_that_can_be_read(self, sweep, tmp_path):
         made = RunFolder(tmp_path / "made")
         made.path.mkdir()
@@ -144,6 +149,40 @@ class TestKeep:
         packed = archive(file("provenance.json", (made.path / "provenance.json").read_bytes()))
         sweep.keep(answer(packed))
         assert sweep.record(SLUG).unfinished == ["01_counts"]
+
+
+class TestForget:
+    def test_nothing_is_left_of_a_point_that_failed(self, sweep):
+        sweep.keep(answer(WHOLE, reason="it crashed", errors=["claim flat"], verdict="0 of 1 claims hold"))
+        sweep.points[SLUG].deaths = 1
+        sweep.forget()
+        (point,) = read_sweep(sweep.folder).points.values()
+        assert point == PointState(SLUG, "a", {})
+        assert list((sweep.folder / "points").iterdir()) == []
+
+    def test_a_point_for_any_host_has_none_again_and_one_that_has_ended_is_kept(self, folder):
+        grid = Grid(parameters={"queue": ("libaio", "io_uring")}, every_host=False)
+        sweep = begun(folder, grid, ["01_counts"], ["a"])
+        first, second = sweep.points
+        sweep.keep(Answer(Job(first, {}, None, True), "a", {"state": "ended"}, WHOLE))
+        sweep.keep(Answer(Job(second, {}, None, True), "a", {"state": "failed", "reason": "x"}, WHOLE))
+        sweep.forget()
+        assert [(point.state, point.host) for point in sweep.points.values()] == [
+            ("ended", "a"),
+            ("missing", None),
+        ]
+        assert [path.name for path in (folder / "points").iterdir()] == [first]
+
+
+class TestHandle:
+    def test_below_runs_it_is_the_name_and_elsewhere_the_path(self, sweep, monkeypatch):
+        assert sweep.handle == str(sweep.folder)
+        monkeypatch.setattr(record, "runs_folder", lambda: sweep.folder.parent)
+        assert sweep.handle == sweep.name
+
+    def test_a_path_with_blanks_is_quoted_for_a_shell(self, tmp_path):
+        sweep = begun(tmp_path / "a b", Grid(), ["01_counts"], ["a"])
+        assert sweep.handle == f"'{tmp_path}/a b'"
 
 
 class TestRead:
