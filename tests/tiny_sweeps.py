@@ -9,7 +9,7 @@ from tiny_notebooks import BEGIN, FINISH, WAVER, write_notebook
 
 from hicache_nixl.lab.sweep import record
 from hicache_nixl.lab.sweep.fleet import Fleet
-from hicache_nixl.lab.sweep.grid import Grid, points_of
+from hicache_nixl.lab.sweep.grid import Grid, Point, points_of
 from hicache_nixl.lab.sweep.lanes import Job
 from hicache_nixl.lab.sweep.record import Sweep
 
@@ -60,6 +60,6 @@ def begun(
     return sweep
 
 
-def no_facts(fleet: Fleet, begun: Sweep) -> list[Job]:
+def no_facts(fleet: Fleet, begun: Sweep, points: Sequence[Point]) -> list[Job]:
     """Take the place of what asks for the facts of hosts, which takes seconds."""
     return []

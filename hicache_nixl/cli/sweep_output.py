@@ -29,6 +29,7 @@ def showing_sweep() -> Iterator[Callable[[Step], None]]:
     console = Console(stderr=True)
     terminal = console.is_terminal and not console.is_dumb_terminal
     before = signal.getsignal(signal.SIGINT)
+    told = set[str]()
     with _bar(console) as bar:
         task = bar.add_task("connecting", total=None, points="points", visible=terminal)
 
@@ -36,17 +37,32 @@ def showing_sweep() -> Iterator[Callable[[Step], None]]:
             if step.note:
                 signal.signal(signal.SIGINT, _end_at_once)
                 _print(console, step.note)
+            if not terminal:
+                _tell_started(console, step, told)
             if step.ended is not None:
                 _print(console, f"{step.sweep.label(step.ended.slug)}: {ended(step.ended)}")
-            points = step.sweep.points.values()
-            done = sum(point.state != "missing" for point in points)
-            told = f"points {done} of {len(points)}"
-            bar.update(task, total=len(points), completed=done, points=told, description=_now(step))
+            count = len(step.sweep.points)
+            done = count - len(step.sweep.left)
+            points = f"points {done} of {count}"
+            bar.update(task, total=count, completed=done, points=points, description=_now(step))
 
         try:
             yield advance
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _tell_started(console: Console, step: Step, told: set[str]) -> None:
+    """Print a line when points begin, where no bar shows it; ``told`` are those that were told already."""
+    count, left = len(step.sweep.points), len(step.sweep.left)
+    if "" not in told and left:
+        told.add("")
+        done = f", {count - left} of them done before" if left < count else ""
+        _print(console, f"{count} points{done}; Ctrl-C ends the sweep and keeps what has run")
+    for slug, host in step.running.items():
+        if slug in step.sweep.points and f"{slug} {host}" not in told:
+            told.add(f"{slug} {host}")
+            _print(console, f"{step.sweep.label(slug, host)}: started")
 
 
 def ended(point: PointState) -> str:

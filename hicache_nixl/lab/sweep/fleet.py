@@ -280,4 +280,5 @@ def _check(fleet: Fleet, scheduler: str | None) -> None:
         raise ConfigError(f"--scheduler {scheduler}: none of its workers answers; {START}")
     for name in fleet.only:
         if not any(host.answers_to(name) for host in hosts.values()):
-            raise ConfigError(f"host {name!r} is unknown; expected one of {', '.join(hosts)}")
+            known = [f"{host.name} ({', '.join(host.workers.values())})" for host in hosts.values()]
+            raise ConfigError(f"host {name!r} is unknown; expected one of {', '.join(known)}")

@@ -149,7 +149,7 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
         try:
             known = yaml.safe_load(path.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            what = error.strerror if isinstance(error, OSError) else "it is not YAML"
+            what = error.strerror if isinstance(error, OSError) else f"it is not YAML{_where(error)}"
             raise ConfigError(f"grid {path} cannot be read: {what}; see hicache-nixl sweep --help") from error
         if not isinstance(known, dict):
             raise ConfigError(
@@ -173,6 +173,12 @@ def make_grid(entries: Mapping[str, Any], where: str = "") -> Grid:
         elif first["type"] != "value_error":
             message = f"entry {name}: {message[:1].lower()}{message[1:]}"
         raise ConfigError(f"{where}{message}") from None
+
+
+def _where(error: Exception) -> str:
+    """Return the line in which a parser stopped."""
+    mark = getattr(error, "problem_mark", None)
+    return f" in line {mark.line + 1}" if mark is not None else ""
 
 
 def chosen_notebooks(grid: Grid, known: Mapping[str, Path]) -> dict[str, Path]:

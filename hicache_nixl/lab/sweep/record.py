@@ -112,6 +112,8 @@ class Sweep:
     started : str
     scheduler : str or None
         The address of the Dask scheduler whose hosts run it; None for this machine alone.
+    left : set of str
+        The slugs of points that are to run in this process and have not come back.
     """
 
     folder: Path
@@ -122,6 +124,7 @@ class Sweep:
     problems: dict[str, str] = field(default_factory=dict)
     started: str = ""
     scheduler: str | None = None
+    left: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -177,19 +180,18 @@ class Sweep:
         parts += [f"claims fail at {wrong}"] if wrong else ["no claim fails"] if right else []
         return ", ".join(parts)
 
-    def forget(self) -> None:
-        """Forget what came of the points that have not ended, before they run again."""
+    def to_run(self) -> list[Point]:
+        """Return the points that have not ended, as ``left``; what came of one stays until it has come back."""
         again = [point for point in self.points.values() if point.state != ENDED]
-        for point in again:
-            host = point.host if self.grid.every_host else None
-            self.points[point.slug] = PointState(point.slug, host, point.values)
-        self.write()
-        for point in again:
-            shutil.rmtree(self.run_of(point.slug), ignore_errors=True)
+        self.left = {point.slug for point in again}
+        any_host = not self.grid.every_host
+        return [Point(point.slug, None if any_host else point.host, point.values) for point in again]
 
     def keep(self, answer: Answer) -> PointState:
         """Keep what came of a point: its run, and its state; a run that cannot be unpacked is why it failed."""
         point, told_by = self.points[answer.job.slug], answer.told
+        self.left.discard(point.slug)
+        shutil.rmtree(self.run_of(point.slug), ignore_errors=True)  # that of an earlier attempt
         reason = told_by.get("reason", "")
         if told_by["state"] == INTERRUPTED:  # not by this sweep, which does not keep the answer then
             reason = "its process was interrupted on its host"
@@ -218,7 +220,6 @@ class Sweep:
             beside.mkdir(parents=True)
             with tarfile.open(fileobj=_Unpacking(archive), mode="r|") as files:  # type: ignore[call-overload]
                 files.extractall(beside, filter="data")  # refuses paths that lead out of the folder
-            shutil.rmtree(folder, ignore_errors=True)
             beside.rename(folder)
         except BAD as error:
             return f"its run cannot be unpacked: {error}"

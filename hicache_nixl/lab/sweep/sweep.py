@@ -21,7 +21,7 @@ from . import record
 from .child import ENDED
 from .facts import of_folder
 from .fleet import Fleet, FleetLostError, connecting
-from .grid import Grid, check, chosen_notebooks, counts_only, points_of
+from .grid import Grid, Point, check, chosen_notebooks, counts_only, points_of
 from .lanes import BUSY, Answer, Job, Lanes
 from .page import write_sweep_page
 from .record import PointState, Sweep, read_sweep
@@ -145,12 +145,13 @@ def resume(
         begun.scheduler = scheduler
     check(begun.grid, chosen, here=begun.scheduler is None)
     with connecting(begun.scheduler, begun.grid.hosts) as fleet:
-        begun.forget()
+        begun.write()  # with the scheduler that worked
         return _run(begun, fleet, chosen, watch)
 
 
 def _run(begun: Sweep, fleet: Fleet, chosen: Mapping[str, Path], watch: Watch) -> Result:
-    jobs = [*_facts_jobs(fleet, begun), *_point_jobs(begun, chosen)]
+    points = begun.to_run()
+    jobs = [*_facts_jobs(fleet, begun, points), *_point_jobs(begun, points, chosen)]
     lanes = Lanes(fleet, jobs, lambda running: watch(Step(begun, running)))
     interrupted, lost = False, ""
     watch(Step(begun, {}))
@@ -189,10 +190,10 @@ def _folders(grid: Grid) -> tuple[Any, ...]:
     return grid.parameters.get("storage_dir", ("",))
 
 
-def _facts_jobs(fleet: Fleet, begun: Sweep) -> list[Job]:
+def _facts_jobs(fleet: Fleet, begun: Sweep, points: Sequence[Point]) -> list[Job]:
     """Return jobs for hosts without facts, and for those with points to run, which may have changed since."""
     request = {"action": "facts", "storage_dir": _folders(begun.grid)[0], "own_folder": True}
-    used = {point.host for point in begun.of(record.MISSING)}
+    used = {point.host for point in points}
     hosts = [host for host in fleet.hosts() if host not in begun.hosts or used & {host, None}]
     return facts_jobs(hosts, request)
 
@@ -202,13 +203,13 @@ def facts_jobs(hosts: Sequence[str], request: dict[str, Any]) -> list[Job]:
     return [Job(f"{FACTS}{host}", request, host, exclusive=True) for host in hosts]
 
 
-def _point_jobs(begun: Sweep, chosen: Mapping[str, Path]) -> list[Job]:
+def _point_jobs(begun: Sweep, points: Sequence[Point], chosen: Mapping[str, Path]) -> list[Job]:
     texts = {name: path.read_text(encoding="utf-8") for name, path in chosen.items()}
     exclusive = not all(counts_only(path) for path in chosen.values())
     request = {"action": "run", "notebooks": texts, "profile": begun.grid.profile}
     return [
         Job(point.slug, {**request, "slug": point.slug, "parameters": point.values}, point.host, exclusive)
-        for point in begun.of(record.MISSING)
+        for point in points
     ]
 
 

@@ -151,14 +151,20 @@ class TestKeep:
         assert sweep.record(SLUG).unfinished == ["01_counts"]
 
 
-class TestForget:
-    def test_nothing_is_left_of_a_point_that_failed(self, sweep):
+class TestToRun:
+    def test_a_point_that_failed_says_why_until_it_has_come_back_and_nothing_of_it_is_left_then(self, sweep):
         sweep.keep(answer(WHOLE, reason="it crashed", errors=["claim flat"], verdict="0 of 1 claims hold"))
-        sweep.points[SLUG].deaths = 1
-        sweep.forget()
+        assert sweep.left == set()
+        assert [point.slug for point in sweep.to_run()] == [SLUG]
+        assert sweep.left == {SLUG}
         (point,) = read_sweep(sweep.folder).points.values()
-        assert point == PointState(SLUG, "a", {})
+        assert (point.state, point.reason) == ("failed", "it crashed")
+        assert sweep.run_of(SLUG).is_dir()
+        sweep.keep(Answer(Job(SLUG, {}, "a", True), "a", {"state": "failed", "reason": "host a has left"}))
+        (point,) = read_sweep(sweep.folder).points.values()
+        assert point == PointState(SLUG, "a", {}, "failed", "host a has left")
         assert list((sweep.folder / "points").iterdir()) == []
+        assert sweep.left == set()
 
     def test_a_point_for_any_host_has_none_again_and_one_that_has_ended_is_kept(self, folder):
         grid = Grid(parameters={"queue": ("libaio", "io_uring")}, every_host=False)
@@ -166,12 +172,8 @@ class TestForget:
         first, second = sweep.points
         sweep.keep(Answer(Job(first, {}, None, True), "a", {"state": "ended"}, WHOLE))
         sweep.keep(Answer(Job(second, {}, None, True), "a", {"state": "failed", "reason": "x"}, WHOLE))
-        sweep.forget()
-        assert [(point.state, point.host) for point in sweep.points.values()] == [
-            ("ended", "a"),
-            ("missing", None),
-        ]
-        assert [path.name for path in (folder / "points").iterdir()] == [first]
+        assert [(point.slug, point.host) for point in sweep.to_run()] == [(second, None)]
+        assert [path.name for path in (folder / "points").iterdir()] == [first, second]
 
 
 class TestHandle:

@@ -101,7 +101,9 @@ def test_what_pooled_does_not_register_is_none_with_a_line(make_store, folder, l
 
 def test_with_a_plugin_for_objects_the_configuration_is_refused(make_store, monkeypatch, folder):
     monkeypatch.setattr(pooled, "OBJ_PLUGINS", ("POSIX",))  # no agent with OBJ without a bucket
-    with pytest.raises(ConfigError, match="no plugin for files works here; to keep them in objects, name the plugin"):
+    with pytest.raises(
+        ConfigError, match="no plugin for files works here; to keep them in objects, name the plugin"
+    ):
         make_store("pooled")
     assert names_open(folder) == []
     assert not folder.exists()
