@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..runs.claims import FAILS, HOLDS, NO_SLOWER, no_slower
-from ..statistics import FEWEST, Estimate, paired_ratio
+from ..statistics import FEWEST, Estimate, paired_ratio, ratio_table
 from ..worker.schedule import RECORDED_BASELINE
 from .look import plain
 
@@ -202,6 +202,48 @@ def together(connectors: Sequence[str]) -> str:
     ours = [name for name in names if not name.startswith(RELEASE)]
     released = [name.removeprefix(RELEASE) for name in names if name.startswith(RELEASE)]
     return ", ".join([*ours, RELEASE + released[0], *released[1:]] if released else ours)
+
+
+def pooled_beside_scoped(turns: pd.DataFrame) -> str:
+    """Say how many times as fast ``pooled`` is as ``scoped`` in objects: the lowest and highest point of each size of pages.
+
+    Parameters
+    ----------
+    turns : pandas.DataFrame
+        From ``lab.object_turns``.
+
+    Examples
+    --------
+    >>> points = [(16384, 16, 3.0), (16384, 64, 4.5), (262144, 16, 1.0)]
+    >>> rows = [(operation, size, keys, pair, arm, seconds if arm == "scoped, OBJ" else 1.0, 2**20)
+    ...         for operation in ("set", "get") for size, keys, seconds in points for pair in range(6)
+    ...         for arm in ("pooled, OBJ", "scoped, OBJ")]
+    >>> columns = ["operation", "page_bytes", "keys", "pair", "arm", "seconds", "bytes"]
+    >>> pooled_beside_scoped(pd.DataFrame(rows, columns=columns))
+    '3 to 4.5 at sets and 3 to 4.5 at gets of 16 KiB pages; 1 at sets and 1 at gets of 256 KiB pages'
+    """
+    points = ratio_table(turns, ["operation", "page_bytes", "keys"], "pooled, OBJ", "scoped, OBJ")
+    told = []
+    for size, rows in points.groupby("page_bytes"):
+        each = [
+            f"{_range(part.time_ratio)} at {operation}s"
+            for operation, part in rows.groupby("operation", sort=False)
+        ]
+        told.append(f"{listed(each)} of {size_of(size)} pages")
+    return "; ".join(told)
+
+
+def _range(values: pd.Series) -> str:
+    """Return the lowest and the highest value with two significant digits, one where they are equal.
+
+    Examples
+    --------
+    >>> _range(pd.Series([0.915, 1.08])), _range(pd.Series([3.0])), _range(pd.Series([64, 128]))
+    ('0.92 to 1.1', '3', '64 to 128')
+    """
+    ends = (values.min(), values.max())
+    low, high = (f"{end:.2g}" if end < 100 else f"{end:.0f}" for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def size_of(count: int) -> str:
