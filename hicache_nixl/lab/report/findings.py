@@ -1,4 +1,4 @@
-"""The findings of a run in five sentences, made from its tables: the leak, the fix, its cost, what it leaves, who is affected."""
+"""The findings of a run in a few sentences, made from its tables: leak, fix, cost, what it leaves, who is affected, objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..connectors import expected
-from ..figures.words import baseline, first_emfile, listed, per_key, speed
+from ..figures.words import baseline, first_emfile, listed, numbers, per_key, pooled_beside_scoped, speed
 from ..runs.claims import ALLOWED, NO_SLOWER
 from ..runs.folder import read_table
 from ..runs.record import Record
@@ -18,8 +18,9 @@ from ..statistics import Estimate
 from ..worker.releases import PREFIX
 
 BEFORE, AFTER = "leaky", "try_finally"
-SERVED = "08_inside_sglang"
-SERVERS = {SERVED, "10_two_servers_one_store"}
+COMPARED, SECOND, REVIEWED = "03_before_and_after", "04_the_second_leak", "05_the_review_answered"
+FIVE = {COMPARED, SECOND, REVIEWED}  # the notebooks of the five sentences
+SERVED, OBJECTS = "08_inside_sglang", "09_past_one_machine"
 LEAKS = {"fds": "descriptors", "registrations": "registrations"}  # the worse one first
 
 
@@ -44,29 +45,46 @@ Asked = tuple[tuple[str, str, str, Callable[[Record], str]], ...]
 
 
 def findings(record: Record) -> list[Answer]:
-    """Return the five sentences, and two of a run with real servers.
+    """Return the five sentences of a run that has a notebook of theirs, two of one with real servers, one of one with objects.
 
-    A sentence whose notebook did not run, or did not get that far, says so.
+    A sentence whose notebook was not part of the run, or did not get that far, says so.
     """
     five: Asked = (
-        ("How large is the leak?", "03_before_and_after", "hero", _leak),
-        ("What does the fix do?", "03_before_and_after", "hero", _fix),
-        ("What does it cost?", "03_before_and_after", "cost", _cost),
-        ("What does it leave?", "04_the_second_leak", "second_leak", _left),
-        ("Who is affected, and what to install?", "05_the_review_answered", "behaviours", _affected),
+        ("How large is the leak?", COMPARED, "hero", _leak),
+        ("What does the fix do?", COMPARED, "hero", _fix),
+        ("What does it cost?", COMPARED, "cost", _cost),
+        ("What does it leave?", SECOND, "second_leak", _left),
+        ("Who is affected, and what to install?", REVIEWED, "behaviours", _affected),
     )
     served: Asked = (
         ("Does a real server run out of descriptors?", SERVED, "leak", _served_leak),
         ("Does it with this connector?", SERVED, "ours", _served_ours),
     )
+    objects: Asked = (
+        ("Does it leak with pages in objects, and what is faster?", OBJECTS, "counts", _in_objects),
+    )
     ran = notebooks_of(record)
-    asked = (*(five if ran - SERVERS or not ran else ()), *(served if SERVED in ran else ()))
+    asked = (
+        *(five if ran & FIVE or not ran else ()),
+        *(served if SERVED in ran else ()),
+        *(objects if OBJECTS in ran else ()),
+    )
     return [
-        Answer(
-            question, text(record) or f"Not measured in this run (notebook {notebook[:2]}).", notebook, figure
-        )
+        Answer(question, text(record) or _not_measured(record, notebook), notebook, figure)
         for question, notebook, figure, text in asked
     ]
+
+
+def _not_measured(record: Record, notebook: str) -> str:
+    if notebook in notebooks_of(record):
+        return f"Not measured in this run (notebook {notebook[:2]})."
+    return f"Not measured: {why_not(record, notebook)}."
+
+
+def why_not(record: Record, notebook: str) -> str:
+    """Say why a run has no claim or table of a notebook."""
+    ran = notebook in notebooks_of(record)
+    return f"notebook {notebook[:2]} {'did not get that far' if ran else 'was not part of this run'}"
 
 
 def notebooks_of(record: Record) -> set[str]:
@@ -100,13 +118,29 @@ def _served_ours(record: Record) -> str:
     return f"Descriptors more after {len(table) // len(ends)} backups and prefetches: {', '.join(told)}."
 
 
+def _in_objects(record: Record) -> str:
+    """Say what stays open and registered with pages in objects, and how fast ``pooled`` is beside ``scoped``."""
+    counts, turns = (_table(record, OBJECTS, name) for name in ("counts", "turns"))
+    if counts is None or counts.empty:
+        return ""
+    calls = counts[(counts.kept == "OBJ") & (counts.call > 0)]
+    fixed = calls[calls.connector == AFTER]
+    left = (fixed.registrations.diff() / fixed["keys"]).dropna()
+    files = calls.storage_files.max()
+    kept = f"up to {files} storage descriptors are" if files else "no storage descriptor is"
+    told = f"With pages in objects, {kept} open after a call; the PR's fix ({AFTER}) leaves {numbers(left)} registrations per key."
+    if turns is None or turns.empty:
+        return told
+    return f"{told} There, pooled is this many times as fast as scoped: {pooled_beside_scoped(turns)}."
+
+
 def _table(record: Record, notebook: str, name: str) -> pd.DataFrame | None:
     path = record.files.table(notebook, name)
     return read_table(path) if path.exists() else None
 
 
 def _replayed(record: Record, connector: str) -> pd.DataFrame | None:
-    table = _table(record, "03_before_and_after", "descriptors")
+    table = _table(record, COMPARED, "descriptors")
     chosen = None if table is None else table[table.connector == connector].reset_index(drop=True)
     return None if chosen is None or chosen.empty else chosen
 
@@ -120,7 +154,7 @@ def _leak(record: Record) -> str:
     if failed is None:
         return f"{told}: {baseline(table)} before the first call, {table.open_fds.iloc[-1]} after {len(table)} calls."
     after = table[table.call >= failed]
-    limit = record.parameters("03_before_and_after").get("nofile_limit")
+    limit = record.parameters(COMPARED).get("nofile_limit")
     return (
         f"{told}: at a limit of {limit}, call {failed} of {len(table)} fails with EMFILE (too many open files), and from then on "
         f"{after.pages_ok.sum()} of {after['keys'].sum()} pages are stored or loaded."
@@ -140,7 +174,7 @@ def _fix(record: Record) -> str:
 
 
 def _cost(record: Record) -> str:
-    table = _table(record, "03_before_and_after", "cost")
+    table = _table(record, COMPARED, "cost")
     if table is None:
         return ""
     told = []
@@ -151,12 +185,12 @@ def _cost(record: Record) -> str:
 
 
 def _left(record: Record) -> str:
-    table = _table(record, "04_the_second_leak", "slopes")
+    table = _table(record, SECOND, "slopes")
     if table is None:
         return ""
     rows = {row.column: row for row in table[table.connector == AFTER].itertuples()}
     time, memory = (_estimate(rows[name], rows[name].per_call) for name in ("seconds", "rss_bytes"))
-    keys = record.parameters("04_the_second_leak").get("keys_per_call")
+    keys = record.parameters(SECOND).get("keys_per_call")
     slower = f"a get takes {time} µs longer with every call"
     if time.low <= 0:
         slower = f"whether gets become slower is not certain ({time} µs per call)"
@@ -174,7 +208,7 @@ def _affected(record: Record) -> str:
     """Say what each release leaks: as measured here, else as recorded in ``data/connectors.csv``."""
     known = expected()
     releases = [name for name in known.index if name.startswith(PREFIX)]
-    table = _table(record, "05_the_review_answered", "releases")
+    table = _table(record, REVIEWED, "releases")
     measured = pd.DataFrame() if table is None else table.set_index("connector")
     kinds = {}
     for name in releases:
@@ -230,7 +264,11 @@ def _checked(record: Record, releases: list[str], checked: list[str], measured: 
         keys = f" of {measured['keys'].iloc[0]} keys" if "keys" in measured else ""
         told = f"Checked in this run, by the descriptors and registrations that a call{keys} leaves: {listed(rows)}. "
     if missing:
-        reasons = "; ".join(dict.fromkeys(_reason(name, record.not_run().get(name, "")) for name in missing))
+        reasons = "; ".join(
+            dict.fromkeys(
+                _reason(name, record.not_run().get(name, "")) or why_not(record, REVIEWED) for name in missing
+            )
+        )
         versions = listed([name.removeprefix(PREFIX) for name in missing])
         told += f"Not checked in this run: {versions} ({reasons})."
     return told.rstrip()
@@ -245,4 +283,4 @@ def _reason(connector: str, told: str) -> str:
     'no file of the release'
     """
     short = told.partition("; known to work")[0].removeprefix(f"{connector} is not available: ")
-    return short.replace(connector, "the release").rstrip(".") or "notebook 05 did not get that far"
+    return short.replace(connector, "the release").rstrip(".")

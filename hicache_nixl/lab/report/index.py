@@ -14,7 +14,7 @@ import yaml
 from ...resources import resource
 from ..runs.claims import FAILS, HOLDS, INCONCLUSIVE, tally
 from ..runs.record import Record, read_record
-from .findings import SERVERS, findings, notebooks_of
+from .findings import FIVE, findings, notebooks_of, why_not
 from .notebook_page import title_of, write_notebook_page
 from .pages import write_page
 
@@ -113,13 +113,15 @@ def machine(known: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def agenda(record: Record) -> dict[str, Any]:
-    """Return the review agenda with the claims of this run as evidence; not ``asked`` of a run with servers alone."""
+    """Return the review agenda with the claims of this run as evidence; ``asked`` where the run has a notebook of it, or evidence."""
     known = yaml.safe_load(resource(AGENDA).read_text())
-    known["asked"] = not notebooks_of(record) or bool(notebooks_of(record) - SERVERS)
+    known["none"] = why_not(record, known["notebook"])
     for remark in known["remarks"]:
         chosen = [any(fnmatchcase(id, wanted) for wanted in remark["claims"]) for id in record.claims.id]  # noqa: A001
         evidence = record.claims.loc[chosen]
         remark |= {"evidence": _rows(evidence), "tally": _tally(evidence)}
+    ran = notebooks_of(record)
+    known["asked"] = not ran or bool(ran & FIVE) or any(remark["evidence"] for remark in known["remarks"])
     return known
 
 
