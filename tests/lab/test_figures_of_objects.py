@@ -47,12 +47,20 @@ def test_speed_names_the_pages_with_which_pooled_is_no_faster():
     assert title.endswith(" at gets of 256 KiB pages.")
 
 
-def test_growth_says_that_it_is_no_scaling_and_on_how_many_processors():
-    title = figures.object_growth(grown()).title
-    assert title.startswith(
-        "On the 2 processors of this machine, which all of it shares, 8 clients move 4 times"
+def test_growth_says_how_much_more_is_moved_with_each_number_of_volume_servers_and_on_what():
+    table = grown()
+    most = (table.volumes == 3) & (table.clients == 8) & (table.operation == "get")
+    table.loc[most, "pages_per_second"] *= 1.5
+    assert figures.object_growth(table).title == (
+        "With 1 volume server, 8 clients move 4 times as many pages as 1 in sets and 4 times in gets; with 3 of them, "
+        "4 and 6 times; all on the 2 processors of this machine."
     )
-    assert title.endswith("this is what it costs, not how it scales.")
+
+
+def test_small_counts_have_ticks_below_and_above_ten():
+    panels = figures.object_counts(counts()).figure.axes
+    assert panels[1].get_yticks().tolist() == [0, 2, 5, 10, 20]
+    assert panels[0].get_yticks().max() >= 672
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ NO_STORE = "no object store could be started"
 KEPT = {"OBJ": "objects", "FILE": "files"}
 COUNTS = {"storage_files": "storage descriptors", "sockets": "sockets", "registrations": "registrations"}
 NEAR = 2  # a difference of small counts that leaves no room for a label between two lines
+TICKS = (0, 2, 5, 10, 20, 50)  # of counts below 100
 LINEAR = 10  # the axes of counts are linear up to here, and logarithmic from here on
 ARMS = {"pooled, OBJ": (POOLED, "o-"), "scoped, OBJ": (SCOPED, "s-"), "scoped, FILE": (INK, "^:")}
 ROLES = {"client": "clients", "s3": "S3", "filer": "filer", "volume": "volume servers", "master": "master"}
@@ -48,6 +49,8 @@ def object_counts(table: pd.DataFrame) -> Drawn:
         axes.set_yscale("symlog", linthresh=LINEAR, linscale=1.6)
         axes.set(title=what, xlabel="call", ylim=(-1.2, 4 * max(LINEAR, counts.max(axis=None))))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        if counts.max(axis=None) < 2 * TICKS[-1]:
+            axes.set_yticks([tick for tick in TICKS if tick <= axes.get_ylim()[1]])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _lines(axes, groups)
         each = [f"{_named(arms)}: {course(list(values))}" for values, arms in groups.items()]
@@ -176,23 +179,27 @@ def object_growth(table: pd.DataFrame) -> Drawn:
     figure.legend(
         *panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small"
     )
-    processors = table.processors.iloc[0]
-    few, many = table.clients.min(), table.clients.max()
-    parts = []
-    for operation in ("set", "get"):
-        chosen = table[(table.operation == operation) & (table.volumes == table.volumes.min())]
-        rates = chosen.set_index("clients").pages_per_second
-        parts.append(f"{rates[many] / rates[few]:.2g} times as many pages in {operation}s")
-    title = (
-        f"On the {processors} processors of this machine, which all of it shares, {many} clients move {listed(parts)} as "
-        f"{few}: this is what it costs, not how it scales"
-    )
+    title = _growth_title(table)
     heading(figure, title)
     rates = [
         f"{row.operation}, {row.clients} clients, {row.volumes} volume servers: {row.pages_per_second:.0f}"
         for row in table.itertuples()
     ]
     return Drawn(figure, f"{title}. Pages per second: {'; '.join(rates)}.")
+
+
+def _growth_title(table: pd.DataFrame) -> str:
+    """Say how many times as many pages the most clients move as the fewest, for each number of volume servers."""
+    few, many = int(table.clients.min()), int(table.clients.max())
+    rates = table.pivot_table(index="volumes", columns=["clients", "operation"], values="pages_per_second")
+    (first, sets, gets), *others = (rates[many] / rates[few])[["set", "get"]].itertuples()
+    told = [
+        f"With {first} volume server{'s' * (first > 1)}, {many} clients move {sets:.2g} times as many pages as "
+        f"{few} in sets and {gets:.2g} times in gets",
+        *(f"with {volumes} of them, {sets:.2g} and {gets:.2g} times" for volumes, sets, gets in others),
+        f"all on the {table.processors.iloc[0]} processors of this machine",
+    ]
+    return "; ".join(told)
 
 
 def _rates(axes: Axes, table: pd.DataFrame) -> None:
