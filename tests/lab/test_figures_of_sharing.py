@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from shared_store import THROUGH, through
 
@@ -54,3 +55,12 @@ def test_the_kill_and_the_return_are_marked_where_their_calls_began():
         }
         assert marks == {"killed": 5.0, "back": 10.0}
         assert axes.get_yscale() == "log"
+
+
+def test_the_time_between_them_is_shaded_and_named():
+    figure = figures.through_a_fault(THROUGH).figure
+    for axes in figure.axes:
+        (band,) = (patch for patch in axes.patches if isinstance(patch, Rectangle))
+        assert (band.get_x(), band.get_width()) == (5.0, 5.0)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()].count("volume server away") == 1

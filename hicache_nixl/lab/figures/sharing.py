@@ -71,7 +71,7 @@ def _calls(axes: Axes, part: pd.DataFrame) -> None:
 
 
 def _spans(axes: Axes, part: pd.DataFrame) -> None:
-    """Shade the time without a part, and name its two ends above the calls."""
+    """Shade the time from each kill to the return, and name its two ends above the calls."""
     axes.set_ylim(part.seconds.min() / 1.5, part.seconds.max() * ROOM)
     for row in part[part.event != ""].itertuples():
         axes.axvline(row.began, color=INK, linestyle="--" if row.event == "killed" else ":", linewidth=1)
@@ -86,8 +86,9 @@ def _spans(axes: Axes, part: pd.DataFrame) -> None:
             color=INK,
             fontsize="small",
         )
-    for _, rows in part[part.away != ""].groupby((part.away != part.away.shift()).cumsum()):
-        axes.axvspan(rows.began.iloc[0], rows.began.iloc[-1], color="0.93", zorder=0)
+    killed, back = (part.began[part.event.str.contains(event)] for event in ("killed", "back"))
+    for since, until in zip(killed, back, strict=False):
+        axes.axvspan(since, until, color="0.93", zorder=0, label=f"{part.fault.iloc[0]} away")
 
 
 def _store(part: pd.DataFrame) -> str:
