@@ -24,6 +24,7 @@ from ..worker.setup import Setup
 from .objects import PATIENCE, object_store
 
 VOLUME, S3 = "volume server", "S3"  # what can go away
+NONE = "none away"  # the name of calls with all parts, in a summary
 SERVERS = 3  # volume servers
 READ = 4  # batches that a get asks for
 PACE = 0.1  # seconds between batches
@@ -231,12 +232,14 @@ def through_faults(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row for each lifetime, replication, fault and part, where ``part`` is empty for calls with nothing away: ``calls``,
-        ``failed`` pages of sets and gets, ``unread``, the pages of ``"read all"`` that failed, ``acknowledged``, those
-        that were asked for; ``wrong``, as there; ``usual`` and ``longest``, seconds of a call; ``lines`` logged.
+        A row for each lifetime, replication, fault and part, where ``part`` is ``"none away"`` for calls with all parts:
+        ``calls``, ``failed`` pages of sets and gets, ``unread``, the pages of ``"read all"`` that failed,
+        ``acknowledged``, those that were asked for; ``wrong``, as there; ``usual`` and ``longest``, seconds of a call;
+        ``lines`` logged.
     """
     rows = []
-    for names, part in table.groupby(["lifetime", "replication", "fault", "away"], sort=False):
+    named = table.assign(away=table.away.replace("", NONE))
+    for names, part in named.groupby(["lifetime", "replication", "fault", "away"], sort=False):
         whole = part.operation == READ_ALL
         failed, last = part.failed[~whole].sum(), part[whole].tail(1)
         rows.append(

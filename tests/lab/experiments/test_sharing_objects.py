@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from shared_store import through
 
 from hicache_nixl.errors import ConfigError
 from hicache_nixl.lab.experiments.object_cluster import cluster_faults, shared_ranks
@@ -56,8 +57,12 @@ def test_with_one_copy_pages_of_the_killed_server_fail_and_are_there_again_with_
     table = through_a_fault("pooled", "000", **SMALL)
     check(table)
     summed = through_faults(table)
-    assert summed.part.tolist() == ["", f"{VOLUME} 1", f"{VOLUME} 2"]
+    assert summed.part.tolist() == ["none away", f"{VOLUME} 1", f"{VOLUME} 2"]
     assert summed.unread.iloc[0] == 0
+
+
+def test_calls_with_all_parts_are_summed_up_by_name():
+    assert through_faults(through("001")).part.tolist() == ["none away", "1"]
 
 
 @slow
