@@ -233,14 +233,14 @@ def _page_seconds(cost: Any, page_bytes: int) -> float:
 
 
 def first_limit(plan: pd.DataFrame) -> str:
-    """Say in a sentence what a plan comes to, where its first limit is, and what would lift it.
+    """Say in a sentence what a plan comes to, what it is fitted on, where its first limit is, and what would lift it.
 
     Examples
     --------
     >>> rows = [("client", "network", 80, 100, "Gbit/s", 0.8), ("store", "processors", 96, 32, "cores", 3.0)]
     >>> columns = ["machine", "limit", "needed", "of_one", "unit", "machines"]
     >>> first_limit(pd.DataFrame(rows, columns=columns)).partition(":")[0]
-    'The rack needs 1 machine for clients and 3 for the store'
+    'With costs fitted to the CPU times of this run on this machine, the rack needs 1 machine for clients and 3 for the store'
     """
     if plan.empty:
         return "Nothing was measured, so nothing is worked out."
@@ -251,4 +251,7 @@ def first_limit(plan: pd.DataFrame) -> str:
     worst, following = (stores.iloc[min(place, len(stores) - 1)] for place in (0, 1))
     reason = f"the first limit of a store is its {worst.limit} ({worst.needed:.3g} {worst.unit} are needed, one has {worst.of_one:g})"
     then = f", then its {following.limit}" if len(stores) > 1 else ""
-    return f"The rack needs {told}: {reason}{then}. What would lift it: {LIFTED[worst.limit]}."
+    return (
+        f"With costs fitted to the CPU times of this run on this machine, the rack needs {told}: {reason}{then}. "
+        f"What would lift it: {LIFTED[worst.limit]}."
+    )

@@ -197,6 +197,9 @@ class TestOnPaper:
     def test_the_first_limit_is_that_of_which_most_machines_are_needed(self, slow, limit):
         plan = object_costs.rack(object_costs.cpu_costs(turns()), **RACK, **{**MACHINE, **slow})
         told = object_costs.first_limit(plan)
+        assert told.startswith(
+            "With costs fitted to the CPU times of this run on this machine, the rack needs "
+        )
         assert f"the first limit of a store is its {limit}" in told
         assert object_costs.LIFTED[limit] in told
 
