@@ -71,7 +71,7 @@ def what_is_measured(plan: ObjectPlan) -> str:
         "them; all pages are compared with what was stored, outside of the times. Every arm has a process, all with one build "
         f"of NIXL; they take turns in {plan.rounds} rounds, in another order each time. But for pooled-other, the "
         "connector that stored the pages looks them up and loads them; pooled knows what it stored itself without "
-        "asking. A ratio is the median, over the rounds, of the ratio of two arms' turns in the same round, with its 95 % "
+        "asking. p50 and p99 are of all calls, and pages/s is the pages of a call divided by its p50. A ratio is the median, over the rounds, of the ratio of two arms' turns in the same round, with its 95 % "
         "interval."
     )
 

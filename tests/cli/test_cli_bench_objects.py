@@ -188,6 +188,14 @@ def test_requests_and_processor_time_are_per_page():
     assert np.isnan(table.loc[(4096, "set", SEAWEEDFS)].ratio)
 
 
+def test_pages_per_second_follow_from_the_median_call_of_the_row():
+    """A slow call in each turn moves the mean of the turns, and so the ratio, but neither of these two."""
+    slow = TIMES.assign(seconds=TIMES.seconds * np.where(np.arange(len(TIMES)) % 2, 1, 5))
+    table = summary(pd.concat([TIMES, slow]))
+    assert table.pages_s.to_numpy() == pytest.approx(128 / (table.p50_ms.to_numpy() / 1e3))
+    assert (table.ms > 1.5 * table.p50_ms).all()
+
+
 def test_the_fastest_is_named_from_the_numbers_and_files_do_not_count():
     everywhere = "; ".join(
         f"{operation}: pooled at 4 KiB and 1 MiB" for operation in ("set", "exists", "get")

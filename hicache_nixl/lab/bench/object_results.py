@@ -24,19 +24,20 @@ def summary(times: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``page_bytes``, ``operation``, ``arm``; ``ms`` of a call with ``low_ms`` and ``high_ms``, the median of the turns;
-        ``p50_ms`` and ``p99_ms`` of the ``calls``; ``pages_s``; and for each page ``requests``, ``client_us`` and
+        ``p50_ms`` and ``p99_ms`` of the ``calls``; ``pages_s``, the pages of a call divided by ``p50_ms``; and for each page ``requests``, ``client_us`` and
         ``store_us`` of processor time, NaN where not known; ``ratio``, how many times as fast it is as SGLang's backend
         for S3, with ``low`` and ``high``, NaN without it.
     """
     rows = []
     for (page_bytes, operation, arm), group in times.groupby([*POINT, "arm"], sort=False):
         found, pages = median_of(group.groupby("pair").seconds.mean()), len(group) * KEYS
+        p50 = group.seconds.median()
         against = _against(times, page_bytes, operation, arm, SEAWEEDFS)
         rows.append(
             {"page_bytes": page_bytes, "operation": operation, "arm": arm}
             | {"ms": found.median * 1e3, "low_ms": found.low * 1e3, "high_ms": found.high * 1e3}
-            | {"p50_ms": group.seconds.median() * 1e3, "p99_ms": group.seconds.quantile(0.99) * 1e3}
-            | {"calls": len(group), "pages_s": KEYS / found.median}
+            | {"p50_ms": p50 * 1e3, "p99_ms": group.seconds.quantile(0.99) * 1e3}
+            | {"calls": len(group), "pages_s": KEYS / p50}
             | {
                 "requests": _each(group, "requests", pages),
                 "client_us": _each(group, "core_seconds", pages, 1e6),
