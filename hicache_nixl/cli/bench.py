@@ -138,7 +138,8 @@ def bench(
     With --object-store: keys, rounds, where, measured, left_out, run, fastest,
     results (page_bytes, operation, arm, ms, low_ms, high_ms, p50_ms, p99_ms,
     calls, pages_s, and for each page requests, client_us, store_us; ratio, low,
-    high against sglang-seaweedfs).
+    high against sglang-seaweedfs, null for the exists of pooled, which is a
+    lookup in memory).
 
     [bold]Exit codes[/]
 

@@ -71,7 +71,7 @@ def what_is_measured(plan: ObjectPlan) -> str:
         "them; all pages are compared with what was stored, outside of the times. Every arm has a process, all with one build "
         f"of NIXL; they take turns in {plan.rounds} rounds, in another order each time. But for pooled-other, the "
         "connector that stored the pages looks them up and loads them; pooled knows what it stored itself without "
-        "asking. p50 and p99 are of all calls, and pages/s is the pages of a call divided by its p50. A ratio is the median, over the rounds, of the ratio of two arms' turns in the same round, with its 95 % "
+        "asking, so that its exists is a lookup in memory, with no ratio, and not among the fastest. p50 and p99 are of all calls, and pages/s is the pages of a call divided by its p50. A ratio is the median, over the rounds, of the ratio of two arms' turns in the same round, with its 95 % "
         "interval."
     )
 
@@ -88,23 +88,33 @@ def show(measured: MeasuredObjects, table: pd.DataFrame, lines: list[str]) -> No
         )
         for row in group.sort_values("page_bytes", kind="stable").itertuples():
             numbers = (row.p50_ms, row.p99_ms, row.pages_s, row.requests, row.client_us, row.store_us)
-            shown.add_row(shown_size(row.page_bytes), row.arm, *map(_short, numbers))
+            shown.add_row(shown_size(row.page_bytes), _shown_arm(row.arm, operation), *map(_short, numbers))
         out.print(shown)
     _show_ratios(table)
     for line in filter(None, lines):
         say(line)
 
 
+def _shown_arm(arm: str, operation: Any) -> str:
+    from ..lab.bench.object_results import IN_MEMORY
+
+    return f"{arm} (in memory)" if (arm, operation) == IN_MEMORY else arm
+
+
 def _show_ratios(table: pd.DataFrame) -> None:
+    from ..lab.bench.arms import OPERATIONS
+
     known = table[table.ratio.notna()]
-    operations = list(dict.fromkeys(known.operation))
+    operations = [operation for operation in OPERATIONS if operation in set(known.operation)]
     shown = table_of("times as fast as sglang-seaweedfs, with intervals", "page", "arm", *operations)
     for (page_bytes, arm), group in known.groupby(["page_bytes", "arm"], sort=False):
         cells = {
             row.operation: f"{_two(row.ratio)} [{_two(row.low)}-{_two(row.high)}]"
             for row in group.itertuples()
         }
-        shown.add_row(shown_size(page_bytes), arm, *(cells[operation] for operation in operations))
+        shown.add_row(
+            shown_size(page_bytes), arm, *(cells.get(operation, UNKNOWN) for operation in operations)
+        )
     if shown.row_count:
         out.print(shown)
 

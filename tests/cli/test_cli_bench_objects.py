@@ -197,18 +197,37 @@ def test_pages_per_second_follow_from_the_median_call_of_the_row():
 
 
 def test_the_fastest_is_named_from_the_numbers_and_files_do_not_count():
-    everywhere = "; ".join(
-        f"{operation}: pooled at 4 KiB and 1 MiB" for operation in ("set", "exists", "get")
+    assert fastest(TIMES) == (
+        "Fastest on the object store: set: pooled at 4 KiB and 1 MiB; exists: sglang-seaweedfs at 4 KiB and 1 MiB; "
+        "get: pooled at 4 KiB and 1 MiB."
     )
-    assert fastest(TIMES) == f"Fastest on the object store: {everywhere}."
     slow = times_of(**{"pooled": 50.0, SEAWEEDFS: 40.0})
     assert "get: sglang-seaweedfs at 4 KiB and 1 MiB" in fastest(slow)
     other = times_of(**{"pooled": 10.0, "pooled-other": 60.0, SEAWEEDFS: 40.0})
-    told = "If another connector stored the pages: exists: sglang-seaweedfs at 4 KiB and 1 MiB; get"
-    assert fastest_of_others(other).startswith(told)
+    told = "If another connector stored the pages: get: sglang-seaweedfs at 4 KiB and 1 MiB."
+    assert fastest_of_others(other) == told
     assert fastest_of_others(slow) == ""
     noisy = times_of(pooled=10.0, scoped=10.0)
     assert "set: pooled or scoped (undecided) at" in fastest(noisy)
+
+
+def test_a_lookup_in_memory_is_no_win():
+    """``pooled`` knows what it stored; the lookup that asks the store is that of another connector."""
+    times = times_of(**{"pooled": 0.1, "pooled-other": 5.0, SEAWEEDFS: 40.0})
+    table = summary(times).set_index(["page_bytes", "operation", "arm"])
+    assert np.isnan(table.loc[(4096, "exists", "pooled")].ratio)
+    assert table.loc[(4096, "exists", "pooled-other")].ratio == pytest.approx(8)
+    assert table.loc[(4096, "get", "pooled")].ratio == pytest.approx(400)
+    told = fastest(times)
+    assert "set: pooled at 4 KiB" in told
+    assert "exists: pooled-other at 4 KiB" in told
+    assert fastest(times_of(pooled=0.1)).count("exists") == 0
+
+
+def test_without_a_request_the_store_has_no_processor_time():
+    idle = times_of(pooled=1.0).assign(requests=0.0, store_core_seconds=1e-4)
+    assert summary(idle).store_us.isna().all()
+    assert (summary(idle).requests == 0).all()
 
 
 def test_a_p99_of_few_calls_is_said_to_be_the_slowest_one():
@@ -222,7 +241,8 @@ def test_it_prints_tables_and_who_is_fastest(run, runs, measured, tmp_path):
     assert answer.code == 0, answer.err
     assert "4 KiB pooled 10 10 12800 0.5 7.81 15.6" in answer.prose
     assert "4 KiB scoped-file 1 1 128000 - 7.81 -" in answer.prose
-    assert "4 KiB pooled 4 [4-4] 4 [4-4] 4 [4-4]" in answer.prose
+    assert "4 KiB pooled (in memory) 10 10 12800" in answer.prose
+    assert "4 KiB pooled 4 [4-4] - 4 [4-4]" in answer.prose
     assert "x is left out" in answer.prose
     assert "Fastest on the object store: set: pooled at 4 KiB and 1 MiB" in answer.prose
     assert (tmp_path / "mine.png").read_bytes() == (runs / "mine/figures/bench_throughput.png").read_bytes()

@@ -15,6 +15,7 @@ from .objects import MeasuredObjects
 from .plan import KEYS
 
 POINT = ["page_bytes", "operation"]
+IN_MEMORY = ("pooled", "exists")  # the connector that stored the pages knows them, and asks no store
 
 
 def summary(times: pd.DataFrame) -> pd.DataFrame:
@@ -25,24 +26,24 @@ def summary(times: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         ``page_bytes``, ``operation``, ``arm``; ``ms`` of a call with ``low_ms`` and ``high_ms``, the median of the turns;
         ``p50_ms`` and ``p99_ms`` of the ``calls``; ``pages_s``, the pages of a call divided by ``p50_ms``; and for each page ``requests``, ``client_us`` and
-        ``store_us`` of processor time, NaN where not known; ``ratio``, how many times as fast it is as SGLang's backend
-        for S3, with ``low`` and ``high``, NaN without it.
+        ``store_us`` of processor time, NaN where not known, and ``store_us`` also without a request; ``ratio``, how many
+        times as fast it is as SGLang's backend for S3, with ``low`` and ``high``, NaN without it and for ``IN_MEMORY``.
     """
     rows = []
     for (page_bytes, operation, arm), group in times.groupby([*POINT, "arm"], sort=False):
         found, pages = median_of(group.groupby("pair").seconds.mean()), len(group) * KEYS
         p50 = group.seconds.median()
-        against = _against(times, page_bytes, operation, arm, SEAWEEDFS)
+        against = (
+            None if (arm, operation) == IN_MEMORY else _against(times, page_bytes, operation, arm, SEAWEEDFS)
+        )
+        requests = _each(group, "requests", pages)
         rows.append(
             {"page_bytes": page_bytes, "operation": operation, "arm": arm}
             | {"ms": found.median * 1e3, "low_ms": found.low * 1e3, "high_ms": found.high * 1e3}
             | {"p50_ms": p50 * 1e3, "p99_ms": group.seconds.quantile(0.99) * 1e3}
             | {"calls": len(group), "pages_s": KEYS / p50}
-            | {
-                "requests": _each(group, "requests", pages),
-                "client_us": _each(group, "core_seconds", pages, 1e6),
-            }
-            | {"store_us": _each(group, "store_core_seconds", pages, 1e6)}
+            | {"requests": requests, "client_us": _each(group, "core_seconds", pages, 1e6)}
+            | {"store_us": _each(group, "store_core_seconds", pages, 1e6) if requests else float("nan")}
             | (
                 {"ratio": against.median, "low": against.low, "high": against.high}
                 if against
@@ -71,30 +72,31 @@ def _against(times: pd.DataFrame, page_bytes: Any, operation: Any, arm: Any, oth
 def fastest(times: pd.DataFrame) -> str:
     """Say in a line which arm on the object store is the fastest where.
 
-    Where the interval of its ratio to the next one contains 1, both are named.
+    Where the interval of its ratio to the next one contains 1, both are named.  Lookups are those that ask the store.
     """
     return f"Fastest on the object store: {_winners(times, {OTHER}, OPERATIONS)}."
 
 
 def fastest_of_others(times: pd.DataFrame) -> str:
-    """Say the same for pages that another connector stored; empty where that was not measured."""
+    """Say the same for gets of pages that another connector stored; empty where that was not measured."""
     if OTHER not in set(times.arm):
         return ""
-    return f"If another connector stored the pages: {_winners(times, {'pooled'}, OPERATIONS[1:])}."
+    return f"If another connector stored the pages: {_winners(times, {'pooled'}, ['get'])}."
 
 
 def _winners(times: pd.DataFrame, without: set[str], operations: Sequence[str]) -> str:
     table = summary(times)
-    table = table[[arm not in without and not ARMS[arm].on_files for arm in table.arm]]
-    if table.empty:
-        return "nothing was measured there"
+    table = table[[not ARMS[arm].on_files for arm in table.arm]]
     told = []
     for operation in operations:
+        out = {"pooled"} if operation == IN_MEMORY[1] else without
         winners: dict[str, list[str]] = {}
-        for page_bytes, group in table[table.operation == operation].groupby("page_bytes"):
+        chosen = table[(table.operation == operation) & ~table.arm.isin(out)]
+        for page_bytes, group in chosen.groupby("page_bytes"):
             winners.setdefault(_winner(times, group), []).append(size_of(int(str(page_bytes))))
-        told.append(f"{operation}: " + ", ".join(f"{arm} at {listed(at)}" for arm, at in winners.items()))
-    return "; ".join(told)
+        if winners:
+            told.append(f"{operation}: " + ", ".join(f"{arm} at {listed(at)}" for arm, at in winners.items()))
+    return "; ".join(told) or "nothing was measured there"
 
 
 def _winner(times: pd.DataFrame, group: pd.DataFrame) -> str:
