@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from ..lab.bench.objects import MeasuredObjects
 
 UNKNOWN = "-"
+COLUMNS = {
+    "p50": "p50_ms",
+    "p99": "p99_ms",
+    "pages/s": "pages_s",
+    "requests": "requests",
+    "client": "client_us",
+    "store": "store_us",
+}
 
 
 def plan_of(
@@ -82,17 +90,22 @@ def show(measured: MeasuredObjects, table: pd.DataFrame, lines: list[str]) -> No
     for line in measured.left_out:
         say(line)
     for operation, group in table.groupby("operation", sort=False):
-        shown = table_of(
-            f"{operation}: milliseconds of a call; for each page, requests and microseconds of processor time",
-            *("page", "arm", "p50", "p99", "pages/s", "requests", "client", "store"),
-        )
-        for row in group.sort_values("page_bytes", kind="stable").itertuples():
-            numbers = (row.p50_ms, row.p99_ms, row.pages_s, row.requests, row.client_us, row.store_us)
-            shown.add_row(shown_size(row.page_bytes), _shown_arm(row.arm, operation), *map(_short, numbers))
-        out.print(shown)
+        _show_times(operation, group)
     _show_ratios(table)
     for line in filter(None, lines):
         say(line)
+
+
+def _show_times(operation: Any, table: pd.DataFrame) -> None:
+    """Print the numbers of an operation, without the columns of which nothing is known."""
+    known = {heading: column for heading, column in COLUMNS.items() if table[column].notna().any()}
+    requests = "requests and " if "requests" in known else ""
+    title = f"{operation}: milliseconds of a call; for each page, {requests}microseconds of processor time"
+    shown = table_of(title, "page", "arm", *known)
+    for _, row in table.sort_values("page_bytes", kind="stable").iterrows():
+        numbers = (_short(row[column]) for column in known.values())
+        shown.add_row(shown_size(row.page_bytes), _shown_arm(row.arm, operation), *numbers)
+    out.print(shown)
 
 
 def _shown_arm(arm: str, operation: Any) -> str:
@@ -103,7 +116,11 @@ def _shown_arm(arm: str, operation: Any) -> str:
 
 def _show_ratios(table: pd.DataFrame) -> None:
     from ..lab.bench.arms import OPERATIONS
+    from ..lab.bench.object_results import no_ratios
 
+    if why := no_ratios(table):
+        say(why)
+        return
     known = table[table.ratio.notna()]
     operations = [operation for operation in OPERATIONS if operation in set(known.operation)]
     shown = table_of("times as fast as sglang-seaweedfs, with intervals", "page", "arm", *operations)
@@ -115,8 +132,7 @@ def _show_ratios(table: pd.DataFrame) -> None:
         shown.add_row(
             shown_size(page_bytes), arm, *(cells.get(operation, UNKNOWN) for operation in operations)
         )
-    if shown.row_count:
-        out.print(shown)
+    out.print(shown)
 
 
 def _two(number: float) -> str:

@@ -249,6 +249,27 @@ def test_it_prints_tables_and_who_is_fastest(run, runs, measured, tmp_path):
     assert {path.stem for path in (runs / "mine/tables").iterdir()} == {"bench_objects", "bench_object_times"}
 
 
+@pytest.mark.parametrize(
+    ("arms", "why"),
+    [
+        (["pooled", "scoped"], "no ratios: the arm sglang-seaweedfs is not among those measured"),
+        ([SEAWEEDFS], "no ratios: there is no arm to compare with sglang-seaweedfs"),
+    ],
+    ids=["not-measured", "alone"],
+)
+def test_without_ratios_it_says_why_and_leaves_out_columns_of_which_nothing_is_known(
+    run, runs, measured, monkeypatch, arms, why
+):
+    own = TIMES[TIMES.arm.isin(arms)].assign(requests=np.nan, store_core_seconds=np.nan)
+    monkeypatch.setattr(measuring, "measure", lambda plan, *rest: MeasuredObjects(plan, own, []))
+    answer = run("bench --object-store --quick --run mine")
+    assert answer.code == 0, answer.err
+    assert why in answer.prose
+    assert "times as fast as" not in answer.prose
+    assert "page arm p50 p99 pages/s client 4 KiB" in answer.prose
+    assert "for each page, microseconds of processor time" in answer.prose
+
+
 def test_json_is_one_object_with_the_results(run, runs, measured):
     found = json.loads(run("bench --object-store --quick --run mine --json").out)
     assert {"keys", "rounds", "where", "measured", "left_out", "run", "fastest", "results"} <= set(found)

@@ -109,6 +109,21 @@ def _winner(times: pd.DataFrame, group: pd.DataFrame) -> str:
     return str(first) if ratio and ratio.low > 1 else f"{first} or {second} (undecided)"
 
 
+def no_ratios(table: pd.DataFrame) -> str:
+    """Say why there are no ratios; empty where there are some.
+
+    Examples
+    --------
+    >>> no_ratios(pd.DataFrame({"arm": ["pooled"], "ratio": [float("nan")]}))
+    'no ratios: the arm sglang-seaweedfs is not among those measured'
+    """
+    if table.ratio.notna().any():
+        return ""
+    if SEAWEEDFS in set(table.arm):
+        return f"no ratios: there is no arm to compare with {SEAWEEDFS}"
+    return f"no ratios: the arm {SEAWEEDFS} is not among those measured"
+
+
 def few_calls(table: pd.DataFrame) -> str:
     """Say what a p99 of few calls is; empty where there are enough."""
     fewest = int(table.calls.min())
