@@ -220,7 +220,7 @@ def _bench_objects(
         measured = bench_objects.measured(plan, storage_dir, needed)
         table, line = summary(measured.times), fastest(measured.times)
         lines = [line, fastest_of_others(measured.times)]
-        bench_objects.save(folder, measured, table, line, storage_dir)
+        bench_objects.save(folder, measured, table, storage_dir)
     failed = write_files([(png, lambda path: copy_figure(folder, path))])
     if as_json:
         what = bench_objects.what_is_measured(measured.plan)

@@ -116,7 +116,7 @@ def _shown_arm(arm: str, operation: Any) -> str:
 
 def _show_ratios(table: pd.DataFrame) -> None:
     from ..lab.bench.arms import OPERATIONS
-    from ..lab.bench.object_results import no_ratios
+    from ..lab.bench.object_results import no_ratios, two_digits
 
     if why := no_ratios(table):
         say(why)
@@ -126,18 +126,13 @@ def _show_ratios(table: pd.DataFrame) -> None:
     shown = table_of("times as fast as sglang-seaweedfs, with intervals", "page", "arm", *operations)
     for (page_bytes, arm), group in known.groupby(["page_bytes", "arm"], sort=False):
         cells = {
-            row.operation: f"{_two(row.ratio)} [{_two(row.low)}-{_two(row.high)}]"
+            row.operation: f"{two_digits(row.ratio)} [{two_digits(row.low)}-{two_digits(row.high)}]"
             for row in group.itertuples()
         }
         shown.add_row(
             shown_size(page_bytes), arm, *(cells.get(operation, UNKNOWN) for operation in operations)
         )
     out.print(shown)
-
-
-def _two(number: float) -> str:
-    """Return two digits, or all of those in front of the point."""
-    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _short(number: float) -> str:
@@ -147,13 +142,12 @@ def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def save(
-    folder: Path, measured: MeasuredObjects, table: pd.DataFrame, title: str, storage_dir: Path | None
-) -> None:
+def save(folder: Path, measured: MeasuredObjects, table: pd.DataFrame, storage_dir: Path | None) -> None:
     """Write tables and the figure into the folder of a run; no credentials are among them."""
     import matplotlib
 
     matplotlib.use("Agg")
+    from ..lab.bench.object_results import headline
     from ..lab.figures.bench_objects import object_rates
     from ..lab.runs.run import Run
 
@@ -168,6 +162,6 @@ def save(
     run = Run(NAME, folder, parameters, strict=False)
     run.table("object_times", measured.times)
     run.table("objects", table)
-    drawn = object_rates(table, plan.where, title)
+    drawn = object_rates(table, plan.where, headline(table))
     run.figure(FIGURE, drawn.figure, drawn.alt, ["objects"])
     run.finish()
