@@ -120,7 +120,8 @@ def test_missing_credentials_are_named(run, runs, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     answer = run("bench --object-store --endpoint http://127.0.0.1:9")
     assert answer.code == 2
-    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_BUCKET" in answer.error()
+    told = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_BUCKET (or --bucket)"
+    assert told in answer.error()
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["nobody-listens", "nobody-answers"])

@@ -15,6 +15,7 @@ from ...transport.bucket import LOOPBACK, NO_PROXY
 
 INSTALL = "pip install 'hicache-nixl[objectstore]'"
 SHOWN = 4  # characters of an access key
+SHORTEST_SECRET = 8  # characters; a shorter one may be a part of any word
 TIMEOUT = timedelta(seconds=30)  # of a request of the client
 RETRIES = 3
 
@@ -46,9 +47,13 @@ class Endpoint:
         return f"Endpoint({self.url!r}, {self.bucket!r}, region={self.region!r}, access_key={key!r})"
 
     def redacted(self, text: str) -> str:
-        """Return a text with ``***`` in the place of the secret key and the session token."""
-        for secret in filter(None, (self.secret_key, self.session_token)):
-            text = text.replace(secret, "***")
+        """Return a text with ``***`` in the place of the secret key and the session token.
+
+        Not of those that are shorter than ``SHORTEST_SECRET``: without a letter in all of its words a message says nothing.
+        """
+        for secret in (self.secret_key, self.session_token):
+            if len(secret) >= SHORTEST_SECRET:
+                text = text.replace(secret, "***")
         return text
 
     def extra_config(self) -> dict[str, Any]:
@@ -136,7 +141,8 @@ def endpoint_of(url: str, bucket: str | None = None) -> Endpoint:
     found = {name: os.environ.get(name, "") for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     found["AWS_DEFAULT_BUCKET"] = bucket or os.environ.get("AWS_DEFAULT_BUCKET", "")
     if missing := [name for name, value in found.items() if not value]:
-        raise ConfigError(f"object store {url!r}: set {' and '.join(missing)}")
+        told = " and ".join(missing).replace("AWS_DEFAULT_BUCKET", "AWS_DEFAULT_BUCKET (or --bucket)")
+        raise ConfigError(f"object store {url!r}: set {told}")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or Endpoint.region
     return Endpoint(
         url.rstrip("/"),

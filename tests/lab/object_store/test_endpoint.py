@@ -38,6 +38,12 @@ def test_secrets_are_taken_out_of_a_text():
     assert ENDPOINT.redacted(text) == f"{KEY} *** {TOKEN} ***"
 
 
+def test_a_short_secret_does_not_garble_a_text():
+    short = dataclasses.replace(ENDPOINT, secret_key="b", session_token="bucket")
+    assert short.redacted("the bucket cannot be reached") == "the bucket cannot be reached"
+    assert dataclasses.replace(ENDPOINT, secret_key="12345678").redacted("is 12345678") == "is ***"
+
+
 def test_the_configuration_of_a_connector():
     assert ENDPOINT.extra_config()["plugin"]["obj"] == {
         "active": True,
@@ -71,7 +77,7 @@ def test_an_endpoint_is_found_again_by_its_variables(monkeypatch):
         ("http://host/pages", "pages", VARIABLES, "expected a URL such as http"),
         ("http://[host", "pages", VARIABLES, "expected a URL such as http"),
         (f"http://{KEY}:{SECRET}@host", "pages", VARIABLES, "no credentials"),
-        ("http://host", None, VARIABLES, "set AWS_DEFAULT_BUCKET$"),
+        ("http://host", None, VARIABLES, r"set AWS_DEFAULT_BUCKET \(or --bucket\)$"),
         ("http://host", "pages", {}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY$"),
         ("http://host", "pages", {"AWS_ACCESS_KEY_ID": KEY}, "set AWS_SECRET_ACCESS_KEY$"),
     ],
