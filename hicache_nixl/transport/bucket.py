@@ -21,6 +21,9 @@ AT_A_TIME = 8  # requests; more are not faster
 AGAIN = 2.0  # seconds after which a store that was away is asked again
 NOTHING = "pooled-1/nothing/"  # no object begins with it; a policy may allow only what ``pooled`` lists
 LATE, UNREACHED = "did not answer in time", "cannot be reached"
+# Why, in obstore's words, and in ours.
+CAUSES = {"kind: ConnectionRefused": "connection refused", '"dns error"': "name not resolved"}
+AWAY = (LATE, UNREACHED, *(f"{UNREACHED}: {cause}" for cause in CAUSES.values()))
 ROLES = "//169.254."  # where obstore looks for the role of a machine or a pod if it was given no credentials
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # A proxy of the environment would be asked for the loopback, too; only one that is named can have exceptions.
@@ -141,7 +144,7 @@ def _told(action: Callable[..., Answer], *args: object) -> Answer:
         raise
     except BaseException as error:  # a panic of obstore is no Exception
         told = _short(str(error))
-        kind = AwayError if told.endswith((LATE, UNREACHED)) else StoreError
+        kind = AwayError if told.endswith(AWAY) else StoreError
         raise kind(f"the object store {told}") from None
 
 
@@ -168,5 +171,6 @@ def _short(message: str) -> str:
     if "timed out" in message or "kind: Timeout" in message:
         return where + LATE
     if "error sending request" in message:
-        return where + UNREACHED
+        cause = next((f": {ours}" for theirs, ours in CAUSES.items() if theirs in message), "")
+        return where + UNREACHED + cause
     return where + "failed: " + re.sub(r"//[^/\s]*@", "//", message.partition("\n")[0])[:200]

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import closing, suppress
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,9 +53,9 @@ def server():
         yield made
 
 
-def bucket_of(server):
+def bucket_of(server, patience=PATIENCE):
     params = {"bucket": "b", "region": "r", "endpoint_override": server.url}
-    return closing(Bucket({**params, "access_key": "a", "secret_key": "s"}, PATIENCE))
+    return closing(Bucket({**params, "access_key": "a", "secret_key": "s"}, patience))
 
 
 @pytest.fixture
@@ -92,6 +93,20 @@ def test_a_store_that_refuses_is_asked_again(server, store):
             store.ask()
         assert not isinstance(raised.value, AwayError)
         assert len(server.asked) == count
+
+
+@pytest.mark.parametrize(
+    ("host", "cause"),
+    [("127.0.0.1", "connection refused"), ("no-such-host.invalid", "name not resolved")],
+    ids=["nobody-listens", "no-such-host"],
+)
+def test_a_store_that_cannot_be_reached_says_why(host, cause):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with bucket_of(SimpleNamespace(url=f"http://{host}:{port}"), patience=10) as store:
+        for _ in range(2):  # at once, the second time
+            with pytest.raises(AwayError, match=f"http://{host}:{port} cannot be reached: {cause}$"):
+                store.ask()
 
 
 def test_asking_lists_no_object_of_others(server, store):
