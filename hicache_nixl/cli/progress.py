@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..lab.execute import Outcome, Step
 
 ENDING = "interrupted, ending ..."
+REMOVING = "interrupted, removing what was stored ..."
 Watch = Callable[["Step"], None]
 
 
@@ -52,6 +53,9 @@ def showing_turns() -> Iterator[Callable[[Turn], None]]:
     started: dict[str, float] = {}
 
     def line(turn: Turn) -> None:
+        if turn.removing:
+            console.print(REMOVING, markup=False, highlight=False, soft_wrap=True)
+            return
         since = started.setdefault(turn.group, time.monotonic())
         if turn.ended:
             told = f"{turn.group}: {time.monotonic() - since:.0f} s"
@@ -64,6 +68,9 @@ def showing_turns() -> Iterator[Callable[[Turn], None]]:
         tasks: dict[str, TaskID] = {}
 
         def advance(turn: Turn) -> None:
+            if turn.removing:
+                line(turn)  # above the bars
+                return
             since = started.setdefault(turn.group, time.monotonic())
             if turn.group not in tasks:
                 tasks[turn.group] = bars.add_task(turn.group, at=since, ended="")

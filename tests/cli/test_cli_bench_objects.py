@@ -22,6 +22,7 @@ from processes import have_ended, wait_until
 from test_cli import run as run_in_this_process
 from test_cli import runs as runs_in_tmp
 
+from hicache_nixl.cli.progress import showing_turns
 from hicache_nixl.errors import ConfigError, HiCacheNixlError
 from hicache_nixl.lab.bench import objects as measuring
 from hicache_nixl.lab.bench.object_plan import ARMS, SEAWEEDFS, make_plan
@@ -280,6 +281,18 @@ def test_json_is_one_object_with_the_results(run, runs, measured):
     assert found["results"][0]["ratio"] == pytest.approx(4)
 
 
+def test_ctrl_c_says_that_what_was_stored_is_removed_before_it_is(monkeypatch, capsys):
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "started", interrupted)
+    monkeypatch.setattr(measuring, "_remove", lambda *args: sys.stderr.write("removed\n"))
+    own = Endpoint("http://h", "b", access_key="a", secret_key="s")
+    with pytest.raises(KeyboardInterrupt), showing_turns() as watch:
+        measuring.measure(make_plan(arms=["pooled"], endpoint=own), None, watch)
+    assert capsys.readouterr().err == "interrupted, removing what was stored ...\nremoved\n"
+
+
 # -- on a real store ---------------------------------------------------------------------------------------
 
 
@@ -376,7 +389,8 @@ def test_ctrl_c_ends_it_and_leaves_no_process_and_no_object(own, tmp_path, in_ow
         started.send_signal(signal.SIGINT)
         _, told = started.communicate(timeout=PATIENCE)
     assert started.returncode == 130, told
-    assert told.endswith("interrupted\n")
+    removing = "interrupted, removing what was stored ...\n" if in_own_store else ""
+    assert told.endswith(f"{removing}interrupted\n")
     wait_until(lambda: have_ended(family))
     assert list(tmp_path.iterdir()) == []
     assert not (runs_folder() / name).exists()

@@ -41,12 +41,13 @@ OPENED_KEYS = 1000  # pages of a set there
 
 @dataclass(frozen=True)
 class Turn:
-    """How far a group of arms is, for the progress."""
+    """How far a group of arms is, for the progress; or that it was interrupted, and what it stored is removed."""
 
     group: str
     done: int
     turns: int
     ended: bool = False
+    removing: bool = False
 
 
 Watch = Callable[[Turn], object]

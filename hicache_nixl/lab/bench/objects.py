@@ -27,7 +27,7 @@ from ..worker.placement import write_back
 from ..worker.releases import at_hand, source_of
 from ..worker.setup import Setup, key_of
 from .arms import OPERATIONS
-from .measure import ArmWorker, Watch, in_rounds, started
+from .measure import ArmWorker, Turn, Watch, in_rounds, started
 from .object_plan import ARMS, OF_SGLANG, OTHER, ObjectArm, ObjectPlan, bucket_of
 from .plan import KEYS, KIB, PEER
 
@@ -141,7 +141,9 @@ def _measure_point(
     calls, group = plan.calls(page_bytes), f"{page_bytes / KIB:g} KiB"
     stored = Counter[str]()
     with ExitStack() as stack:
-        endpoint, store = stack.enter_context(_opened_store(plan, page_bytes, model, storage_dir, stored))
+        endpoint, store = stack.enter_context(
+            _opened_store(plan, page_bytes, model, storage_dir, stored, watch)
+        )
         with _without_secrets(endpoint):
             workers = started(stack, arms, ObjectWorker, storage_dir, PATIENCE)
             for name, worker in workers.items():
@@ -193,6 +195,7 @@ def _opened_store(
     model: str,
     storage_dir: str | os.PathLike[str] | None,
     stored: Mapping[str, int],
+    watch: Watch,
 ) -> Iterator[tuple[Endpoint, ObjectStore | None]]:
     """Start a store, or use the user's own; what was stored is removed, whatever happens."""
     if plan.endpoint is None:
@@ -204,6 +207,9 @@ def _opened_store(
         return
     try:
         yield plan.endpoint, None
+    except KeyboardInterrupt:
+        watch(Turn("", 0, 0, removing=True))
+        raise
     finally:
         _remove(plan.endpoint, *_written(page_bytes, model, stored))
 
