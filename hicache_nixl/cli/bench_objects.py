@@ -72,15 +72,17 @@ def what_is_measured(plan: ObjectPlan) -> str:
     requests = (
         "its requests and processor time are not known"
         if plan.endpoint
-        else "requests are those that its S3 counted, and its processor time is that of all of its processes"
+        else "requests are those that its S3 counted, and its processor time, left out without a request, is that of all of its "
+        "processes"
     )
     return (
         f"Calls with {KEYS} keys, {plan.where}: {requests}. In a turn an arm stores new pages, looks them up, and loads "
         "them; all pages are compared with what was stored, outside of the times. Every arm has a process, all with one build "
         f"of NIXL; they take turns in {plan.rounds} rounds, in another order each time. But for pooled-other, the "
         "connector that stored the pages looks them up and loads them; pooled knows what it stored itself without "
-        "asking, so that its exists is a lookup in memory, with no ratio, and not among the fastest. p50 and p99 are of all calls, and pages/s is the pages of a call divided by its p50. A ratio is the median, over the rounds, of the ratio of two arms' turns in the same round, with its 95 % "
-        "interval."
+        "asking, so that its exists is a lookup in memory, with no ratio, and not among the fastest. p50 and p99 are of all "
+        "calls, and pages/s is the pages of a call divided by its p50. A ratio is the median, over the rounds, of the ratio of "
+        "two arms' turns in the same round, with its 95 % interval."
     )
 
 
