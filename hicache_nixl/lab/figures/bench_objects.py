@@ -44,8 +44,8 @@ def object_rates(table: pd.DataFrame, where: str, title: str) -> Drawn:
         The object store in words, and what was found.
     """
     single = table.page_bytes.nunique() == 1
-    height = 1.5 + 0.3 * table.arm.nunique() if single else 4.2
-    figure, panels = plt.subplots(1, len(OPERATIONS), figsize=(8.4, height), sharey=single)
+    size = (9.6, 1.5 + 0.3 * table.arm.nunique()) if single else (8.4, 4.2)
+    figure, panels = plt.subplots(1, len(OPERATIONS), figsize=size, sharey=single)
     for axes, operation in zip(panels, OPERATIONS, strict=True):
         (_dots if single else _lines)(axes, table[table.operation == operation])
         in_memory = IN_MEMORY[0] in set(table.arm) and operation == IN_MEMORY[1]
