@@ -38,6 +38,8 @@ def showing_sweep() -> Iterator[Callable[[Step], None]]:
                 signal.signal(signal.SIGINT, _end_at_once)
                 _print(console, step.note)
             if not terminal:
+                if bar.tasks[task].total is None and step.sweep.left:
+                    _print(console, _plan(step))
                 _tell_started(console, step, told)
             if step.ended is not None:
                 _print(console, f"{step.sweep.label(step.ended.slug)}: {ended(step.ended)}")
@@ -52,13 +54,15 @@ def showing_sweep() -> Iterator[Callable[[Step], None]]:
             signal.signal(signal.SIGINT, before)
 
 
+def _plan(step: Step) -> str:
+    """Say how many points there are."""
+    count, left = len(step.sweep.points), len(step.sweep.left)
+    done = f", {count - left} of them done before" if left < count else ""
+    return f"{count} points{done}; Ctrl-C ends the sweep and keeps what has run"
+
+
 def _tell_started(console: Console, step: Step, told: set[str]) -> None:
     """Print a line when points begin, where no bar shows it; ``told`` are those that were told already."""
-    count, left = len(step.sweep.points), len(step.sweep.left)
-    if "" not in told and left:
-        told.add("")
-        done = f", {count - left} of them done before" if left < count else ""
-        _print(console, f"{count} points{done}; Ctrl-C ends the sweep and keeps what has run")
     for slug, host in step.running.items():
         if slug in step.sweep.points and f"{slug} {host}" not in told:
             told.add(f"{slug} {host}")
