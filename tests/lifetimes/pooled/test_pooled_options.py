@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import stat
@@ -93,7 +94,8 @@ def test_what_others_read_is_not_taken_for_a_misspelt_option(key):
 
 
 def test_a_capacity_that_the_disk_has_no_room_for_is_said_at_once(make_store, log, tmp_path):
-    make_store("pooled", capacity_gb=2 * shutil.disk_usage(tmp_path).total / 2**30, segment_mb=1 << 14)
+    too_much = 2 * shutil.disk_usage(tmp_path).total
+    make_store("pooled", capacity_gb=too_much / 2**30, segment_mb=math.ceil(too_much / 1000 / 2**20))
     (line,) = log.lines(logging.WARNING)
     assert "more than the file system" in line
     make_store("pooled", path=str(tmp_path / "other"), capacity_gb=1)
