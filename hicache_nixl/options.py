@@ -22,6 +22,7 @@ OBJECT_VARIABLES = {
     "bucket": (BUCKET_VARIABLE,),
     "endpoint_override": ("AWS_ENDPOINT_OVERRIDE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "ca_bundle": ("AWS_CA_BUNDLE", "SSL_CERT_FILE"),
 }
 
 OWN = {

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from obstore.store import S3Store
 
 from ..errors import AwayError, StoreError
+from ..object_params import trusted, url_of
 
 Answer = TypeVar("Answer")
 
@@ -22,7 +23,14 @@ AGAIN = 2.0  # seconds after which a store that was away is asked again
 NOTHING = "pooled-1/nothing/"  # no object begins with it; a policy may allow only what ``pooled`` lists
 LATE, UNREACHED = "did not answer in time", "cannot be reached"
 # Why, in obstore's words, and in ours.
-CAUSES = {"kind: ConnectionRefused": "connection refused", '"dns error"': "name not resolved"}
+CAUSES = {
+    "kind: ConnectionRefused": "connection refused",
+    '"dns error"': "name not resolved",
+    "UnknownIssuer": "its certificate is not trusted; name that of its authority in ca_bundle or AWS_CA_BUNDLE",
+    "NotValidForName": "its certificate is for another host",
+    "InvalidCertificate": "its certificate is not valid",
+    "InvalidContentType": "it does not speak TLS; is it http?",
+}
 AWAY = (LATE, UNREACHED, *(f"{UNREACHED}: {cause}" for cause in CAUSES.values()))
 ROLES = "//169.254."  # where obstore looks for the role of a machine or a pod if it was given no credentials
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -58,8 +66,10 @@ class Bucket:
         waits = timedelta(seconds=patience)
         options: dict[str, Any] = {"allow_http": True, "timeout": waits, "connect_timeout": waits}
         virtual = params.get("use_virtual_addressing") == "true"
-        if endpoint := params.get("endpoint_override"):
-            url = endpoint if "://" in endpoint else f"{params.get('scheme', 'https')}://{endpoint}"
+        if certificates := trusted(params):
+            options["root_certificate"] = certificates
+        if params.get("endpoint_override"):
+            url = url_of(params)
             if virtual:
                 url = url.replace("://", f"://{params['bucket']}.", 1)
             # NIXL asks no proxy of the environment either.

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from obstore.store import S3Store
 
 from ...errors import ConfigError
+from ...object_params import trusted
 from ...transport.bucket import LOOPBACK, NO_PROXY
 
 INSTALL = "pip install 'hicache-nixl[objectstore]'"
@@ -32,6 +33,8 @@ class Endpoint:
     access_key, secret_key : str
     session_token : str
         Of temporary credentials; empty without.
+    ca_bundle : str
+        A file of the certificates that are trusted; empty for those of the system.
     """
 
     url: str
@@ -41,6 +44,7 @@ class Endpoint:
     access_key: str
     secret_key: str
     session_token: str = ""
+    ca_bundle: str = ""
 
     def __repr__(self) -> str:
         key = f"{self.access_key[:SHOWN]}..."
@@ -70,6 +74,8 @@ class Endpoint:
         }
         if self.session_token:
             section["session_token"] = self.session_token
+        if self.ca_bundle:
+            section["ca_bundle"] = self.ca_bundle
         return {"plugin": {"obj": section}}
 
     def variables(self) -> dict[str, str]:
@@ -83,6 +89,7 @@ class Endpoint:
             "AWS_DEFAULT_BUCKET": self.bucket,
             "AWS_DEFAULT_REGION": self.region,
             "AWS_REGION": self.region,
+            "AWS_CA_BUNDLE": self.ca_bundle,
         }
         return {name: value for name, value in named.items() if value}
 
@@ -98,6 +105,8 @@ class Endpoint:
         options: dict[str, Any] = {"allow_http": self.url.startswith("http://"), "timeout": timeout}
         if urlsplit(self.url).hostname in LOOPBACK:
             options.update(NO_PROXY)
+        if certificates := trusted({"ca_bundle": self.ca_bundle}):
+            options["root_certificate"] = certificates
         token = {"session_token": self.session_token} if self.session_token else {}
         return S3Store(
             self.bucket,
@@ -151,4 +160,5 @@ def endpoint_of(url: str, bucket: str | None = None) -> Endpoint:
         access_key=found["AWS_ACCESS_KEY_ID"],
         secret_key=found["AWS_SECRET_ACCESS_KEY"],
         session_token=os.environ.get("AWS_SESSION_TOKEN", ""),
+        ca_bundle=os.environ.get("AWS_CA_BUNDLE", "") if parts.scheme == "https" else "",
     )

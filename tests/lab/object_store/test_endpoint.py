@@ -18,7 +18,7 @@ VARIABLES = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 @pytest.fixture(autouse=True)
 def variables(monkeypatch) -> None:
     """No credentials but those of a test."""
-    for name in ENDPOINT.variables() | {"AWS_SESSION_TOKEN": TOKEN}:
+    for name in ENDPOINT.variables() | {"AWS_SESSION_TOKEN": TOKEN, "AWS_CA_BUNDLE": ""}:
         monkeypatch.delenv(name, raising=False)
 
 
