@@ -293,6 +293,23 @@ def test_ctrl_c_says_that_what_was_stored_is_removed_before_it_is(monkeypatch, c
     assert capsys.readouterr().err == "interrupted, removing what was stored ...\nremoved\n"
 
 
+def test_what_could_not_be_removed_is_named():
+    away = Endpoint("http://127.0.0.1:9", "b", access_key="a", secret_key="s")
+    told = "^objects in one/, two/, and with model in their names, are left in bucket b: .*connection refused$"
+    with pytest.raises(HiCacheNixlError, match=told):
+        measuring._remove(away, ["model/", "one/", "two/"], [])
+
+
+def test_a_second_ctrl_c_names_what_is_left(monkeypatch):
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "bucket_of", interrupted)
+    own = Endpoint("http://h", "b", access_key="a", secret_key="s")
+    with pytest.raises(HiCacheNixlError, match="are left in bucket b: interrupted$"):
+        measuring._remove(own, ["model/", "one/"], [])
+
+
 # -- on a real store ---------------------------------------------------------------------------------------
 
 
@@ -330,6 +347,11 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
                 monkeypatch.setenv(name, value)
         store.endpoint.client().put(STRANGER, b"x")
         yield store
+
+
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of the pages of a store that keeps them in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*.dat"))
 
 
 def objects_in(store: ObjectStore) -> list[str]:
@@ -383,8 +405,11 @@ def test_ctrl_c_ends_it_and_leaves_no_process_and_no_object(own, tmp_path, in_ow
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have it ignored
     ) as started:
-        wait_until(lambda: len(psutil.Process(started.pid).children(recursive=True)) > 2, PATIENCE)
-        time.sleep(4)  # into the turns
+        # Into the turns.
+        if in_own_store:
+            wait_until(lambda: objects_in(own) != [STRANGER], PATIENCE)
+        else:
+            wait_until(lambda: bytes_in(tmp_path) > 8 << 20, PATIENCE)
         family = psutil.Process(started.pid).children(recursive=True)
         started.send_signal(signal.SIGINT)
         _, told = started.communicate(timeout=PATIENCE)

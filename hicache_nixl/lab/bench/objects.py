@@ -221,10 +221,11 @@ def _remove(endpoint: Endpoint, folders: Sequence[str], names: Sequence[str]) ->
             written = [*names, *(name for folder in folders for name in bucket.names(folder))]
             for first in range(0, len(written), REMOVED):
                 bucket.remove(written[first : first + REMOVED])
-    except (StoreError, FileNotFoundError) as error:
+    except (StoreError, FileNotFoundError, KeyboardInterrupt) as error:
+        why = endpoint.redacted(str(error)) or "interrupted"
         raise HiCacheNixlError(
             f"objects in {', '.join(folders[1:])}, and with {folders[0][:-1]} in their names, are left in bucket "
-            f"{endpoint.bucket}: {endpoint.redacted(str(error))}"
+            f"{endpoint.bucket}: {why}"
         ) from None
 
 
