@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -43,10 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove settings of the shell that would change the outcome of tests."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
+def no_open_figures() -> Iterator[None]:
+    """Close what a test has drawn, so that no other test finds it."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 @pytest.fixture(params=FILE_PER_PIECE)
@@ -175,7 +177,7 @@ def regions_alive(
 
 @pytest.fixture(scope="session", autouse=True)
 def shell_without_settings() -> Iterator[None]:
-    """Fixtures of a module start workers before those of a test can clean the environment."""
+    """Remove settings of the shell that would change the outcome of tests."""
     with pytest.MonkeyPatch.context() as patch:
         for variable in VARIABLES:
             patch.delenv(variable, raising=False)

@@ -295,7 +295,9 @@ def test_ctrl_c_says_that_what_was_stored_is_removed_before_it_is(monkeypatch, c
 
 def test_what_could_not_be_removed_is_named():
     away = Endpoint("http://127.0.0.1:9", "b", access_key="a", secret_key="s")
-    told = "^objects in one/, two/, and with model in their names, are left in bucket b: .*connection refused$"
+    told = (
+        "^objects in one/, two/, and with model in their names, are left in bucket b: .*connection refused$"
+    )
     with pytest.raises(HiCacheNixlError, match=told):
         measuring._remove(away, ["model/", "one/", "two/"], [])
 

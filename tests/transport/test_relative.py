@@ -217,9 +217,10 @@ def test_a_folder_that_its_server_has_removed_counts_as_removed(tmp_path, monkey
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return fstat(fd)
 
-    monkeypatch.setattr(os, "fstat", stale)
-    with manager.opened(["page"], WRITE) as (_, faults):
-        assert faults == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", stale)
+        with manager.opened(["page"], WRITE) as (_, faults):
+            assert faults == {}
     manager.close()
 
 
