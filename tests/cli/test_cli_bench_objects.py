@@ -308,7 +308,7 @@ def test_a_second_ctrl_c_names_what_is_left(monkeypatch):
 
     monkeypatch.setattr(measuring, "bucket_of", interrupted)
     own = Endpoint("http://h", "b", access_key="a", secret_key="s")
-    with pytest.raises(HiCacheNixlError, match="are left in bucket b: interrupted$"):
+    with pytest.raises(HiCacheNixlError, match=r"are left in bucket b: interrupted$"):
         measuring._remove(own, ["model/", "one/"], [])
 
 
