@@ -25,6 +25,7 @@ from ...errors import ConfigError
 
 ENDED, INTERRUPTED, REFUSED = "ended", "interrupted", "refused"
 WAIT = 0.2  # seconds between two tries to lock the machine
+ENDING = 90.0  # seconds to end in, more than a worker waits before it kills this process
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
         request = json.loads(sys.stdin.readline())
         folder = Path(request["folder"])  # made by its worker, which may be gone at the end
         try:
-            threading.Thread(target=_end_with_the_worker, daemon=True).start()
+            threading.Thread(target=_end_with_the_worker, args=(folder,), daemon=True).start()
             with _alone(Path(request["lock"]), request["exclusive"]):
                 told, run = ACTIONS[request["action"]](request, folder)
         except ConfigError as error:
@@ -47,9 +48,13 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _end_with_the_worker() -> None:
+def _end_with_the_worker(folder: Path) -> None:
+    """Interrupt this process once its worker is gone; one that hangs would have the machine's lock for ever."""
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(ENDING)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

@@ -5,19 +5,36 @@ from __future__ import annotations
 import fcntl
 import json
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import pytest
+from processes import PATIENCE
 
 from hicache_nixl.lab.sweep.remote import MACHINE
 from hicache_nixl.lab.sweep.remote import _lock_of_machine as lock_of_machine
 
 HELD = 3.0  # seconds, in which a process has started
+CHILD = ("-m", "hicache_nixl.lab.sweep.child")
+# It ignores SIGINT, as a call into NIXL or CUDA that does not return.
+HANGS = """
+import os, signal, time
+from hicache_nixl.lab.sweep import child
+
+def hang(request, folder):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.write(told, b"it hangs\\n")
+    time.sleep(1000)
+
+child.ENDING, told = 1.0, os.dup(1)
+child.ACTIONS["run"] = hang
+child.main()
+"""
 
 
 class TestMachine:
@@ -27,11 +44,11 @@ class TestMachine:
             yield file
 
     def started(
-        self, lock: IO[str], folder: Path, exclusive: bool, **request: object
+        self, lock: IO[str], folder: Path, exclusive: bool, program: Sequence[str] = CHILD, **request: object
     ) -> subprocess.Popen[bytes]:
         """Start the process of a point; without notebooks, it is refused, which takes no kernel."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "hicache_nixl.lab.sweep.child"],
+            [sys.executable, *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -73,6 +90,16 @@ class TestMachine:
             assert self.waits(process)
             process.stdin.close()
             assert json.loads(process.stdout.readline()) == {"state": "interrupted"}
+
+    def test_one_that_hangs_does_not_keep_its_machine(self, lock, tmp_path):
+        with self.started(lock, tmp_path, exclusive=True, program=["-c", HANGS]) as process:
+            assert process.stdout.readline() == b"it hangs\n"
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            process.stdin.close()
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert not (tmp_path / "own").exists()
 
     @pytest.mark.slow
     def test_its_time_begins_when_it_has_waited(self, tiny, lock, tmp_path):
