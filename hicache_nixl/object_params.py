@@ -37,7 +37,7 @@ def completed(given: Mapping[str, str]) -> dict[str, str]:
         )
     if url_of(params).startswith("http:"):
         params.pop("ca_bundle", None)
-    trusted(params)
+    trusted(params.get("ca_bundle"))
     return params
 
 
@@ -47,9 +47,9 @@ def url_of(params: Mapping[str, str]) -> str:
     return endpoint if "://" in endpoint else f"{params.get('scheme', 'https')}://{endpoint}"
 
 
-def trusted(params: Mapping[str, str]) -> bytes | None:
-    """Return the certificates of ``ca_bundle``, or raise ``ConfigError``; None without, when those of the system are trusted."""
-    if not (ca_bundle := params.get("ca_bundle")):
+def trusted(ca_bundle: str | None) -> bytes | None:
+    """Return the certificates in a file, or raise ``ConfigError``; None without a file, when those of the system are trusted."""
+    if not ca_bundle:
         return None
     try:
         content = Path(ca_bundle).read_bytes()

@@ -66,7 +66,7 @@ class Bucket:
         waits = timedelta(seconds=patience)
         options: dict[str, Any] = {"allow_http": True, "timeout": waits, "connect_timeout": waits}
         virtual = params.get("use_virtual_addressing") == "true"
-        if certificates := trusted(params):
+        if certificates := trusted(params.get("ca_bundle")):
             options["root_certificate"] = certificates
         if params.get("endpoint_override"):
             url = url_of(params)

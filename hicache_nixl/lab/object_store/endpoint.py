@@ -105,7 +105,7 @@ class Endpoint:
         options: dict[str, Any] = {"allow_http": self.url.startswith("http://"), "timeout": timeout}
         if urlsplit(self.url).hostname in LOOPBACK:
             options.update(NO_PROXY)
-        if certificates := trusted({"ca_bundle": self.ca_bundle}):
+        if certificates := trusted(self.ca_bundle):
             options["root_certificate"] = certificates
         token = {"session_token": self.session_token} if self.session_token else {}
         return S3Store(
